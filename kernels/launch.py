@@ -1,0 +1,162 @@
+"""A kernel launch as a value: run it here, or compile it for a GPU that is not here.
+
+Every `plan_*` function of this package is pure: from tensors (only their shapes, strides and dtypes are read, so meta
+tensors do) and a `Gpu` it makes a `LaunchPlan`. The same plan is launched, run in Triton's interpreter, and compiled
+ahead of time for inspection; there is no autotuning at call time.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a plan has to know about a GPU.
+
+    `shared_bytes` is the most that one program may use; `multiprocessors` are SMs, or CUs on AMD.
+    """
+
+    arch: str
+    multiprocessors: int
+    shared_bytes: int
+    warp_size: int = 32
+
+    @property
+    def is_nvidia(self) -> bool:
+        return self.arch.startswith("sm_")
+
+    @property
+    def compute_capability(self) -> int:
+        """90 for sm_90; 0 on AMD."""
+        return int(self.arch.removeprefix("sm_")) if self.is_nvidia else 0
+
+    @property
+    def target(self) -> GPUTarget:
+        if self.is_nvidia:
+            return GPUTarget("cuda", self.compute_capability, self.warp_size)
+        return GPUTarget("hip", self.arch, self.warp_size)
+
+
+GPUS = {
+    gpu.arch: gpu
+    for gpu in (
+        Gpu("sm_80", multiprocessors=108, shared_bytes=163 * 1024),  # A100
+        Gpu("sm_90", multiprocessors=132, shared_bytes=227 * 1024),  # H100, H200
+        Gpu("sm_100", multiprocessors=148, shared_bytes=227 * 1024),  # B200
+        Gpu("gfx942", multiprocessors=304, shared_bytes=64 * 1024, warp_size=64),  # MI300X
+    )
+}
+
+# The interpreter runs programs one after the other at 2 to 3 ms each: as an sm_90 with few multiprocessors, the
+# persistent kernels start few programs and still give each of them several rounds of work.
+INTERPRETER = Gpu("sm_90", multiprocessors=2, shared_bytes=227 * 1024)
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""Whether TRITON_INTERPRET was set when this package was imported: kernels then run in the interpreter, on the CPU."""
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    """The `Gpu` behind a torch device; the interpreter's for the CPU."""
+    if device.type == "cpu":
+        return INTERPRETER
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        arch = properties.gcnArchName.split(":")[0]
+        return Gpu(arch, properties.multi_processor_count, 64 * 1024, properties.warp_size)
+    arch = f"sm_{properties.major}{properties.minor}"
+    return Gpu(arch, properties.multi_processor_count, properties.shared_memory_per_block_optin)
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A kernel with everything its launch needs.
+
+    `arguments` are the kernel's run-time parameters by name (tensors, numbers, None), `constants` its constexprs,
+    `options` what Triton's compiler takes beside warps and stages (`launch_pdl=True`, `maxnreg=128`).
+    """
+
+    kernel: Any  # triton.JITFunction, or InterpretedFunction under TRITON_INTERPRET
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next(value.device for value in self.arguments.values() if isinstance(value, torch.Tensor))
+
+    def launch(self) -> None:
+        """Runs the kernel on the device of its tensors, whichever device is current. An empty grid is no launch."""
+        if 0 in self.grid:
+            return
+        device = self.device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self._run()
+        else:
+            self._run()
+
+    def _run(self) -> None:
+        self.kernel[self.grid](
+            **self.arguments,
+            **self.constants,
+            num_warps=self.num_warps,
+            num_stages=self.num_stages,
+            **self.options,
+        )
+
+    def compile(self, gpu: Gpu) -> Any:
+        """Compiles the kernel for `gpu`, which need not be here. Returns Triton's compiled kernel (`asm`, `metadata`)."""
+        assert not INTERPRETED, "kernels defined under TRITON_INTERPRET cannot be compiled"
+        with _stand_in_driver(gpu):
+            return self.kernel.warmup(
+                **self.arguments,
+                **self.constants,
+                grid=self.grid,
+                num_warps=self.num_warps,
+                num_stages=self.num_stages,
+                **self.options,
+            )
+
+
+class _StandInDriver:
+    """The part of a Triton driver that compiling needs, for a GPU that is not here."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+
+    def get_current_target(self) -> GPUTarget:
+        return self._gpu.target
+
+    def get_current_device(self) -> str:
+        return self._gpu.arch  # the key of the JIT function's cache of binaries
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextmanager
+def _stand_in_driver(gpu: Gpu) -> Iterator[None]:
+    previous = driver._active
+    driver.set_active(_StandInDriver(gpu))
+    try:
+        yield
+    finally:
+        driver._active = previous
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """`x` as (rows, size of the last dimension) with contiguous rows: a view where strides allow it, else a copy."""
+    rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty((x.shape[:-1].numel(), x.shape[-1]))
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()

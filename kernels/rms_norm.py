@@ -1,0 +1,417 @@
+"""RMSNorm, alone or with the residual add before it, in one pass.
+
+    h = x + residual                                  (rounded to x's dtype, as an unfused model does)
+    y = h * rsqrt(mean(h^2) + eps) * (weight + offset)  (float32, rounded once; Gemma has offset = 1)
+
+Forward: a program owns BLOCK_M rows. Rows up to 16k elements stay in registers: in bf16 2N bytes are read and 2N written
+a row (4N and 4N with the residual). A longer row is read again for y, mostly from L2. 4N FLOPs a row: memory bound.
+
+Backward, with x_hat = h * rstd, g = dy * (weight + offset), c = mean(g * x_hat):
+
+    dh = rstd * (g - x_hat * c) + dsum        dweight = sum over rows of dy * x_hat
+
+Kept for backward: h, and rstd in float32. Rows up to 16k elements take one pass, in which a program walks over many rows
+with its part of dweight in registers; longer ones take two: c of each row, then tiles of columns. Either way float32
+partials of dweight are added by a second kernel in a fixed order: no atomics, the same bits every run.
+
+Paper: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .launch import Gpu, LaunchPlan, as_rows, gpu_of
+from .library import below_autograd, register, register_autograd
+from .rows import COLUMN_BLOCK, WHOLE_ROW_LIMIT, accumulation_dtype, plan_sum_rows, row_programs, row_tile
+from .validate import require_floating, require_kernel_dtype, require_same, require_same_device, require_shape
+
+
+@triton.jit
+def rms_norm_kernel(
+    p_x, p_residual, p_weight, p_y, p_sum, p_rstd, x_stride, residual_stride, M, N, eps, offset,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    o_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    o_n = tl.arange(0, BLOCK_N)[None, :]
+    mask = (o_m < M) & (o_n < N)
+
+    b_h = tl.load(p_x + o_m * x_stride + o_n, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_N]
+    if p_residual is not None:
+        b_residual = tl.load(p_residual + o_m * residual_stride + o_n, mask=mask, other=0.0)
+        b_h = (b_h.to(tl.float32) + b_residual.to(tl.float32)).to(b_h.dtype)
+        tl.store(p_sum + o_m * N + o_n, b_h, mask=mask)
+    b_h = b_h.to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(b_h * b_h, axis=1, keep_dims=True) / N + eps)  # [BLOCK_M, 1]
+    tl.store(p_rstd + o_m, rstd, mask=o_m < M)
+
+    b_y = b_h * rstd
+    if p_weight is not None:
+        b_y *= tl.load(p_weight + o_n, mask=o_n < N, other=0.0).to(tl.float32) + offset
+    tl.store(p_y + o_m * N + o_n, b_y, mask=mask)
+
+
+@triton.jit
+def rms_norm_long_row_kernel(
+    p_x, p_residual, p_weight, p_y, p_sum, p_rstd, x_stride, residual_stride, M, N, eps, offset,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    i_m = tl.program_id(0).to(tl.int64)
+    o_n = tl.arange(0, BLOCK_N)
+    b_square = tl.zeros([BLOCK_N], dtype=tl.float32)
+    for start in range(0, N, BLOCK_N):
+        mask = start + o_n < N
+        b_h = tl.load(p_x + i_m * x_stride + start + o_n, mask=mask, other=0.0)
+        if p_residual is not None:
+            b_residual = tl.load(p_residual + i_m * residual_stride + start + o_n, mask=mask, other=0.0)
+            b_h = (b_h.to(tl.float32) + b_residual.to(tl.float32)).to(b_h.dtype)
+            tl.store(p_sum + i_m * N + start + o_n, b_h, mask=mask)
+        b_square += b_h.to(tl.float32) * b_h.to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(b_square) / N + eps)
+    tl.store(p_rstd + i_m, rstd)
+
+    if p_residual is not None:
+        tl.debug_barrier()  # the sums that this program wrote are read back below, perhaps by another of its threads
+    for start in range(0, N, BLOCK_N):
+        mask = start + o_n < N
+        if p_residual is not None:
+            b_h = tl.load(p_sum + i_m * N + start + o_n, mask=mask, other=0.0)
+        else:
+            b_h = tl.load(p_x + i_m * x_stride + start + o_n, mask=mask, other=0.0)
+        b_y = b_h.to(tl.float32) * rstd
+        if p_weight is not None:
+            b_y *= tl.load(p_weight + start + o_n, mask=mask, other=0.0).to(tl.float32) + offset
+        tl.store(p_y + i_m * N + start + o_n, b_y, mask=mask)
+
+
+@triton.jit
+def rms_norm_backward_kernel(
+    p_dy, p_dsum, p_h, p_weight, p_rstd, p_dh, p_dweight_partial, dy_stride, dsum_stride, h_stride, M, N, offset,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    o_n = tl.arange(0, BLOCK_N)[None, :]
+    if p_weight is not None:
+        b_weight = tl.load(p_weight + o_n, mask=o_n < N, other=0.0).to(tl.float32) + offset
+    b_dweight = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+
+    for start in range(tl.program_id(0) * BLOCK_M, M, tl.num_programs(0) * BLOCK_M):
+        o_m = (start + tl.arange(0, BLOCK_M)[:, None]).to(tl.int64)
+        mask = (o_m < M) & (o_n < N)
+        b_dy = tl.load(p_dy + o_m * dy_stride + o_n, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+        b_h = tl.load(p_h + o_m * h_stride + o_n, mask=mask, other=0.0).to(tl.float32)
+        rstd = tl.load(p_rstd + o_m, mask=o_m < M, other=0.0)  # [BLOCK_M, 1]
+        b_xhat = b_h * rstd
+        b_dweight += b_dy * b_xhat
+        b_g = b_dy
+        if p_weight is not None:
+            b_g = b_dy * b_weight
+        c = tl.sum(b_g * b_xhat, axis=1, keep_dims=True) / N
+        b_dh = rstd * (b_g - b_xhat * c)
+        if p_dsum is not None:
+            b_dh += tl.load(p_dsum + o_m * dsum_stride + o_n, mask=mask, other=0.0).to(tl.float32)
+        tl.store(p_dh + o_m * N + o_n, b_dh, mask=mask)
+
+    if p_dweight_partial is not None:
+        p_partial = p_dweight_partial + tl.program_id(0).to(tl.int64) * N + o_n
+        tl.store(p_partial, tl.sum(b_dweight, axis=0, keep_dims=True), mask=o_n < N)
+
+
+@triton.jit
+def rms_norm_backward_row_mean_kernel(
+    p_dy, p_h, p_weight, p_rstd, p_mean, dy_stride, h_stride, N, offset, BLOCK_N: tl.constexpr
+):
+    """c = mean(dy * (weight + offset) * x_hat) of one long row."""
+    i_m = tl.program_id(0).to(tl.int64)
+    o_n = tl.arange(0, BLOCK_N)
+    rstd = tl.load(p_rstd + i_m)
+    b_c = tl.zeros([BLOCK_N], dtype=tl.float32)
+    for start in range(0, N, BLOCK_N):
+        mask = start + o_n < N
+        b_g = tl.load(p_dy + i_m * dy_stride + start + o_n, mask=mask, other=0.0).to(tl.float32)
+        b_h = tl.load(p_h + i_m * h_stride + start + o_n, mask=mask, other=0.0).to(tl.float32)
+        if p_weight is not None:
+            b_g *= tl.load(p_weight + start + o_n, mask=mask, other=0.0).to(tl.float32) + offset
+        b_c += b_g * b_h * rstd
+    tl.store(p_mean + i_m, tl.sum(b_c) / N)
+
+
+@triton.jit
+def rms_norm_backward_columns_kernel(
+    p_dy, p_dsum, p_h, p_weight, p_rstd, p_mean, p_dh, p_dweight_partial, dy_stride, dsum_stride, h_stride, M, N, offset,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """A block of columns of long rows: program (i_n, i_p) walks over every num_programs(1)-th row."""
+    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = o_n < N
+    if p_weight is not None:
+        b_weight = tl.load(p_weight + o_n, mask=mask, other=0.0).to(tl.float32) + offset
+    b_dweight = tl.zeros([BLOCK_N], dtype=tl.float32)
+    for i_m in range(tl.program_id(1).to(tl.int64), M, tl.num_programs(1)):
+        b_dy = tl.load(p_dy + i_m * dy_stride + o_n, mask=mask, other=0.0).to(tl.float32)
+        rstd = tl.load(p_rstd + i_m)
+        b_xhat = tl.load(p_h + i_m * h_stride + o_n, mask=mask, other=0.0).to(tl.float32) * rstd
+        b_dweight += b_dy * b_xhat
+        b_g = b_dy
+        if p_weight is not None:
+            b_g = b_dy * b_weight
+        b_dh = rstd * (b_g - b_xhat * tl.load(p_mean + i_m))
+        if p_dsum is not None:
+            b_dh += tl.load(p_dsum + i_m * dsum_stride + o_n, mask=mask, other=0.0).to(tl.float32)
+        tl.store(p_dh + i_m * N + o_n, b_dh, mask=mask)
+    if p_dweight_partial is not None:
+        tl.store(p_dweight_partial + tl.program_id(1).to(tl.int64) * N + o_n, b_dweight, mask=mask)
+
+
+def plan_rms_norm(
+    x: Tensor, weight: Tensor | None, y: Tensor, rstd: Tensor, *,
+    residual: Tensor | None = None, total: Tensor | None = None, eps: float, offset: float, gpu: Gpu,
+) -> LaunchPlan:  # fmt: skip
+    """Forward over the rows of `x` (M, N); `residual` (M, N) and `total` (M, N) come together."""
+    m, n = x.shape
+    tile = row_tile(n, gpu)
+    return LaunchPlan(
+        rms_norm_kernel if n <= WHOLE_ROW_LIMIT else rms_norm_long_row_kernel,
+        grid=(triton.cdiv(m, tile.block_m),),
+        arguments=dict(
+            p_x=x, p_residual=residual, p_weight=weight, p_y=y, p_sum=total, p_rstd=rstd,
+            x_stride=x.stride(0), residual_stride=0 if residual is None else residual.stride(0),
+            M=m, N=n, eps=eps, offset=offset,
+        ),
+        constants=dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n),
+        num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
+def plan_rms_norm_backward(
+    dy: Tensor, h: Tensor, weight: Tensor | None, rstd: Tensor, dh: Tensor, *,
+    dsum: Tensor | None = None, dweight: Tensor | None = None, offset: float, gpu: Gpu,
+) -> list[LaunchPlan]:  # fmt: skip
+    """Backward over rows (M, N), as launches in order; `dsum` is the gradient of x + residual, if it has one."""
+    m, n = h.shape
+    tile = row_tile(n, gpu)
+    column_blocks = triton.cdiv(n, COLUMN_BLOCK)
+    is_long = n > WHOLE_ROW_LIMIT
+    programs = min(m, triton.cdiv(8 * gpu.multiprocessors, column_blocks)) if is_long else row_programs(m, tile, gpu)
+    partial = None if dweight is None else dweight.new_empty((programs, n), dtype=torch.float32)
+    inputs = dict(
+        p_dy=dy, p_h=h, p_weight=weight, p_rstd=rstd, dy_stride=dy.stride(0), h_stride=h.stride(0), N=n, offset=offset
+    )
+    outputs = dict(
+        p_dsum=dsum, p_dh=dh, p_dweight_partial=partial, dsum_stride=0 if dsum is None else dsum.stride(0), M=m
+    )
+    if is_long:
+        mean = dict(p_mean=torch.empty_like(rstd))
+        plans = [
+            LaunchPlan(
+                rms_norm_backward_row_mean_kernel, (m,), inputs | mean, dict(BLOCK_N=tile.block_n), tile.num_warps
+            ),
+            LaunchPlan(
+                rms_norm_backward_columns_kernel,
+                (column_blocks, programs),
+                inputs | outputs | mean,
+                dict(BLOCK_N=COLUMN_BLOCK),
+            ),
+        ]
+    else:
+        constants = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n)
+        plans = [LaunchPlan(rms_norm_backward_kernel, (programs,), inputs | outputs, constants, tile.num_warps)]
+    if partial is not None and dweight is not None:
+        plans.append(plan_sum_rows(partial, dweight))
+    return plans
+
+
+def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
+    """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
+    for m, n in ((8192, 2048), (8192, 4096), (8192, 8192), (65536, 128), (512, 262144)):
+        x, dweight = torch.empty(m, n, dtype=torch.bfloat16, device="meta"), torch.empty(n, device="meta")
+        rstd, weight = torch.empty(m, device="meta"), dweight.bfloat16()
+        yield f"{m}x{n}", plan_rms_norm(x, weight, x, rstd, eps=1e-6, offset=0.0, gpu=gpu)
+        yield f"{m}x{n}+residual", plan_rms_norm(x, weight, x, rstd, residual=x, total=x, eps=1e-6, offset=0.0, gpu=gpu)
+        for plan in plan_rms_norm_backward(x, x, weight, rstd, x, dsum=x, dweight=weight, offset=0.0, gpu=gpu):
+            yield f"{m}x{n}", plan
+
+
+def _kernel(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    require_kernel_dtype(x=x, weight=weight)
+    y, rstd = _fake(x, weight, eps, offset)
+    if x.numel():
+        gpu = gpu_of(x.device)
+        plan_rms_norm(as_rows(x), weight, as_rows(y), rstd, eps=eps, offset=offset, gpu=gpu).launch()
+    return y, rstd
+
+
+def _add_kernel(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    require_kernel_dtype(x=x, residual=residual, weight=weight)
+    y, total, rstd = _add_fake(x, residual, weight, eps, offset)
+    if x.numel():
+        plan_rms_norm(
+            as_rows(x), weight, as_rows(y), rstd, residual=as_rows(residual), total=as_rows(total),
+            eps=eps, offset=offset, gpu=gpu_of(x.device),
+        ).launch()  # fmt: skip
+    return y, total, rstd
+
+
+def _backward_kernel(
+    dy: Tensor, dsum: Tensor | None, h: Tensor, weight: Tensor | None, rstd: Tensor, offset: float, weight_grad: bool
+) -> tuple[Tensor, Tensor]:
+    dh, dweight = _backward_fake(dy, dsum, h, weight, rstd, offset, weight_grad)
+    plans = plan_rms_norm_backward(
+        as_rows(dy), as_rows(h), weight, rstd, as_rows(dh), dsum=None if dsum is None else as_rows(dsum),
+        dweight=dweight if weight_grad else None, offset=offset, gpu=gpu_of(h.device),
+    )  # fmt: skip
+    for plan in plans:
+        plan.launch()
+    return dh, dweight
+
+
+def _pytorch(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    h = x.to(accumulation_dtype(x))
+    rstd = h.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    y = h * rstd
+    if weight is not None:
+        y *= weight + offset if offset else weight
+    return y.to(_result_dtype(x, weight)), rstd.squeeze(-1)
+
+
+def _add_pytorch(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = x + residual
+    y, rstd = _pytorch(total, weight, eps, offset)
+    return y, total, rstd
+
+
+def _backward_pytorch(
+    dy: Tensor, dsum: Tensor | None, h: Tensor, weight: Tensor | None, rstd: Tensor, offset: float, weight_grad: bool
+) -> tuple[Tensor, Tensor]:
+    dy, rstd = dy.to(rstd.dtype), rstd.unsqueeze(-1)
+    x_hat = h * rstd
+    g = dy if weight is None else dy * (weight + offset)
+    dh = (g - x_hat * (g * x_hat).mean(-1, keepdim=True)) * rstd
+    if dsum is not None:
+        dh += dsum
+    dweight = (dy * x_hat).sum_to_size(weight.shape).to(weight.dtype) if weight_grad else h.new_empty(0)
+    return dh.to(h.dtype), dweight
+
+
+def _fake(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    y = x.new_empty(x.shape, dtype=_result_dtype(x, weight))
+    return y, x.new_empty(x.shape[:-1], dtype=accumulation_dtype(x))
+
+
+def _add_fake(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, rstd = _fake(x, weight, eps, offset)
+    return y, x.new_empty(x.shape), rstd
+
+
+def _backward_fake(
+    dy: Tensor, dsum: Tensor | None, h: Tensor, weight: Tensor | None, rstd: Tensor, offset: float, weight_grad: bool
+) -> tuple[Tensor, Tensor]:
+    return h.new_empty(h.shape), weight.new_empty(weight.shape) if weight_grad else h.new_empty(0)
+
+
+def _result_dtype(x: Tensor, weight: Tensor | None) -> torch.dtype:
+    return x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+
+
+rms_norm_op = register(
+    "rms_norm(Tensor x, Tensor? weight, float eps, float offset) -> (Tensor y, Tensor rstd)",
+    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+)  # fmt: skip
+add_rms_norm_op = register(
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps, float offset)"
+    " -> (Tensor y, Tensor sum, Tensor rstd)",
+    kernel=_add_kernel, pytorch=_add_pytorch, fake=_add_fake,
+)  # fmt: skip
+rms_norm_backward_op = register(
+    "rms_norm_backward(Tensor dy, Tensor? dsum, Tensor h, Tensor? weight, Tensor rstd, float offset, bool weight_grad)"
+    " -> (Tensor dh, Tensor dweight)",
+    kernel=_backward_kernel, pytorch=_backward_pytorch, fake=_backward_fake,
+)  # fmt: skip
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+        with below_autograd():
+            y, rstd = rms_norm_op(x, weight, eps, offset)
+        ctx.mark_non_differentiable(rstd)
+        ctx.save_for_backward(x, weight, rstd)
+        ctx.offset = offset
+        return y, rstd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight, rstd = ctx.saved_tensors
+        weight_grad = ctx.needs_input_grad[1]
+        dh, dweight = rms_norm_backward_op(dy, None, h, weight, rstd, ctx.offset, weight_grad)
+        return dh, dweight if weight_grad else None, None, None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, offset: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with below_autograd():
+            y, total, rstd = add_rms_norm_op(x, residual, weight, eps, offset)
+        ctx.mark_non_differentiable(rstd)
+        ctx.save_for_backward(total, weight, rstd)
+        ctx.offset = offset
+        return y, total, rstd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dsum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight, rstd = ctx.saved_tensors
+        weight_grad = ctx.needs_input_grad[2]
+        dh, dweight = rms_norm_backward_op(dy, dsum, h, weight, rstd, ctx.offset, weight_grad)
+        return dh, dh, dweight if weight_grad else None, None, None
+
+
+register_autograd(rms_norm_op, _RMSNorm)
+register_autograd(add_rms_norm_op, _AddRMSNorm)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, residual: Tensor | None = None, offset: float = 0.0
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Root-mean-square norm over the last dimension, multiplied by `weight + offset` in float32 and rounded once.
+
+    Args:
+        x: (..., hidden), float16, bfloat16 or float32 (float64 on the CPU).
+        weight: (hidden,), or None for no scaling. A float32 weight on a bfloat16 `x` gives float32.
+        eps: added to the mean square.
+        residual: like `x`; added to it before the norm.
+        offset: 1.0 for Gemma, whose weight is stored as a distance from one.
+
+    Returns:
+        (..., hidden), contiguous; with `residual` the pair (normed, x + residual).
+
+    Raises:
+        TypeError: a tensor is not floating point, or `x` and `residual` differ in dtype.
+        ValueError: a shape or device does not fit.
+
+    Source: arXiv:1910.07467.
+    """
+    require_floating(x=x, weight=weight, residual=residual)
+    require_same_device(x=x, weight=weight, residual=residual)
+    if x.ndim == 0:
+        raise ValueError("x must have at least one dimension, got a scalar")
+    if weight is not None:
+        require_shape("weight", weight, x.shape[-1:])
+    if residual is None:
+        return rms_norm_op(x, weight, eps, offset)[0]
+    require_same(x=x, residual=residual)
+    y, total, _ = add_rms_norm_op(x, residual, weight, eps, offset)
+    return y, total

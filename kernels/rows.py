@@ -1,0 +1,68 @@
+"""What the ops that work row by row share: how rows are cut into tiles, and the sum over rows that ends a weight gradient."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Gpu, LaunchPlan
+
+WHOLE_ROW_LIMIT = 16384
+"""The longest row that one program keeps in registers: 32 elements a thread with 16 warps. Longer rows are read in tiles."""
+
+LONG_ROW_BLOCK = 8192
+"""Tile of a row longer than that: 16 elements a thread with 16 warps, two 16-byte loads in flight in bf16."""
+
+COLUMN_BLOCK = 2048
+"""Columns of a long row that a program of a backward pass owns: 16 elements a thread with 4 warps."""
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """float32, and float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """A tile of `block_m` rows of `block_n` elements, worked on by `num_warps` warps."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+
+
+def row_tile(n: int, gpu: Gpu) -> RowTile:
+    """The tile for rows of `n` elements: short rows share a program (2048 elements), long rows are cut."""
+    block_n = LONG_ROW_BLOCK if n > WHOLE_ROW_LIMIT else triton.next_power_of_2(max(1, n))
+    block_m = max(1, 2048 // block_n)
+    # 16 elements a thread are two 16-byte loads in bf16; past 16 warps a thread would be left with 64 registers.
+    threads = block_m * block_n // 16
+    return RowTile(block_m, block_n, max(1, min(16, threads // gpu.warp_size)))
+
+
+def row_programs(m: int, tile: RowTile, gpu: Gpu) -> int:
+    """How many programs walk over `m` rows in a backward pass: each leaves one float32 partial of the weight gradient."""
+    return min(triton.cdiv(m, tile.block_m), 2 * gpu.multiprocessors)
+
+
+@triton.jit
+def sum_rows_kernel(p_partial, p_out, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    total = tl.zeros([BLOCK_P, BLOCK_N], dtype=tl.float32)
+    for start in range(0, P, BLOCK_P):
+        o_p = start + tl.arange(0, BLOCK_P)[:, None]
+        total += tl.load(p_partial + o_p.to(tl.int64) * N + o_n, mask=(o_p < P) & (o_n < N), other=0.0)
+    tl.store(p_out + o_n, tl.sum(total, axis=0, keep_dims=True), mask=o_n < N)
+
+
+def plan_sum_rows(partial: Tensor, out: Tensor) -> LaunchPlan:
+    """`out[n] = sum over p of partial[p, n]`, float32 partials, in a fixed order, rounded once to `out`'s dtype."""
+    programs, n = partial.shape
+    return LaunchPlan(
+        sum_rows_kernel,
+        grid=(triton.cdiv(n, 64),),
+        arguments=dict(p_partial=partial, p_out=out, P=programs, N=n),
+        constants=dict(BLOCK_P=32, BLOCK_N=64),
+    )

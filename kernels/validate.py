@@ -1,0 +1,51 @@
+"""Checks of arguments. Each raises before anything is launched, and names the argument, what was expected and what came."""
+
+import torch
+from torch import Tensor
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def require_floating(**tensors: Tensor | None) -> None:
+    """Every tensor must be a floating-point tensor (float64 is for the PyTorch path on the CPU)."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in KERNEL_DTYPES and tensor.dtype != torch.float64:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def require_kernel_dtype(**tensors: Tensor | None) -> None:
+    """The Triton kernels compute in float32: they refuse float64 by name."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype == torch.float64:
+            raise TypeError(
+                f"{name} is float64, and the Triton kernels accumulate in float32: "
+                "cast it to float32, or run on the CPU without TRITON_INTERPRET for float64"
+            )
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """`tensor.shape` must be `shape`."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
+def require_same(**tensors: Tensor) -> None:
+    """Two tensors must agree in shape and dtype."""
+    (first, x), (second, other) = tensors.items()
+    if other.shape != x.shape:
+        raise ValueError(f"{second} must have {first}'s shape, {tuple(x.shape)}, got {tuple(other.shape)}")
+    if other.dtype != x.dtype:
+        raise TypeError(f"{second} must have {first}'s dtype, {x.dtype}, got {other.dtype}")
+
+
+def require_same_device(**tensors: Tensor | None) -> None:
+    """All tensors must be on the first one's device."""
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first, *others = present
+    for name in others:
+        if present[name].device != present[first].device:
+            raise ValueError(f"{name} must be on {first}'s device, {present[first].device}, got {present[name].device}")

@@ -1,0 +1,42 @@
+"""What every test shares: one device, poisoned memory, and one thread a worker."""
+
+import os
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
+
+import pytest
+import torch
+
+from llama_fast.kernels.launch import INTERPRETED
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU where there is one; else the CPU, where ops are PyTorch's, or Triton's in the interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """`torch.empty` gives NaN (the largest value for integers), so that an element no kernel wrote is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # the suite runs one worker a core
+
+
+def pytest_report_header() -> str:
+    if INTERPRETED:
+        return "llama-fast: Triton kernels in the interpreter, on the CPU"
+    return "llama-fast: " + (
+        f"Triton kernels on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "PyTorch ops on the CPU"
+    )
