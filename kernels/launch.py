@@ -6,10 +6,14 @@ ahead of time for inspection; there is no autotuning at call time.
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+# Triton 3.9 asks for this by name; 3.10 will turn the fusion of multiply and add off by default.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
 import triton

@@ -1,0 +1,44 @@
+"""Every op with its plans at LLaMA sizes: what `llama-fast inspect` and the tests compile ahead of time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from . import rms_norm
+from .binary import inspect_plan
+from .launch import Gpu, LaunchPlan
+
+OPS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in (rms_norm,)}
+"""The files that have `example_plans`, by the op's name."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A plan at a size that a LLaMA has."""
+
+    op: str
+    shape: str
+    plan: LaunchPlan
+
+    @property
+    def kernel(self) -> str:
+        return str(self.plan.kernel.__name__)
+
+    @property
+    def dtype(self) -> str:
+        tensors = (value for value in self.plan.arguments.values() if isinstance(value, torch.Tensor))
+        return str(next(tensors).dtype).removeprefix("torch.")
+
+
+def examples(op: str, gpu: Gpu) -> Iterator[Example]:
+    """The plans of `op` for `gpu`."""
+    for shape, plan in OPS[op].example_plans(gpu):
+        yield Example(op, shape, plan)
+
+
+def inspect_example(example: Example, gpu: Gpu) -> dict[str, object]:
+    """One row of `llama-fast inspect`: the example and what its binary uses."""
+    row = dict(op=example.op, kernel=example.kernel, gpu=gpu.arch, shape=example.shape, dtype=example.dtype)
+    return row | vars(inspect_plan(example.plan, gpu))

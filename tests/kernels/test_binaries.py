@@ -1,0 +1,37 @@
+"""Every plan at LLaMA sizes, compiled for GPUs that are not here, and held to a bound by what its binary says."""
+
+import pytest
+
+from llama_fast.kernels.catalog import OPS, examples, inspect_example
+from llama_fast.kernels.launch import GPUS
+from tests.parity import not_interpreted
+
+pytestmark = not_interpreted
+
+SPILL_BOUND = 16  # bytes a thread: what ptxas leaves outside loops without a cost that can be measured
+
+
+@pytest.mark.parametrize("arch", GPUS)
+@pytest.mark.parametrize("op", OPS)
+def test_binaries_keep_the_bound(op, arch):
+    gpu = GPUS[arch]
+    rows = [inspect_example(example, gpu) for example in examples(op, gpu)]
+    assert rows
+    broken = [f"{row['kernel']} {row['shape']}: {fault}" for row in rows for fault in faults(row, gpu)]
+    assert not broken, "\n".join(broken)
+
+
+def faults(row, gpu):
+    """What a row breaks of the bound."""
+    if row["shared_bytes"] > gpu.shared_bytes:
+        yield f"{row['shared_bytes']} bytes of shared memory, {gpu.arch} has {gpu.shared_bytes}"
+    if not gpu.is_nvidia:
+        return
+    if row["spill_bytes"] > SPILL_BOUND:
+        yield f"{row['spill_bytes']} bytes spilled a thread"
+    if row["local_accesses_in_loops"]:
+        yield f"{row['local_accesses_in_loops']} local memory accesses in loops"
+    if row["access_bytes"] < 16:
+        yield f"widest global access {row['access_bytes']} bytes"
+    if gpu.arch == "sm_90" and row["dot_rows"] >= 64 and row["tensor_core"] != "HGMMA":
+        yield f"tensor core instruction {row['tensor_core']!r} in a product of {row['dot_rows']} rows"
