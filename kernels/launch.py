@@ -77,7 +77,8 @@ def gpu_of(device: torch.device) -> Gpu:
         arch = properties.gcnArchName.split(":")[0]
         return Gpu(arch, properties.multi_processor_count, 64 * 1024, properties.warp_size)
     arch = f"sm_{properties.major}{properties.minor}"
-    return Gpu(arch, properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    shared_bytes = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    return Gpu(arch, properties.multi_processor_count, shared_bytes)
 
 
 @dataclass(frozen=True)

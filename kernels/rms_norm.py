@@ -227,7 +227,7 @@ def plan_rms_norm_backward(
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for m, n in ((8192, 2048), (8192, 4096), (8192, 8192), (65536, 128), (512, 262144)):
+    for m, n in ((8192, 4096), (8192, 8192), (65536, 128), (512, 262144)):
         x, dweight = torch.empty(m, n, dtype=torch.bfloat16, device="meta"), torch.empty(n, device="meta")
         rstd, weight = torch.empty(m, device="meta"), dweight.bfloat16()
         yield f"{m}x{n}", plan_rms_norm(x, weight, x, rstd, eps=1e-6, offset=0.0, gpu=gpu)
@@ -297,8 +297,10 @@ def _backward_pytorch(
     dh = (g - x_hat * (g * x_hat).mean(-1, keepdim=True)) * rstd
     if dsum is not None:
         dh += dsum
-    dweight = (dy * x_hat).sum_to_size(weight.shape).to(weight.dtype) if weight_grad else h.new_empty(0)
-    return dh.to(h.dtype), dweight
+    if not weight_grad:
+        return dh.to(h.dtype), h.new_empty(0)
+    assert weight is not None
+    return dh.to(h.dtype), (dy * x_hat).sum_to_size(weight.shape).to(weight.dtype)
 
 
 def _fake(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
@@ -316,7 +318,10 @@ def _add_fake(
 def _backward_fake(
     dy: Tensor, dsum: Tensor | None, h: Tensor, weight: Tensor | None, rstd: Tensor, offset: float, weight_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    return h.new_empty(h.shape), weight.new_empty(weight.shape) if weight_grad else h.new_empty(0)
+    if not weight_grad:
+        return h.new_empty(h.shape), h.new_empty(0)
+    assert weight is not None
+    return h.new_empty(h.shape), weight.new_empty(weight.shape)
 
 
 def _result_dtype(x: Tensor, weight: Tensor | None) -> torch.dtype:
