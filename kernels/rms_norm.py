@@ -231,7 +231,7 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
         x, dweight = torch.empty(m, n, dtype=torch.bfloat16, device="meta"), torch.empty(n, device="meta")
         rstd, weight = torch.empty(m, device="meta"), dweight.bfloat16()
         yield f"{m}x{n}", plan_rms_norm(x, weight, x, rstd, eps=1e-6, offset=0.0, gpu=gpu)
-        yield f"{m}x{n}+residual", plan_rms_norm(x, weight, x, rstd, residual=x, total=x, eps=1e-6, offset=0.0, gpu=gpu)
+        yield f"{m}x{n} add", plan_rms_norm(x, weight, x, rstd, residual=x, total=x, eps=1e-6, offset=0.0, gpu=gpu)
         for plan in plan_rms_norm_backward(x, x, weight, rstd, x, dsum=x, dweight=weight, offset=0.0, gpu=gpu):
             yield f"{m}x{n}", plan
 

@@ -1,0 +1,69 @@
+"""The command line as a user meets it: what it prints, what it writes, and what it says to wrong input."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from llama_fast import ops
+from llama_fast.cli import app
+from tests.parity import not_interpreted
+
+pytestmark = not_interpreted
+
+runner = CliRunner()
+
+
+def invoke(*arguments, exit_code=0):
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def test_env_names_every_op_and_why():
+    output = invoke("env").stdout
+    assert all(op in output for op in ops.__all__)
+    assert "Why: tensors on" in output
+    assert "triton" in output
+
+
+def test_inspect_writes_the_documented_rows(tmp_path):
+    file = tmp_path / "rows.json"
+    output = invoke("inspect", "--gpu", "sm_90", "--op", "rms_norm", "--json", file).stdout
+    assert "rms_norm on sm_90" in output
+    rows = json.loads(file.read_text())
+    assert rows
+    for row in rows:
+        assert set(row) >= {
+            "op", "kernel", "gpu", "shape", "dtype", "registers", "spill_bytes", "shared_bytes",
+            "tensor_core_instructions", "access_bytes", "occupancy",
+        }  # fmt: skip
+        assert (row["op"], row["gpu"]) == ("rms_norm", "sm_90")
+        assert 0 < row["occupancy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "--gpu", "sm_91"], "'sm_91' is not known; choose from sm_80, sm_90, sm_100, gfx942"),
+        (["inspect", "--op", "matmul"], "--op: 'matmul' is not known"),
+        (["inspect", "--json", "/no/such/folder/rows.json"], "the folder /no/such/folder does not exist"),
+        (["demo", "--model", "/no/such/model"], "/no/such/model"),
+        (["demo", "--prompt", ""], "the prompt is empty"),
+        (["demo", "--new-tokens", "1"], "--new-tokens"),
+        (["demo", "--dtype", "int8"], "--dtype"),
+    ],
+)
+def test_wrong_input_is_named(arguments, message):
+    assert message in " ".join(invoke(*arguments, exit_code=2).output.split())
+
+
+def test_demo_proves_parity_and_names_the_implementation():
+    output = invoke("demo", "--new-tokens", "24", "--rounds", "1", "--device", "cpu").stdout
+    assert "CPU: PyTorch ops" in output
+    assert "these figures say nothing about the kernels" in " ".join(output.split())
+    assert "all 24" in output
+    assert "pass" in output
+    assert "FAIL" not in output
+    for figure in ("tokens/s", "time to first token", "time per token", "peak memory"):
+        assert figure in output
