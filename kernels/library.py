@@ -7,7 +7,7 @@ Autograd is an implementation for the `Autograd` key that enters an `autograd.Fu
 13 and 23 us a call (inference, training) on the host where `torch.library.register_autograd` took 12 to 19 and 34 to 45.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -48,20 +48,24 @@ def register_autograd(op: torch._ops.OpOverload, function: type[torch.autograd.F
     _LIBRARY.impl(op._schema.name.split("::")[1], autograd, "Autograd")
 
 
-def register_autocast(op: torch._ops.OpOverload) -> None:
-    """Under `torch.autocast`, casts the op's floating-point tensor arguments to the autocast dtype (as `F.linear` does)."""
+def register_autocast(op: torch._ops.OpOverload, *, keep: Collection[str] = ()) -> None:
+    """Under `torch.autocast`, casts the op's floating-point tensor arguments to the autocast dtype (as `F.linear` does).
+
+    The arguments named in `keep` stay as they are.
+    """
+    casts = [argument.name not in keep for argument in op._schema.arguments]
     for device_type, key in (("cuda", "AutocastCUDA"), ("cpu", "AutocastCPU")):
-        _LIBRARY.impl(op._schema.name.split("::")[1], _autocast_to_lower(op, device_type), key)
+        _LIBRARY.impl(op._schema.name.split("::")[1], _autocast_to_lower(op, device_type, casts), key)
 
 
-def _autocast_to_lower(op: torch._ops.OpOverload, device_type: str) -> Callable[..., Any]:
+def _autocast_to_lower(op: torch._ops.OpOverload, device_type: str, casts: list[bool]) -> Callable[..., Any]:
     def autocast(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device_type)
         with torch._C._ExcludeDispatchKeyGuard(
             torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
             | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
         ):
-            return op(*(_cast(arg, dtype) for arg in args))
+            return op(*(_cast(arg, dtype) if cast else arg for arg, cast in zip(args, casts, strict=False)))
 
     return autocast
 

@@ -1,5 +1,7 @@
 """What every op means, in plain PyTorch: readable, right in float64, slow. The oracle of tests and benchmarks."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,3 +63,65 @@ def attention_decode(
             scores = softcap * torch.tanh(scores / softcap)
         out[b] = scores.softmax(-1) @ v
     return out
+
+
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> tuple[Tensor, Tensor]:
+    """x * cos + rotated(x) * sin over the first rotary_dim elements of each head, where rotated turns (a, b) to (-b, a)."""
+
+    def rotate(x: Tensor) -> Tensor:
+        x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        if interleaved:
+            rotated = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+        else:
+            a, b = x.chunk(2, dim=-1)
+            rotated = torch.cat((-b, a), dim=-1)
+        return torch.cat((x * cos.unsqueeze(-3) + rotated * sin.unsqueeze(-3), rest), dim=-1)
+
+    return rotate(q), rotate(k)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
+    activation: str | None = None, residual: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """act(x @ weight.T + bias) + residual."""
+    y = x @ weight.t()
+    if bias is not None:
+        y = y + bias
+    if activation == "relu":
+        y = y.clamp(min=0)
+    elif activation == "silu":
+        y = y * torch.sigmoid(y)
+    elif activation == "gelu":
+        y = y * 0.5 * (1 + torch.erf(y / 2**0.5))
+    elif activation == "gelu_tanh":
+        y = y * 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
+    return y if residual is None else y + residual
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = -100, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    softcap: float | None = None, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    """-sum over classes of q * log softmax(z) + z_loss * logsumexp(z)^2, with z = softcap * tanh(logits / softcap).
+
+    q is 1 - label_smoothing on the label plus label_smoothing / vocab on every class. A token with label `ignore_index`
+    counts for nothing.
+    """
+    z = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    z, labels_1d = z.reshape(-1, z.shape[-1]), labels.reshape(-1)
+    lse = torch.logsumexp(z, -1)
+    valid = labels_1d != ignore_index
+    label = torch.where(valid, labels_1d, 0)
+    losses = lse - (1 - label_smoothing) * z.gather(-1, label[:, None])[:, 0] - label_smoothing * z.mean(-1)
+    losses = torch.where(valid, losses + z_loss * lse**2, 0)
+    if reduction == "none":
+        return losses.view(labels.shape)
+    return losses.sum() / (valid.sum() if reduction == "mean" else 1)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, **options: Any
+) -> Tensor:
+    """The cross entropy of logits = hidden @ weight.T + bias."""
+    return cross_entropy(linear(hidden, weight, bias), labels, **options)
