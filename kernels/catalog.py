@@ -6,11 +6,11 @@ from types import ModuleType
 
 import torch
 
-from . import rms_norm, swiglu
+from . import rms_norm, rope, swiglu
 from .binary import inspect_plan
 from .launch import Gpu, LaunchPlan
 
-OPS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in (rms_norm, swiglu)}
+OPS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in (rms_norm, rope, swiglu)}
 """The files that have `example_plans`, by the op's name."""
 
 

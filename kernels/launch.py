@@ -165,3 +165,13 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     """`x` as (rows, size of the last dimension) with contiguous rows: a view where strides allow it, else a copy."""
     rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty((x.shape[:-1].numel(), x.shape[-1]))
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
+
+
+def cdiv(a: int, b: int) -> int:
+    """`a / b` rounded up. Triton's own function, which also works in kernels, takes 1.4 us on the host."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least `n`, which is positive."""
+    return 1 << (n - 1).bit_length()

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Gpu, LaunchPlan
+from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
 
 WHOLE_ROW_LIMIT = 16384
 """The longest row that one program keeps in registers: 32 elements a thread with 16 warps. Longer rows are read in tiles."""
@@ -35,7 +35,7 @@ class RowTile:
 
 def row_tile(n: int, gpu: Gpu) -> RowTile:
     """The tile for rows of `n` elements: short rows share a program (2048 elements), long rows are cut."""
-    block_n = LONG_ROW_BLOCK if n > WHOLE_ROW_LIMIT else triton.next_power_of_2(max(1, n))
+    block_n = LONG_ROW_BLOCK if n > WHOLE_ROW_LIMIT else next_power_of_2(max(1, n))
     block_m = max(1, 2048 // block_n)
     # 16 elements a thread are two 16-byte loads in bf16; past 16 warps a thread would be left with 64 registers.
     threads = block_m * block_n // 16
@@ -44,7 +44,7 @@ def row_tile(n: int, gpu: Gpu) -> RowTile:
 
 def row_programs(m: int, tile: RowTile, gpu: Gpu) -> int:
     """How many programs walk over `m` rows in a backward pass: each leaves one float32 partial of the weight gradient."""
-    return min(triton.cdiv(m, tile.block_m), 2 * gpu.multiprocessors)
+    return min(cdiv(m, tile.block_m), 2 * gpu.multiprocessors)
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def plan_sum_rows(partial: Tensor, out: Tensor) -> LaunchPlan:
     programs, n = partial.shape
     return LaunchPlan(
         sum_rows_kernel,
-        grid=(triton.cdiv(n, 64),),
+        grid=(cdiv(n, 64),),
         arguments=dict(p_partial=partial, p_out=out, P=programs, N=n),
         constants=dict(BLOCK_P=32, BLOCK_N=64),
     )

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import Gpu, LaunchPlan, as_rows
+from .launch import Gpu, LaunchPlan, as_rows, cdiv, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import accumulation_dtype
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device
@@ -109,11 +109,11 @@ def plan_glu_backward(
 
 def _plan_tiles(kernel: Any, out: Tensor, arguments: dict[str, Any], activation: str) -> LaunchPlan:
     m, n = out.shape
-    block_n = min(triton.next_power_of_2(max(1, n)), TILE_COLUMNS)
+    block_n = min(next_power_of_2(max(1, n)), TILE_COLUMNS)
     block_m = 2048 // block_n  # 16 elements a thread with 4 warps: two 16-byte loads of each input in bf16
     return LaunchPlan(
         kernel,
-        grid=(triton.cdiv(m, block_m) * triton.cdiv(n, block_n),),
+        grid=(cdiv(m, block_m) * cdiv(n, block_n),),
         arguments=arguments | dict(M=m, N=n),
         constants=dict(ACTIVATION=activation, BLOCK_M=block_m, BLOCK_N=block_n),
     )

@@ -1,6 +1,8 @@
 """The public functional API: every fused op, by name."""
 
+from .kernels.attention_decode import attention_decode
 from .kernels.rms_norm import rms_norm
+from .kernels.rope import rope
 from .kernels.swiglu import geglu, swiglu
 
-__all__ = ["geglu", "rms_norm", "swiglu"]
+__all__ = ["attention_decode", "geglu", "rms_norm", "rope", "swiglu"]
