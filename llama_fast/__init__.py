@@ -1,0 +1,31 @@
+"""Fused Triton kernels that make LLaMA-family decoders fast, and prove it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import ops
+    from .fusion import fuse, unfuse
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "fuse", "ops", "unfuse"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: the ops need Triton, `fuse` and `unfuse` transformers."""
+    if name == "ops":
+        return import_module(".ops", __name__)
+    if name in ("fuse", "unfuse"):
+        try:
+            return getattr(import_module(".fusion", __name__), name)
+        except ModuleNotFoundError as error:
+            if error.name != "transformers":
+                raise
+            raise ImportError(
+                f'llama_fast.{name} needs transformers: pip install "llama-fast[transformers]"'
+            ) from error
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .environment import implementation_on
-from .fuse import FuseReport, fuse, unfuse
+from .fusion import FuseReport, fuse, unfuse
 from .kernels.parity import error_bound, relative_error
 
 EMBEDDED_MODEL = Path(__file__).parent / "demo_model"

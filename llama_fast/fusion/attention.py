@@ -1,0 +1,239 @@
+"""Attention for `transformers`, through its AttentionInterface, and the masks for it, through its AttentionMaskInterface.
+
+transformers makes one mask a forward pass and hands it to every layer. Ours is None for a plain causal pattern over all
+keys; a tensor of key ranges where batches are padded on the left, the cache is longer than what it holds, or a window
+slides (`key_ranges`); and a boolean mask for every other pattern. None and key ranges cost no memory that grows with the
+square of the length, and leave the kernels free to skip what is masked.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    and_masks,
+    causal_mask_function,
+    sdpa_mask,
+    sliding_window_overlay,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.import_utils import is_tracing
+
+from .. import ops
+
+IMPLEMENTATION = "llama_fast"
+"""The name under which `config._attn_implementation` selects these functions."""
+
+_OTHER_ATTENTION = ("s_aux", "position_bias", "cache")
+"""Keyword arguments that ask for another attention: sinks, position biases, paged caches."""
+
+
+def fused_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask of a forward pass, as transformers asks for it: None, key ranges, or boolean (batch, 1, q, kv).
+
+    `q_offset` is the position of the first query (a tensor with static caches), `kv_offset` that of the first key in the
+    cache (not 0 in the caches of sliding windows). `attention_mask` is boolean (batch, keys so far), True where no padding.
+    """
+    is_sliding = mask_function is not causal_mask_function and _is_sliding_window(mask_function)
+    if is_sliding or mask_function is causal_mask_function:
+        padding = _left_padding(attention_mask, q_offset, q_length) if attention_mask is not None else 0
+        end = q_offset + q_length - kv_offset
+        is_whole = isinstance(end, int) and end == kv_length and isinstance(padding, int)
+        if is_whole and not is_sliding and q_length > 1:  # a single query takes ranges, for the decoding kernel
+            return None
+        if padding is not None:
+            return key_ranges(batch_size, padding, end, kv_offset, local_size if is_sliding else None, device)
+    return sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,  # type: ignore[arg-type]  # transformers gives tensors too
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        allow_is_causal_skip=False,
+        device=device,
+        **{name: value for name, value in kwargs.items() if name == "use_vmap"},
+    )
+
+
+def key_ranges(
+    batch_size: int,
+    start: int | Tensor,
+    end: int | Tensor,
+    kv_offset: int,
+    window: int | None,
+    device: torch.device | str,
+) -> Tensor:
+    """A causal pattern as int32 (batch, 1, 1, 2): the first key of each row, and the end of its keys, the last query's.
+
+    With a sliding window a third column holds its size. It has four dimensions because transformers reads two as padding,
+    and the columns lie one after the other in memory, so that each is a contiguous (batch,) vector.
+    """
+    columns = torch.zeros((2 if window is None else 3, batch_size), dtype=torch.int32, device=device)
+    if isinstance(start, Tensor):
+        columns[0] = (start - kv_offset).clamp_(min=0)
+    columns[1] = end
+    if window is not None:
+        columns[2] = window
+    return columns.T[:, None, None, :]
+
+
+_AND_CODE = and_masks(causal_mask_function).__code__
+_SLIDING_CODE = sliding_window_overlay(1).__code__
+
+
+def _is_sliding_window(mask_function: Any) -> bool:
+    """Whether it is transformers' own sum of a sliding window and causality: known by its code and what it closes over."""
+    if is_tracing() or getattr(mask_function, "__code__", None) is not _AND_CODE:
+        return False
+    (parts,) = (cell.cell_contents for cell in mask_function.__closure__)
+    return len(parts) == 2 and getattr(parts[0], "__code__", None) is _SLIDING_CODE and parts[1] is causal_mask_function
+
+
+def _left_padding(attention_mask: Tensor, q_offset: int | Tensor, q_length: int) -> int | Tensor | None:
+    """The number of padding tokens before each row: 0 if there are none, (batch,) if they are all on the left, else None.
+
+    Reads the mask on the host, as transformers' own mask functions do; None while tracing, where that is impossible.
+    """
+    if is_tracing(attention_mask):
+        return None
+    end = int(q_offset) + q_length
+    if attention_mask.shape[-1] < end:
+        return None
+    attention_mask = attention_mask[:, :end]
+    if bool(attention_mask.all()):
+        return 0
+    padding = end - attention_mask.sum(-1)
+    is_left = torch.arange(end, device=attention_mask.device) >= padding[:, None]
+    return padding if torch.equal(attention_mask.bool(), is_left) else None
+
+
+def fused_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers calls it: query (batch, heads, q, dim), key and value (batch, kv_heads, k, dim).
+
+    Dropout, float masks and attention weights are not in the fused kernels: those calls run in PyTorch's own ops.
+
+    Returns:
+        (batch, q, heads, dim), and the attention weights if `output_attentions` asks for them, else None.
+
+    Raises:
+        NotImplementedError: the model asks for attention sinks, a position bias or a paged cache.
+    """
+    for name in _OTHER_ATTENTION:
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(
+                f'the attention "{IMPLEMENTATION}" does not take {name}: call model.set_attn_implementation("sdpa") '
+                "or llama_fast.unfuse(model)"
+            )
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    has_ranges = attention_mask is not None and attention_mask.dtype == torch.int32
+    has_float_mask = attention_mask is not None and attention_mask.is_floating_point()
+    wants_weights = kwargs.get("output_attentions", getattr(module.config, "output_attentions", False))
+    if dropout > 0.0 or has_float_mask or wants_weights:
+        return eager_attention(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, softcap=softcap, **kwargs
+        )
+    if not has_ranges:
+        is_causal = is_causal and attention_mask is None and query.shape[2] > 1
+        out = ops.attention(query, key, value, causal=is_causal, scale=scaling, softcap=softcap, mask=attention_mask)
+        return out.transpose(1, 2), None
+
+    assert attention_mask is not None
+    start, end = attention_mask[:, 0, 0, 0], attention_mask[:, 0, 0, 1]
+    slides = attention_mask.shape[-1] == 3
+    if slides and sliding_window is None:  # the layer does not say its window, which the kernels need as a number
+        mask = dense_mask(attention_mask, query.shape[2], key.shape[2], is_causal=True)
+        out = ops.attention(query, key, value, causal=False, scale=scaling, softcap=softcap, mask=mask)
+        return out.transpose(1, 2), None
+    window = sliding_window if slides else None
+    if query.shape[2] == 1 and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):
+        out = ops.attention_decode(
+            query, key, value, end, key_start=start, scale=scaling, window=window, softcap=softcap
+        )
+    else:
+        out = ops.attention(
+            query, key, value, scale=scaling, window=window, softcap=softcap, key_start=start, key_end=end
+        )
+    return out.transpose(1, 2), None
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """The same in plain PyTorch, with dropout, float masks and attention weights."""
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    logits = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    mask = dense_mask(attention_mask, query.shape[2], key.shape[2], is_causal=is_causal, device=query.device)
+    if mask is not None:
+        is_float = mask.is_floating_point()
+        logits = logits + mask if is_float else logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    weights = F.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(query.dtype)
+    weights = F.dropout(weights, p=dropout)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def dense_mask(
+    attention_mask: Tensor | None,
+    q_length: int,
+    kv_length: int,
+    *,
+    is_causal: bool,
+    device: torch.device | None = None,
+) -> Tensor | None:
+    """What a mask of ours means, as boolean (batch, 1, q, kv): True where a query may attend. Other masks stay."""
+    if attention_mask is not None and attention_mask.dtype != torch.int32:
+        return attention_mask
+    if attention_mask is None and not is_causal:
+        return None
+    if attention_mask is None:
+        attention_mask = torch.tensor([0, kv_length], device=device)[None, None, None]
+    start, end = attention_mask[..., 0:1], attention_mask[..., 1:2]
+    i_key = torch.arange(kv_length, device=attention_mask.device)
+    i_query = torch.arange(q_length, device=attention_mask.device)[:, None] + end - q_length  # (batch, 1, q, 1)
+    allowed = (i_key >= start) & (i_key <= i_query)
+    return allowed & (i_key > i_query - attention_mask[..., 2:3]) if attention_mask.shape[-1] == 3 else allowed
+
+
+def register() -> None:
+    """Makes both known to transformers, under one name. Registering the first alone would lose the causal mask."""
+    ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, fused_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, fused_mask)

@@ -1,0 +1,230 @@
+"""The layers that run fused kernels, from the norm up to the whole model. Each stands in for a layer of one structure.
+
+Two rules hold for all of them. They hold no state: weights, eps and submodules are read when they are used, so that moved,
+frozen, retyped or replaced parameters and PEFT's layers work. And a module on which hooks are set is called as ever: the
+residual is added in the epilogue of a projection only while nobody watches the modules it passes through.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple
+
+from .. import ops
+from .attention import eager_attention
+from .swap import Fused, is_watched
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether the module computes x @ weight.T + bias and nothing else, so that a kernel may do it in its place."""
+    return type(module) is nn.Linear and not is_watched(module) and "forward" not in module.__dict__
+
+
+def project(linear: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
+    """`linear(x)`, or `linear(x) + residual` in one kernel."""
+    return linear(x) if residual is None else ops.linear(x, linear.weight, linear.bias, residual=residual)
+
+
+class FusedRMSNorm(Fused):
+    """LlamaRMSNorm and its like, with the weight as it is or, in Gemma, as a distance from one."""
+
+    eps_name: ClassVar[str]
+    offset: ClassVar[float]
+    keeps_dtype: ClassVar[bool]  # Gemma's result has x's dtype, Llama's the wider one of x and weight
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """The normed `x`; with `residual` the pair (normed, x + residual)."""
+        eps = getattr(self, self.eps_name)
+        eps = torch.finfo(x.dtype).eps if eps is None else eps  # nn.RMSNorm's default
+        out: Any = ops.rms_norm(x, self.weight, eps, residual=residual, offset=self.offset)
+        if not self.keeps_dtype:
+            return out
+        return out.to(x.dtype) if residual is None else (out[0].to(x.dtype), out[1])
+
+
+class FusedLayerNorm(Fused):
+    """nn.LayerNorm over the last dimension."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """The normed `x`; with `residual` the pair (normed, x + residual)."""
+        return ops.layer_norm(x, self.weight, self.bias, self.eps, residual=residual)
+
+
+class FusedMLP(Fused):
+    """down(act(gate(x)) * up(x)), with gate and up as two projections or as the halves of one."""
+
+    activation: ClassVar[Any]  # "silu", or the form of the gelu: "tanh", "none"
+    is_one_projection: ClassVar[bool]
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The MLP of `x`, plus `residual`."""
+        both = self.gate_up_proj(x).chunk(2, dim=-1) if self.is_one_projection else (self.gate_proj(x), self.up_proj(x))
+        hidden = ops.swiglu(*both) if self.activation == "silu" else ops.geglu(*both, approximate=self.activation)
+        return project(self.down_proj, hidden, residual)
+
+    def adds_residual(self) -> bool:
+        return not is_watched(self) and is_plain_linear(self.down_proj)
+
+
+class FusedAttention(Fused):
+    """The projections of attention around a fused RoPE; what attends is the attention that the model's config names."""
+
+    is_one_projection: ClassVar[bool]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        residual: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(output, attention weights if they were asked for), the output plus `residual`."""
+        query, key, value = self._heads(hidden_states)
+        query, key = ops.rope(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        if (softcap := getattr(self, "attn_logit_softcapping", None)) is not None:
+            kwargs["softcap"] = softcap
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        out, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=getattr(self, "sliding_window", getattr(self.config, "sliding_window", None)),
+            **kwargs,
+        )
+        return project(self.o_proj, out.reshape(*hidden_states.shape[:-1], -1), residual), weights
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (batch, heads, seq, head_dim)."""
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        if self.is_one_projection:
+            width = self.config.num_attention_heads * self.head_dim
+            kv_width = self.config.num_key_value_heads * self.head_dim
+            query, key, value = self.qkv_proj(x).split((width, kv_width, kv_width), dim=-1)
+        else:
+            query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        query, key, value = query.view(shape), key.view(shape), value.view(shape)
+        if hasattr(self, "q_norm"):
+            query, key = self.q_norm(query), self.k_norm(key)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def adds_residual(self) -> bool:
+        return not is_watched(self) and is_plain_linear(self.o_proj)
+
+
+class FusedDecoderLayer(Fused):
+    """x + attention(norm(x)), then h + mlp(norm(h)): both sums in the epilogue of the projection before them.
+
+    Where that projection is no plain nn.Linear when it is called (under PEFT), the first sum goes into the norm after it.
+    """
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        normed = self.input_layernorm(hidden_states)
+        if _adds_residual(self.self_attn):
+            hidden_states, _ = self.self_attn(normed, residual=hidden_states, **kwargs)
+            normed = self.post_attention_layernorm(hidden_states)
+        else:
+            out, _ = self.self_attn(hidden_states=normed, **kwargs)
+            normed, hidden_states = _add_and_norm(self.post_attention_layernorm, out, hidden_states)
+        if _adds_residual(self.mlp):
+            return self.mlp(normed, residual=hidden_states)
+        return hidden_states + self.mlp(normed)
+
+
+def _adds_residual(module: nn.Module) -> bool:
+    return isinstance(module, FusedMLP | FusedAttention) and module.adds_residual()
+
+
+def _add_and_norm(norm: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual). Under autocast the two differ in dtype, and PyTorch adds them."""
+    if isinstance(norm, FusedRMSNorm | FusedLayerNorm) and not is_watched(norm) and x.dtype == residual.dtype:
+        return norm(x, residual=residual)
+    total = residual + x
+    return norm(total), total
+
+
+class FusedCausalLM(Fused):
+    """A language model whose training loss is computed from the hidden states: the logits are never there as a whole.
+
+    So in training mode with `labels` the output's `logits` is None. Without labels, in `eval()` mode, with
+    `logits_to_keep`, with a loss function of one's own, or with a head that is no plain nn.Linear when it is called, the
+    model's own forward runs, and gives logits.
+    """
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> Any:
+        inputs = dict(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if labels is None or not self.training or not keeps_all or not self._has_plain_loss():
+            return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
+        outputs = self.base_model(**inputs)
+        return CausalLMOutputWithPast(
+            loss=self._loss(outputs.last_hidden_state, labels, **kwargs),
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _has_plain_loss(self) -> bool:
+        return self.loss_function is ForCausalLMLoss and is_plain_linear(self.get_output_embeddings())
+
+    def _loss(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        ignore_index: int = -100,
+        shift_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """transformers' ForCausalLMLoss of the head's logits: over `num_items_in_batch` labels if it is given (all those
+        of an accumulated batch), else over the labels here that are not ignored."""
+        head = self.get_output_embeddings()
+        if shift_labels is None:
+            shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        loss = ops.linear_cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            head.weight,
+            shift_labels.reshape(-1).to(hidden.device),
+            bias=head.bias,
+            ignore_index=ignore_index,
+            softcap=getattr(self.config, "final_logit_softcapping", None),
+            reduction="mean" if num_items_in_batch is None else "sum",
+        )
+        if num_items_in_batch is None:
+            return loss
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.to(loss.device)
+        return loss / num_items_in_batch

@@ -1,0 +1,290 @@
+"""Swaps fused layers into a live transformers model, and back."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from . import structure
+from .attention import IMPLEMENTATION, register
+from .report import FuseReport, Left, Swapped
+from .structure import CALL_ERRORS, Found, Swap, first_line, untouchable
+from .swap import Fused, restore, swap
+from .verify import Case, Parity, check, check_loss, faint, layer_cases, random_case
+
+_CONFIGS = "_llama_fast_configs"
+"""The attribute of a fused model that holds its own config and the copy it has while it is fused."""
+
+
+def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inference", verify: bool = True) -> FuseReport:
+    """Swaps fused layers into `model`, in place: norms, gated MLPs, RoPE, attention, residual sums; in training the loss.
+
+    Layers are found by structure and checked by numbers; what is not known, or fails its check, is left alone, with the
+    reason in the report. Modules stay the same objects with the same names, parameters and hooks (`swap`); no class, no
+    function and no other model changes. `generate`, `backward`, `save_pretrained`, `state_dict`, `copy.deepcopy`, pickling,
+    `model.to`, gradient checkpointing, PEFT and `torch.compile` work as before. `unfuse` undoes it.
+
+    While fused, the model has a config of its own, a copy whose attention implementation is "llama_fast".
+    Modules whose work is done by the kernel of another one are not called, so hooks set on all modules at once
+    (`register_module_forward_hook`) miss them: the activation in an MLP, and, as long as they are plain nn.Linear without
+    hooks, `o_proj` and `down_proj`. Hooks on single modules, these included, see what they saw before.
+
+    Args:
+        model: a transformers model, or PEFT's model around one. Others get their norms and MLPs swapped.
+        mode: "training" also computes the loss of a causal language model without its logits: with `labels`, in
+            `model.train()`, the output's `logits` is None. Attention with dropout is then left alone.
+        verify: check each swapped layer against the layer it replaces, with random input in its own dtype on its own
+            device, and against float64; in training its gradient too. Without, structure alone decides.
+
+    Returns:
+        What was swapped, what was left and why, and the errors seen.
+
+    Raises:
+        TypeError: `model` is not an nn.Module.
+        ValueError: `mode` is unknown, or the model is fused already.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if mode not in ("inference", "training"):
+        raise ValueError(f"mode must be 'inference' or 'training', got {mode!r}")
+    if any(isinstance(module, Fused) or _CONFIGS in module.__dict__ for module in model.modules()):
+        raise ValueError("model is fused already: call llama_fast.unfuse(model) first")
+    fusing = _Fusing(model, is_training=mode == "training", verify=verify)
+    try:
+        fusing.run()
+    except BaseException:
+        _restore(model)
+        raise
+    return FuseReport(mode, tuple(fusing.swapped), tuple(fusing.left))
+
+
+def unfuse(model: nn.Module) -> None:
+    """Gives `model` back its own layers, attention and config: the same objects, and nothing of ours left on them.
+
+    Settings that were changed on `model.config` while it was fused are kept.
+
+    Raises:
+        TypeError: `model` is not an nn.Module.
+        ValueError: the model is not fused.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if not _restore(model):
+        raise ValueError("model is not fused: there is nothing to undo")
+
+
+class _Fusing:
+    """One run of `fuse`: the model, and what has been found so far."""
+
+    def __init__(self, model: nn.Module, *, is_training: bool, verify: bool) -> None:
+        self.model, self.is_training, self.verify = model, is_training, verify
+        self.names = {module: name for name, module in model.named_modules()}
+        self.swapped: list[Swapped] = []
+        self.left: list[Left] = []
+
+    def run(self) -> None:
+        for module in self.names:
+            self._norm(module)
+            self._mlp(module)
+        root = next((module for module in self.names if isinstance(module, PreTrainedModel)), None)
+        if root is None:
+            return
+        layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if (reason := _whole_model_reason(root)) is not None:
+            self.left += [
+                Left(self.names[layer], kind, reason) for layer in layers for kind in ("attention", "residual")
+            ]
+        elif layers:
+            self._decoder(root, layers)
+        if self.is_training:
+            self._loss(root)
+
+    def _norm(self, module: Any) -> None:
+        def verified(found: Swap) -> Parity:
+            size = module.normalized_shape[0] if hasattr(module, "normalized_shape") else module.weight.shape[0]
+            parameter = next(module.parameters(), next(self.model.parameters()))
+            case = random_case(size, parameter)
+            return check(module, [case], _swapping(found), gradients=self.is_training)
+
+        self._attempt("norm", module, structure.norm, verified)
+
+    def _mlp(self, module: Any) -> None:
+        def verified(found: Swap) -> Parity:
+            down = getattr(module.down_proj, "base_layer", module.down_proj)
+            case = random_case(down.weight.shape[0], down.weight)
+            return check(module, [case], _swapping(found), gradients=self.is_training)
+
+        self._attempt("mlp", module, structure.mlp, verified)
+
+    def _decoder(self, root: Any, layers: Sequence[nn.Module]) -> None:
+        """RoPE, attention and residual sums: what needs to know how the model calls its layers."""
+        own = root.config._attn_implementation
+        exact = own if own in ("eager", "sdpa") else "sdpa"  # which both run in float64
+        register()
+        _give_own_config(self.model, root)
+        cases: Sequence[Sequence[Case]] = [[] for _ in layers]
+        if self.verify:
+            try:
+                cases = layer_cases(root.base_model, layers, (own, IMPLEMENTATION, exact))
+            except CALL_ERRORS as error:
+                reason = f"the model cannot be run on token ids alone: {first_line(error)}"
+                self.left += [
+                    Left(self.names[layer], kind, reason) for layer in layers for kind in ("attention", "residual")
+                ]
+                return
+        for layer, calls in zip(layers, cases, strict=True):
+            for module in layer.modules():
+                self._rope(module, calls, (own, own, exact))
+            self._unknown_mlps(layer)
+        cases = [[faint(case) for case in calls] for calls in cases]
+        ours = self._attention(root, layers, cases, (own, IMPLEMENTATION, exact))
+        for layer, calls in zip(layers, cases, strict=True):
+            self._residual(layer, calls, (own, ours, exact))
+
+    def _rope(self, module: nn.Module, calls: Sequence[Case], implementations: tuple[str, str, str]) -> None:
+        def verified(found: Swap) -> Parity:
+            return check(
+                module,
+                calls,
+                _swapping(found),
+                implementations=implementations,
+                with_cache=True,
+                gradients=self.is_training,
+            )
+
+        self._attempt("rope", module, structure.attention, verified)
+
+    def _attention(
+        self,
+        root: Any,
+        layers: Sequence[nn.Module],
+        cases: Sequence[Sequence[Case]],
+        implementations: tuple[str, str, str],
+    ) -> str:
+        """Switches the whole model to our attention if every layer passes; returns the implementation it then has."""
+        done: list[Swapped] = []
+        for layer, calls in zip(layers, cases, strict=True):
+
+            def verified(layer: nn.Module = layer, calls: Sequence[Case] = calls) -> Parity:
+                return check(
+                    layer, calls, lambda twin: None, implementations=implementations, gradients=self.is_training
+                )
+
+            reason, parity = untouchable(layer) or self._dropout(layer), None
+            if reason is None and self.verify:
+                reason, parity = _verdict(verified)
+            if reason is not None:
+                self.left.append(Left(self.names[layer], "attention", reason))
+            else:
+                done.append(_swapped(self.names[layer], "attention", parity))
+        if len(done) < len(layers):
+            reason = "the model has one attention for all layers, and another layer cannot take ours"
+            self.left += [Left(swapped.name, "attention", reason) for swapped in done]
+            return implementations[0]
+        root.set_attn_implementation(IMPLEMENTATION)
+        self.swapped += done
+        return IMPLEMENTATION
+
+    def _dropout(self, layer: nn.Module) -> str | None:
+        rates = [getattr(module, "attention_dropout", 0.0) for module in layer.modules()]
+        rate = max((rate for rate in rates if isinstance(rate, float)), default=0.0)
+        return f"its attention drops out {rate:g}, which the kernels do not" if self.is_training and rate else None
+
+    def _residual(self, layer: nn.Module, calls: Sequence[Case], implementations: tuple[str, str, str]) -> None:
+        def verified(found: Swap) -> Parity:
+            def change(twin: nn.Module) -> None:
+                for module, copied in zip(layer.modules(), twin.modules(), strict=True):
+                    copied.__class__ = type(module)
+                swap(twin, found.kind, **found.options)
+
+            return check(layer, calls, change, implementations=implementations, gradients=self.is_training)
+
+        self._attempt("residual", layer, structure.decoder_layer, verified)
+
+    def _loss(self, root: PreTrainedModel) -> None:
+        self._attempt("loss", root, structure.causal_lm, lambda found: check_loss(root, found.kind), recurse=False)
+
+    def _unknown_mlps(self, layer: nn.Module) -> None:
+        """Names the MLPs that were not recognised: what else a decoder layer has with two or more projections."""
+        for child in layer.children():
+            linears = sum(isinstance(module, nn.Linear) for module in child.modules())
+            if linears > 1 and structure.mlp(child) is None and structure.attention(child) is None:
+                has = ", ".join(sorted(name for name, _ in child.named_children()))
+                self.left.append(Left(self.names[child], "mlp", f"it has {has}, not gate, up and down projections"))
+
+    def _attempt(
+        self,
+        kind: str,
+        module: nn.Module,
+        find: Callable[[Any], Found],
+        verified: Callable[[Swap], Parity],
+        *,
+        recurse: bool = True,
+    ) -> None:
+        """Swaps `module` if `find` finds how, nothing speaks against it, and `verified` says it computes the same."""
+        found, parity = find(module), None
+        if found is None:
+            return
+        reason = found if isinstance(found, str) else untouchable(module, recurse=recurse)
+        if isinstance(found, Swap) and reason is None and self.verify:
+            reason, parity = _verdict(lambda: verified(found))
+        if reason is not None:
+            self.left.append(Left(self.names[module], kind, reason))
+            return
+        assert isinstance(found, Swap)
+        swap(module, found.kind, **found.options)
+        self.swapped.append(_swapped(self.names[module], kind, parity))
+
+
+def _swapping(found: Swap) -> Callable[[nn.Module], None]:
+    return lambda twin: swap(twin, found.kind, **found.options)
+
+
+def _verdict(verified: Callable[[], Parity]) -> tuple[str | None, Parity | None]:
+    """The reason against a swap, and its numbers."""
+    try:
+        parity = verified()
+    except CALL_ERRORS as error:
+        return f"its check failed: {first_line(error)}", None
+    return (None if parity.passed else str(parity)), parity
+
+
+def _swapped(name: str, kind: str, parity: Parity | None) -> Swapped:
+    return Swapped(name, kind) if parity is None else Swapped(name, kind, parity.error, parity.peer_error)
+
+
+def _whole_model_reason(root: PreTrainedModel) -> str | None:
+    """Why the attention and the residual sums of a whole model stay as they are."""
+    if root.config.sub_configs:
+        return f"the model is composed of several ({', '.join(root.config.sub_configs)}): fuse its language model alone"
+    return "the model has an encoder" if root.config.is_encoder_decoder else None
+
+
+def _give_own_config(model: nn.Module, root: PreTrainedModel) -> None:
+    """Other models may share the config, and the attention implementation is a setting of the config."""
+    original, own = root.config, copy.copy(root.config)
+    for module in model.modules():
+        if module.__dict__.get("config") is original:
+            module.__dict__["config"] = own
+    root.__dict__[_CONFIGS] = (original, own)
+
+
+def _restore(model: nn.Module) -> bool:
+    """Undoes what was done; whether anything was."""
+    was_fused = False
+    for module in model.modules():
+        was_fused |= isinstance(module, Fused) or _CONFIGS in module.__dict__
+        restore(module)
+        if _CONFIGS not in module.__dict__:
+            continue
+        original, own = module.__dict__.pop(_CONFIGS)
+        implementation = original._attn_implementation_internal
+        original.__dict__.update(own.__dict__)
+        original._attn_implementation_internal = implementation
+        for holder in model.modules():
+            if holder.__dict__.get("config") is own:
+                holder.__dict__["config"] = original
+    return was_fused

@@ -1,0 +1,183 @@
+"""Which layer is of which structure: by its submodules, parameters and settings, never by its class or module name.
+
+Each function gives, for a module, the fused layer that may stand in for it, the reason why none may, or None if the module
+is nothing of that sort. A structure says what a layer has, not what it computes: that is for `verify` to find out.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from .layers import FusedAttention, FusedCausalLM, FusedDecoderLayer, FusedLayerNorm, FusedMLP, FusedRMSNorm
+from .swap import Fused, plain_copy
+
+_ACTIVATION_NAMES = ("act_fn", "activation_fn")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CAUSAL_LM_ARGUMENTS = tuple(inspect.signature(FusedCausalLM.forward).parameters)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A fused layer for a module, and the options of its class."""
+
+    kind: type[Fused]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+CALL_ERRORS = (TypeError, ValueError, AttributeError, LookupError, RuntimeError)
+"""What calling a layer raises that is not the layer it was taken for."""
+
+Found = Swap | str | None
+"""What a function here finds: a swap, the reason against one, or nothing of its sort."""
+
+
+def norm(module: Any) -> Found:
+    """A norm over the last dimension: nn.LayerNorm, nn.RMSNorm, or one weight vector and an eps."""
+    if type(module) in (nn.LayerNorm, nn.RMSNorm):
+        if len(module.normalized_shape) != 1:
+            return f"it norms over {len(module.normalized_shape)} dimensions, not one"
+        if type(module) is nn.LayerNorm:
+            return Swap(FusedLayerNorm)
+        return Swap(FusedRMSNorm, dict(eps_name="eps", offset=0.0, keeps_dtype=False))
+    eps_name = next(
+        (name for name in ("variance_epsilon", "eps") if isinstance(getattr(module, name, None), float)), None
+    )
+    parameters = dict(module.named_parameters())
+    if eps_name is None or set(parameters) != {"weight"} or any(True for _ in module.children()):
+        return None
+    if parameters["weight"].ndim != 1 or isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return None
+    return _known_rms_norm(module, eps_name)
+
+
+def _known_rms_norm(module: Any, eps_name: str) -> Swap | str:
+    """Tries a few rows: does the norm multiply by its weight or by 1 + weight, and which dtype does it return?"""
+    stand_in: Any = plain_copy(module).to("cpu", torch.float32)
+    size = stand_in.weight.shape
+    generator = torch.Generator().manual_seed(0)
+    stand_in.weight = nn.Parameter(torch.randn(size, generator=generator), requires_grad=False)
+    x = torch.randn(4, *size, generator=generator)
+    try:
+        out, low = stand_in(x), stand_in(x.bfloat16())
+    except CALL_ERRORS as error:
+        return f"it cannot be called with one tensor: {first_line(error)}"
+    normed = F.rms_norm(x, size, None, getattr(module, eps_name))
+    for offset in (0.0, 1.0):
+        if torch.allclose(out, normed * (stand_in.weight + offset), rtol=1e-4, atol=1e-5):
+            return Swap(FusedRMSNorm, dict(eps_name=eps_name, offset=offset, keeps_dtype=low.dtype == torch.bfloat16))
+    return "it is no RMSNorm: neither its weight nor 1 + weight gives its output"
+
+
+def mlp(module: nn.Module) -> Found:
+    """Gate, up and down projections, the first two perhaps in one, and an activation."""
+    projections = set(dict(module.named_children())) - set(_ACTIVATION_NAMES)
+    if projections not in ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}):
+        return None
+    function = next((getattr(module, name) for name in _ACTIVATION_NAMES if hasattr(module, name)), None)
+    activation = _activation(function)
+    if activation is None:
+        return f"its activation is neither SiLU nor GELU: {type(function).__name__}"
+    options = dict(activation=activation, is_one_projection="gate_up_proj" in projections)
+    return _strange_projection(module, projections) or Swap(FusedMLP, options)
+
+
+def _activation(function: Any) -> str | None:
+    """The activation's name, from its values: the two forms of the gelu differ by up to 5e-4."""
+    x = torch.linspace(-4.0, 4.0, 65)
+    known = dict(silu=F.silu(x), tanh=F.gelu(x, approximate="tanh"), none=F.gelu(x))
+    try:
+        out = (plain_copy(function) if isinstance(function, nn.Module) else function)(x)
+    except CALL_ERRORS:
+        return None
+    return next((name for name, y in known.items() if torch.allclose(out, y, rtol=0.0, atol=1e-5)), None)
+
+
+def attention(module: Any) -> Found:
+    """Projections to queries, keys and values, perhaps in one, norms of the heads perhaps, and an output projection."""
+    children = set(dict(module.named_children()))
+    if not hasattr(module, "layer_idx") or not (hasattr(module, "scaling") or hasattr(module, "is_causal")):
+        return None
+    separate, one = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv_proj", "o_proj"}
+    if children not in (separate, separate | {"q_norm", "k_norm"}, one):
+        return f"it has {', '.join(sorted(children))}, not q_proj, k_proj, v_proj (or qkv_proj) and o_proj"
+    missing = [name for name in ("head_dim", "scaling", "attention_dropout", "config") if not hasattr(module, name)]
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    taken = inspect.signature(type(module).forward).parameters
+    if absent := [name for name in ("position_embeddings", "past_key_values", "attention_mask") if name not in taken]:
+        return f"its forward takes no {', '.join(absent)}"
+    if own := [name for name, _ in module.named_parameters(recurse=False)]:
+        return f"it has parameters of its own: {', '.join(own)}"
+    if "q_norm" in children and getattr(module.q_norm, "weight", torch.empty(0)).shape != (module.head_dim,):
+        return "it norms queries over all heads, not each head"
+    return _strange_projection(module, children - {"q_norm", "k_norm"}) or Swap(
+        FusedAttention, dict(is_one_projection=children == one)
+    )
+
+
+def decoder_layer(module: Any) -> Swap | str:
+    """Attention and MLP, each after a norm and inside a residual sum. Its submodules must have been swapped before."""
+    children: dict[str, Any] = dict(module.named_children())
+    expected = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+    if missing := sorted(expected - set(children)):
+        return f"it has no {', '.join(missing)}"
+    rest = set(children) - expected
+    if more := sorted(name for name in rest if not isinstance(children[name], nn.Dropout)):
+        return f"more than a projection stands before its sums: {', '.join(more)}"
+    if any(children[name].p > 0.0 for name in rest):
+        return f"it drops out of its sums: {', '.join(sorted(rest))}"
+    if not isinstance(children["self_attn"], FusedAttention) and not isinstance(children["mlp"], FusedMLP):
+        return "neither its attention nor its MLP was swapped"
+    return Swap(FusedDecoderLayer)
+
+
+def causal_lm(module: Any) -> Found:
+    """A model with a head of logits and the loss of the next token."""
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    if head is None or not hasattr(module, "loss_function"):
+        return None
+    if tuple(inspect.signature(type(module).forward).parameters) != _CAUSAL_LM_ARGUMENTS:
+        return "its forward takes other arguments than a language model's"
+    if module.loss_function is not ForCausalLMLoss:
+        return "its loss is not that of the next token"
+    if type(head) is not nn.Linear:
+        return f"its head is {type(head).__name__}, not nn.Linear"
+    return Swap(FusedCausalLM)
+
+
+def untouchable(module: nn.Module, *, recurse: bool = True) -> str | None:
+    """Why a module must be left alone whatever its structure: somebody else runs it, or its parameters are not here."""
+    for name, submodule in module.named_modules() if recurse else [("", module)]:
+        where = f"its {name}" if name else "it"
+        if hasattr(submodule, "_hf_hook"):
+            return f"{where} is dispatched or offloaded by accelerate"
+        if "forward" in submodule.__dict__:
+            return f"{where} has a forward of its own on the instance"
+    for name, parameter in module.named_parameters(recurse=recurse):
+        if type(parameter) not in (nn.Parameter, Tensor):
+            return f"its {name} is a {type(parameter).__name__}, not a plain parameter"
+        if parameter.device.type not in ("cpu", "cuda"):
+            return f"its {name} is on {parameter.device.type}, where there are no kernels"
+        if parameter.dtype not in _DTYPES:
+            return f"its {name} is {str(parameter.dtype).removeprefix('torch.')}"
+    return None
+
+
+def _strange_projection(module: nn.Module, names: set[str]) -> str | None:
+    """Names a projection that is neither nn.Linear nor an adapter around one (PEFT), so quantised ones too."""
+    for name in sorted(names):
+        projection = getattr(module, name)
+        base = getattr(projection, "base_layer", projection)
+        if type(base) is not nn.Linear:
+            return f"its {name} is {type(base).__name__}, not nn.Linear"
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """An error's message, as short as a table needs it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
