@@ -6,11 +6,13 @@ from types import ModuleType
 
 import torch
 
-from . import rms_norm, rope, swiglu
+from . import attention_decode, rms_norm, rope, swiglu
 from .binary import inspect_plan
 from .launch import Gpu, LaunchPlan
 
-OPS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in (rms_norm, rope, swiglu)}
+OPS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module for module in (attention_decode, rms_norm, rope, swiglu)
+}
 """The files that have `example_plans`, by the op's name."""
 
 

@@ -1,0 +1,412 @@
+"""Attention of one new query a row over a KV cache (flash-decoding): the keys are split over programs, then combined.
+
+    out[b, h] = softmax(scale * q[b, h] @ K^T) @ V        over the keys start[b] <= j < end[b]
+
+with end = cache_len and start = max(key_start, end - window); softcap * tanh(logit / softcap) first, if asked.
+
+A program owns one split of one row's keys for one kv head, with all the query heads of that kv head as the rows of its
+tile (padded to 16, the least that a tensor core takes), so k and v are read once: 4 * head_dim bytes a key and kv head in
+bf16, for 4 * head_dim FLOPs a query head. Memory bound: a padded tile does 16 FLOPs a byte, an H100 has 295 to give, so
+query heads that stand alone (no GQA) take the same path. A second kernel adds the float32 partials of the splits in a
+fixed order; a cache that fits one split needs none. Inference only: nothing is kept for a backward pass.
+
+A row's splits start at its first key, and their size follows from the number of its keys alone (`_key_range`): BLOCK_N keys,
+or the next multiple of it that needs no more than MAX_SPLITS splits. So the bits of a row depend on its own query and keys,
+on dtype, head_dim, number of heads and model of GPU; not on the other rows, batch, max_len, strides or paging.
+
+The grid depends on max_len and window, never on `cache_lens`: the host waits for nothing, and a CUDA graph stays right
+while the lengths grow. Programs beyond a row's last split end at once.
+
+Sources: Dao et al., Flash-Decoding for long-context inference, 2023; Kwon et al., PagedAttention, 2023 (arXiv:2309.06180).
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention_common import LOG2E, tanh
+from .launch import Gpu, LaunchPlan, cdiv, gpu_of, next_power_of_2
+from .library import register, register_autocast
+from .rows import accumulation_dtype
+from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+
+TILE_BYTES = 16384
+"""Of k, and of v, in one tile: 8 16-byte loads of each for a thread of 4 warps (4 on AMD, whose warps are twice as wide)."""
+
+MAX_TILE_HEADS = 32
+"""Query heads in one tile: with head_dim 256, 64 of them spill on sm_80. More heads on one kv head (MQA) read it again."""
+
+PROGRAMS_PER_MULTIPROCESSOR = 2
+"""What a long context at batch 1 is split into; sm_80 holds two at a time (72 KB of shared memory each), so none waits for
+another. Together they keep 64 KB and more in flight, where an H200 needs 36 KB an SM (4.8 TB/s at 1 us)."""
+
+NOT_SPECIALIZED = ["max_len", "window", "splits"]
+"""Sizes that change while a cache grows: no binary of its own for a multiple of 16 or a 1."""
+
+
+@triton.jit
+def _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The keys [start, end) of row i_b, and how many of them each of its splits takes."""
+    end = tl.minimum(tl.load(p_cache_lens + i_b), max_len)
+    start = 0
+    if p_key_start is not None:
+        start = tl.maximum(start, tl.load(p_key_start + i_b))
+    if window is not None:
+        start = tl.maximum(start, end - window)
+    blocks = tl.cdiv(tl.maximum(end - start, 1), BLOCK_N)
+    return start, end, tl.cdiv(blocks, MAX_SPLITS) * BLOCK_N
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+def attention_decode_kernel(
+    p_q, p_k, p_v, p_out, p_lse, p_cache_lens, p_key_start, p_block_table,
+    q_stride_b, q_stride_h, q_stride_d, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
+    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One split: normalized output and log2-sum-exp. With p_lse None it is the only one, and its output the result."""
+    HEAD_BLOCKS: tl.constexpr = (GROUP + BLOCK_H - 1) // BLOCK_H
+    i_b = (tl.program_id(0) // (KV_HEADS * HEAD_BLOCKS)).to(tl.int64)
+    i_kv = tl.program_id(0) // HEAD_BLOCKS % KV_HEADS
+    i_split = tl.program_id(1)
+    start, end, split_keys = _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS, BLOCK_N)
+    first = start + i_split * split_keys
+    if (first >= end) & (i_split > 0):  # the first split always writes: a row without keys gets its zeros from it
+        return
+
+    o_group = tl.program_id(0) % HEAD_BLOCKS * BLOCK_H + tl.arange(0, BLOCK_H)
+    o_h = (i_kv * GROUP + o_group)[:, None]
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < HEAD_DIM
+    m_q = (o_group < GROUP)[:, None] & m_d[None, :]
+    b_q = tl.load(
+        p_q + i_b * q_stride_b + o_h.to(tl.int64) * q_stride_h + o_d[None, :] * q_stride_d, mask=m_q, other=0.0
+    )
+
+    p_k += i_kv.to(tl.int64) * k_stride_h + o_d[:, None] * k_stride_d
+    p_v += i_kv.to(tl.int64) * v_stride_h + o_d[None, :] * v_stride_d
+    if p_block_table is None:
+        p_k += i_b * k_stride_b
+        p_v += i_b * v_stride_b
+    else:
+        p_block_table += i_b * table_stride
+
+    b_max = tl.full([BLOCK_H], float("-inf"), dtype=tl.float32)
+    b_sum = tl.zeros([BLOCK_H], dtype=tl.float32)
+    acc = tl.zeros([BLOCK_H, BLOCK_D], dtype=tl.float32)
+    for start_n in range(first, tl.minimum(first + split_keys, end), BLOCK_N):
+        o_n = start_n + tl.arange(0, BLOCK_N)
+        m_n = o_n < end
+        if p_block_table is None:
+            o_k = o_n.to(tl.int64) * k_stride_n
+            o_v = o_n.to(tl.int64) * v_stride_n
+        else:  # entries of the table beyond the row's keys may be garbage: not read
+            i_block = tl.load(p_block_table + o_n // PAGE, mask=m_n, other=0).to(tl.int64)
+            o_k = i_block * k_stride_b + (o_n % PAGE).to(tl.int64) * k_stride_n
+            o_v = i_block * v_stride_b + (o_n % PAGE).to(tl.int64) * v_stride_n
+        # what lies beyond the row's keys may be NaN: not read, as 0 * NaN would still be NaN
+        b_k = tl.load(p_k + o_k[None, :], mask=m_d[:, None] & m_n[None, :], other=0.0)  # [BLOCK_D, BLOCK_N]
+        b_v = tl.load(p_v + o_v[:, None], mask=m_n[:, None] & m_d[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
+
+        b_s = tl.dot(b_q, b_k, input_precision=INPUT_PRECISION) * scale  # [BLOCK_H, BLOCK_N]
+        if softcap is not None:
+            b_s = softcap * tanh(b_s / softcap)
+        b_s = tl.where(m_n[None, :], b_s * LOG2E, float("-inf"))
+        b_new = tl.maximum(b_max, tl.max(b_s, 1))  # finite: the first key of a tile is always one of the row's
+        alpha = tl.exp2(b_max - b_new)
+        b_p = tl.exp2(b_s - b_new[:, None])
+        b_sum = b_sum * alpha + tl.sum(b_p, 1)
+        acc = tl.dot(b_p.to(b_v.dtype), b_v, acc * alpha[:, None], input_precision=INPUT_PRECISION)
+        b_max = b_new
+
+    # [batch, heads, splits]; a result without splits has the same layout
+    o_out = (i_b * (KV_HEADS * GROUP) + o_h) * tl.num_programs(1) + i_split
+    b_sum = tl.where(b_sum > 0.0, b_sum, 1.0)  # no keys: 0 / 1
+    acc = acc / b_sum[:, None]
+    tl.store(p_out + o_out * HEAD_DIM + o_d[None, :], acc, mask=m_q)
+    if p_lse is not None:
+        tl.store(p_lse + o_out, (b_max + tl.log2(b_sum))[:, None], mask=(o_group < GROUP)[:, None])
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+def attention_decode_combine_kernel(
+    p_partial, p_lse, p_out, p_cache_lens, p_key_start, max_len, window, splits,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Adds the splits of one query head, BLOCK_S at a time: the order depends on how many the row has, nothing else."""
+    i_bh = tl.program_id(0).to(tl.int64)
+    start, end, split_keys = _key_range(p_cache_lens, p_key_start, i_bh // HEADS, max_len, window, MAX_SPLITS, BLOCK_N)
+    count = tl.cdiv(tl.maximum(end - start, 0), split_keys)
+    o_d = tl.arange(0, BLOCK_D)
+    b_max = float("-inf")
+    b_sum = 0.0
+    acc = tl.zeros([BLOCK_D], dtype=tl.float32)
+    for start_s in range(0, count, BLOCK_S):
+        o_s = start_s + tl.arange(0, BLOCK_S)
+        m_s = o_s < count
+        b_lse = tl.load(p_lse + i_bh * splits + o_s, mask=m_s, other=float("-inf"))
+        p_split = p_partial + (i_bh * splits + o_s[:, None]) * HEAD_DIM + o_d[None, :]
+        b_out = tl.load(p_split, mask=m_s[:, None] & (o_d < HEAD_DIM)[None, :], other=0.0)  # [BLOCK_S, BLOCK_D]
+        b_new = tl.maximum(b_max, tl.max(b_lse, 0))  # finite: a split that counts has keys
+        alpha = tl.exp2(b_max - b_new)
+        b_w = tl.exp2(b_lse - b_new)
+        b_sum = b_sum * alpha + tl.sum(b_w, 0)
+        acc = acc * alpha + tl.sum(b_w[:, None] * b_out, 0)
+        b_max = b_new
+    tl.store(p_out + i_bh * HEAD_DIM + o_d, acc / tl.where(b_sum > 0.0, b_sum, 1.0), mask=o_d < HEAD_DIM)
+
+
+def plan_attention_decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_lens: Tensor, out: Tensor, *,
+    key_start: Tensor | None = None, block_table: Tensor | None = None, scale: float, window: int | None = None,
+    softcap: float | None = None, allow_tf32: bool = False, gpu: Gpu,
+) -> list[LaunchPlan]:  # fmt: skip
+    """The splits and, if the cache may need more than one, the kernel that combines them."""
+    batch, heads, _, head_dim = q.shape
+    _, kv_heads, page, _ = k_cache.shape
+    max_len = page if block_table is None else page * block_table.shape[1]
+    window = None if window is None else min(window, max_len)
+    group = heads // kv_heads
+    block_h = min(MAX_TILE_HEADS, max(16, next_power_of_2(group)))
+    block_d = next_power_of_2(head_dim)
+    block_n = max(16, min(128, TILE_BYTES // (block_d * q.element_size())))
+    head_blocks = kv_heads * cdiv(group, block_h)
+    max_splits = cdiv(PROGRAMS_PER_MULTIPROCESSOR * gpu.multiprocessors, head_blocks)
+    splits = max(1, min(max_splits, cdiv(max_len if window is None else window, block_n)))
+
+    shared = dict(p_cache_lens=cache_lens, p_key_start=key_start, max_len=max_len, window=window)
+    constants = dict(HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n, BLOCK_D=block_d)
+    partial, lse = out, None
+    if splits > 1:
+        partial = q.new_empty((batch, heads, splits, head_dim), dtype=torch.float32)
+        lse = q.new_empty((batch, heads, splits), dtype=torch.float32)
+    plans = [
+        LaunchPlan(
+            attention_decode_kernel,
+            grid=(batch * head_blocks, splits),
+            arguments=dict(
+                p_q=q, p_k=k_cache, p_v=v_cache, p_out=partial, p_lse=lse, p_block_table=block_table,
+                q_stride_b=q.stride(0), q_stride_h=q.stride(1), q_stride_d=q.stride(3),
+                k_stride_b=k_cache.stride(0), k_stride_h=k_cache.stride(1),
+                k_stride_n=k_cache.stride(2), k_stride_d=k_cache.stride(3),
+                v_stride_b=v_cache.stride(0), v_stride_h=v_cache.stride(1),
+                v_stride_n=v_cache.stride(2), v_stride_d=v_cache.stride(3),
+                table_stride=0 if block_table is None else block_table.stride(0), scale=scale, softcap=softcap,
+            ) | shared,
+            constants=dict(
+                KV_HEADS=kv_heads, GROUP=group, PAGE=page if block_table is not None else None, BLOCK_H=block_h,
+                INPUT_PRECISION="tf32" if allow_tf32 else "ieee",
+            ) | constants,
+            # One tile is loaded while another is computed on. NVIDIA: two buffers for 3 stages, and for 5 if the addresses
+            # of k and v wait for the block table; AMD: one in LDS (64 KB would be all of it) and one in registers for 2.
+            num_stages=(3 if block_table is None else 5) if gpu.is_nvidia else 2,
+        )
+    ]  # fmt: skip
+    if lse is not None:
+        arguments = dict(p_partial=partial, p_lse=lse, p_out=out, splits=splits) | shared
+        constants = constants | dict(HEADS=heads, BLOCK_S=8192 // block_d)
+        plans.append(LaunchPlan(attention_decode_combine_kernel, (batch * heads,), arguments, constants, num_warps=8))
+    return plans
+
+
+def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
+    """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
+    for batch, heads, kv_heads, head_dim, max_len, window, page in (
+        (1, 32, 8, 64, 8192, None, None),
+        (32, 32, 8, 128, 131072, None, None),
+        (1, 32, 8, 128, 32768, 4096, None),
+        (32, 32, 8, 128, 131072, None, 16),
+        (32, 32, 8, 64, 8192, None, 64),
+    ):
+        q = torch.empty(batch, heads, 1, head_dim, dtype=torch.bfloat16, device="meta")
+        lens = torch.empty(batch, dtype=torch.int32, device="meta")
+        pages = 1 if page is None else max_len // page
+        cache = q.new_empty(batch * pages, kv_heads, max_len // pages, head_dim)
+        table = None if page is None else lens.new_empty(batch, pages)
+        shape = f"{batch}x{heads}/{kv_heads}x{head_dim} of {max_len}"
+        shape += f" window {window}" * (window is not None) + f" page {page}" * (page is not None)
+        for plan in plan_attention_decode(
+            q, cache, cache, lens, q, block_table=table, scale=head_dim**-0.5, window=window, gpu=gpu
+        ):
+            yield shape, plan
+
+
+def _kernel(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_lens: Tensor, key_start: Tensor | None,
+    block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
+) -> Tensor:  # fmt: skip
+    require_kernel_dtype(q=q)
+    _require_one_dtype(q, k_cache, v_cache)
+    out = q.new_empty(q.shape)
+    if not out.numel():
+        return out
+    for plan in plan_attention_decode(
+        q, k_cache, v_cache, cache_lens.contiguous(), out, key_start=None if key_start is None else key_start.contiguous(),
+        block_table=None if block_table is None else block_table.contiguous(), scale=scale, window=window,
+        softcap=softcap, allow_tf32=q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32,
+        gpu=gpu_of(q.device),
+    ):  # fmt: skip
+        plan.launch()
+    return out
+
+
+def _pytorch(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_lens: Tensor, key_start: Tensor | None,
+    block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
+) -> Tensor:  # fmt: skip
+    """Rows one by one over exactly their keys; all at once where these are the same slice of an unpaged cache."""
+    _require_one_dtype(q, k_cache, v_cache)
+    max_len = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
+    end = cache_lens.clamp(0, max_len)
+    start = torch.zeros_like(end) if key_start is None else key_start.clamp(min=0)
+    if window is not None:
+        start = start.maximum(end - window)
+    ranges = list(zip(start.tolist(), end.tolist(), strict=True))
+    # the query heads of a kv head are the queries of one call: no GQA left, nothing to repeat
+    queries = q.reshape(q.shape[0], k_cache.shape[1], q.shape[1] // k_cache.shape[1], q.shape[3])
+    if block_table is None and len(set(ranges)) == 1:
+        keys = slice(*ranges[0])
+        return _attend(queries, k_cache[:, :, keys], v_cache[:, :, keys], scale, softcap).reshape(q.shape)
+    out = torch.empty_like(queries)
+    for i, (first, last) in enumerate(ranges):
+        k, v = (_row_keys(cache, i, first, last, block_table) for cache in (k_cache, v_cache))
+        out[i] = _attend(queries[i, None], k, v, scale, softcap)[0]
+    return out.reshape(q.shape)
+
+
+def _row_keys(cache: Tensor, row: int, start: int, end: int, block_table: Tensor | None) -> Tensor:
+    """Entries [start, end) of one row, (1, kv_heads, keys, head_dim)."""
+    if block_table is None:
+        return cache[row, None, :, start:end]
+    page = cache.shape[2]
+    first = start // page
+    blocks = cache[block_table[row, first : max(first, -(-end // page))]]  # (blocks, kv_heads, page, head_dim)
+    return blocks.transpose(0, 1).flatten(1, 2)[None, :, start - first * page : end - first * page]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """q (batch, kv_heads, group, head_dim) over all of k, v (batch, kv_heads, keys, head_dim)."""
+    if k.shape[2] == 0:
+        return torch.zeros_like(q)
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    dtype = accumulation_dtype(q)
+    logits = q.to(dtype) @ k.to(dtype).mT * scale
+    return ((logits / softcap).tanh() * softcap).softmax(-1).matmul(v.to(dtype)).to(q.dtype)
+
+
+def _fake(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_lens: Tensor, key_start: Tensor | None,
+    block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
+) -> Tensor:  # fmt: skip
+    _require_one_dtype(q, k_cache, v_cache)
+    return q.new_empty(q.shape)
+
+
+def _require_one_dtype(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Checked below autocast, which makes them agree."""
+    if not q.dtype == k_cache.dtype == v_cache.dtype:
+        raise TypeError(f"k_cache and v_cache must have q's dtype, {q.dtype}, got {k_cache.dtype} and {v_cache.dtype}")
+
+
+attention_decode_op = register(
+    "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_lens, Tensor? key_start,"
+    " Tensor? block_table, float scale, int? window, float? softcap) -> Tensor",
+    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+)  # fmt: skip
+register_autocast(attention_decode_op)
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_lens: Tensor,
+    *,
+    key_start: Tensor | None = None,
+    block_table: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention of one query a row over the keys of a KV cache, for the decoding steps of generation. Inference only.
+
+    Args:
+        q: (batch, heads, 1, head_dim), float16, bfloat16 or float32 (float64 on the CPU); head_dim even, 16 to 256.
+        k_cache, v_cache: (batch, kv_heads, max_len, head_dim) with any strides, q's dtype; with `block_table`
+            (blocks, kv_heads, block_size, head_dim). kv_heads divides heads: query head h reads kv head
+            h // (heads // kv_heads). What lies beyond a row's keys may be anything, NaN too.
+        cache_lens: (batch,) int32: row b attends to the keys j < cache_lens[b] (at most max_len of them).
+        key_start: (batch,) int32: and to none before key_start[b], the padding of a left-padded batch.
+        block_table: (batch, max_blocks) int32: key j of row b is entry j % block_size of the cache's block
+            block_table[b, j // block_size]. Entries beyond the row's keys are not read.
+        scale: of the logits; 1 / sqrt(head_dim) by default.
+        window: and only to the last `window` keys before cache_lens[b].
+        softcap: logits become softcap * tanh(logit / softcap), as in Gemma 2.
+
+    Returns:
+        (batch, heads, 1, head_dim), contiguous; 0 for a row without keys. The values of a row do not depend on the other
+        rows, nor on max_len or paging: on a GPU, not by one bit.
+
+    Raises:
+        TypeError: a tensor has the wrong dtype.
+        ValueError: a shape, device or number does not fit.
+        RuntimeError: an input requires a gradient and grad mode is on: use `attention`, or `torch.no_grad()`.
+
+    Source: Flash-Decoding, Dao et al. 2023; arXiv:2309.06180.
+    """
+    _check(q, k_cache, v_cache, cache_lens, key_start, block_table)
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be positive, got {softcap}")
+    if torch.is_grad_enabled() and (q.requires_grad or k_cache.requires_grad or v_cache.requires_grad):
+        raise RuntimeError("attention_decode has no gradient: use attention, or call it under torch.no_grad()")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return attention_decode_op(q, k_cache, v_cache, cache_lens, key_start, block_table, scale, window, softcap)
+
+
+def _check(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_lens: Tensor,
+    key_start: Tensor | None,
+    block_table: Tensor | None,
+) -> None:
+    require_floating(q=q, k_cache=k_cache, v_cache=v_cache)
+    _require_int32(cache_lens=cache_lens, key_start=key_start, block_table=block_table)
+    require_same_device(
+        q=q, k_cache=k_cache, v_cache=v_cache, cache_lens=cache_lens, key_start=key_start, block_table=block_table
+    )
+    if q.ndim != 4 or q.shape[2] != 1:
+        raise ValueError(f"q must have shape (batch, heads, 1, head_dim), got {tuple(q.shape)}")
+    batch, heads, _, head_dim = q.shape
+    if head_dim % 2 or not 16 <= head_dim <= 256:
+        raise ValueError(f"q's head_dim must be even and from 16 to 256, got {head_dim}")
+    if k_cache.ndim != 4 or k_cache.shape[3] != head_dim or (block_table is None and k_cache.shape[0] != batch):
+        first, third = ("blocks", "block_size") if block_table is not None else (batch, "max_len")
+        raise ValueError(
+            f"k_cache must have shape ({first}, kv_heads, {third}, {head_dim}), got {tuple(k_cache.shape)}"
+        )
+    require_shape("v_cache", v_cache, k_cache.shape)
+    if k_cache.shape[1] == 0 or heads % k_cache.shape[1]:
+        raise ValueError(f"k_cache's kv_heads must divide q's {heads} heads, got {k_cache.shape[1]}")
+    require_shape("cache_lens", cache_lens, (batch,))
+    if key_start is not None:
+        require_shape("key_start", key_start, (batch,))
+    if block_table is not None and (block_table.ndim != 2 or block_table.shape[0] != batch):
+        raise ValueError(f"block_table must have shape ({batch}, max_blocks), got {tuple(block_table.shape)}")
+
+
+def _require_int32(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and not (isinstance(tensor, Tensor) and tensor.dtype == torch.int32):
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be an int32 tensor, got {found}")
