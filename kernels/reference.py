@@ -125,3 +125,22 @@ def linear_cross_entropy(
 ) -> Tensor:
     """The cross entropy of logits = hidden @ weight.T + bias."""
     return cross_entropy(linear(hidden, weight, bias), labels, **options)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias."""
+    h = x if residual is None else x + residual
+    centered = h - h.mean(-1, keepdim=True)
+    y = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y if residual is None else (y, h)

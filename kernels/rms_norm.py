@@ -26,9 +26,18 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import Gpu, LaunchPlan, as_rows, gpu_of
+from .launch import Gpu, LaunchPlan, as_rows, cdiv, gpu_of
 from .library import below_autograd, register, register_autograd
-from .rows import COLUMN_BLOCK, WHOLE_ROW_LIMIT, accumulation_dtype, plan_sum_rows, row_programs, row_tile
+from .rows import (
+    COLUMN_BLOCK,
+    WHOLE_ROW_LIMIT,
+    accumulation_dtype,
+    column_programs,
+    contiguous,
+    plan_sum_rows,
+    row_programs,
+    row_tile,
+)
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device, require_shape
 
 
@@ -176,7 +185,7 @@ def plan_rms_norm(
     tile = row_tile(n, gpu)
     return LaunchPlan(
         rms_norm_kernel if n <= WHOLE_ROW_LIMIT else rms_norm_long_row_kernel,
-        grid=(triton.cdiv(m, tile.block_m),),
+        grid=(cdiv(m, tile.block_m),),
         arguments=dict(
             p_x=x, p_residual=residual, p_weight=weight, p_y=y, p_sum=total, p_rstd=rstd,
             x_stride=x.stride(0), residual_stride=0 if residual is None else residual.stride(0),
@@ -194,9 +203,8 @@ def plan_rms_norm_backward(
     """Backward over rows (M, N), as launches in order; `dsum` is the gradient of x + residual, if it has one."""
     m, n = h.shape
     tile = row_tile(n, gpu)
-    column_blocks = triton.cdiv(n, COLUMN_BLOCK)
     is_long = n > WHOLE_ROW_LIMIT
-    programs = min(m, triton.cdiv(8 * gpu.multiprocessors, column_blocks)) if is_long else row_programs(m, tile, gpu)
+    programs = column_programs(m, n, gpu) if is_long else row_programs(m, tile, gpu)
     partial = None if dweight is None else dweight.new_empty((programs, n), dtype=torch.float32)
     inputs = dict(
         p_dy=dy, p_h=h, p_weight=weight, p_rstd=rstd, dy_stride=dy.stride(0), h_stride=h.stride(0), N=n, offset=offset
@@ -212,7 +220,7 @@ def plan_rms_norm_backward(
             ),
             LaunchPlan(
                 rms_norm_backward_columns_kernel,
-                (column_blocks, programs),
+                (cdiv(n, COLUMN_BLOCK), programs),
                 inputs | outputs | mean,
                 dict(BLOCK_N=COLUMN_BLOCK),
             ),
@@ -241,7 +249,7 @@ def _kernel(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tupl
     y, rstd = _fake(x, weight, eps, offset)
     if x.numel():
         gpu = gpu_of(x.device)
-        plan_rms_norm(as_rows(x), weight, as_rows(y), rstd, eps=eps, offset=offset, gpu=gpu).launch()
+        plan_rms_norm(as_rows(x), contiguous(weight), as_rows(y), rstd, eps=eps, offset=offset, gpu=gpu).launch()
     return y, rstd
 
 
@@ -252,7 +260,7 @@ def _add_kernel(
     y, total, rstd = _add_fake(x, residual, weight, eps, offset)
     if x.numel():
         plan_rms_norm(
-            as_rows(x), weight, as_rows(y), rstd, residual=as_rows(residual), total=as_rows(total),
+            as_rows(x), contiguous(weight), as_rows(y), rstd, residual=as_rows(residual), total=as_rows(total),
             eps=eps, offset=offset, gpu=gpu_of(x.device),
         ).launch()  # fmt: skip
     return y, total, rstd
@@ -263,7 +271,8 @@ def _backward_kernel(
 ) -> tuple[Tensor, Tensor]:
     dh, dweight = _backward_fake(dy, dsum, h, weight, rstd, offset, weight_grad)
     plans = plan_rms_norm_backward(
-        as_rows(dy), as_rows(h), weight, rstd, as_rows(dh), dsum=None if dsum is None else as_rows(dsum),
+        as_rows(dy), as_rows(h), contiguous(weight), rstd, as_rows(dh),
+        dsum=None if dsum is None else as_rows(dsum),
         dweight=dweight if weight_grad else None, offset=offset, gpu=gpu_of(h.device),
     )  # fmt: skip
     for plan in plans:

@@ -33,9 +33,9 @@ class RowTile:
     num_warps: int
 
 
-def row_tile(n: int, gpu: Gpu) -> RowTile:
-    """The tile for rows of `n` elements: short rows share a program (2048 elements), long rows are cut."""
-    block_n = LONG_ROW_BLOCK if n > WHOLE_ROW_LIMIT else next_power_of_2(max(1, n))
+def row_tile(n: int, gpu: Gpu, *, limit: int = WHOLE_ROW_LIMIT) -> RowTile:
+    """The tile for rows of `n` elements: short rows share a program (2048 elements), rows past `limit` are cut."""
+    block_n = LONG_ROW_BLOCK if n > limit else next_power_of_2(max(1, n))
     block_m = max(1, 2048 // block_n)
     # 16 elements a thread are two 16-byte loads in bf16; past 16 warps a thread would be left with 64 registers.
     threads = block_m * block_n // 16
@@ -45,6 +45,16 @@ def row_tile(n: int, gpu: Gpu) -> RowTile:
 def row_programs(m: int, tile: RowTile, gpu: Gpu) -> int:
     """How many programs walk over `m` rows in a backward pass: each leaves one float32 partial of the weight gradient."""
     return min(cdiv(m, tile.block_m), 2 * gpu.multiprocessors)
+
+
+def column_programs(m: int, n: int, gpu: Gpu) -> int:
+    """The same where `n` is cut into blocks of COLUMN_BLOCK: how many programs share the rows of one block."""
+    return min(m, cdiv(8 * gpu.multiprocessors, cdiv(n, COLUMN_BLOCK)))
+
+
+def contiguous(parameter: Tensor | None) -> Tensor | None:
+    """A weight or bias as the kernels read it: with stride 1."""
+    return None if parameter is None else parameter.contiguous()
 
 
 @triton.jit
