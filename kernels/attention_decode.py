@@ -180,39 +180,50 @@ def plan_attention_decode(
     max_splits = cdiv(PROGRAMS_PER_MULTIPROCESSOR * gpu.multiprocessors, head_blocks)
     splits = max(1, min(max_splits, cdiv(max_len if window is None else window, block_n)))
 
-    shared = dict(p_cache_lens=cache_lens, p_key_start=key_start, max_len=max_len, window=window)
-    constants = dict(HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n, BLOCK_D=block_d)
     partial, lse = out, None
     if splits > 1:
         partial = q.new_empty((batch, heads, splits, head_dim), dtype=torch.float32)
         lse = q.new_empty((batch, heads, splits), dtype=torch.float32)
-    plans = [
-        LaunchPlan(
-            attention_decode_kernel,
-            grid=(batch * head_blocks, splits),
-            arguments=dict(
-                p_q=q, p_k=k_cache, p_v=v_cache, p_out=partial, p_lse=lse, p_block_table=block_table,
-                q_stride_b=q.stride(0), q_stride_h=q.stride(1), q_stride_d=q.stride(3),
-                k_stride_b=k_cache.stride(0), k_stride_h=k_cache.stride(1),
-                k_stride_n=k_cache.stride(2), k_stride_d=k_cache.stride(3),
-                v_stride_b=v_cache.stride(0), v_stride_h=v_cache.stride(1),
-                v_stride_n=v_cache.stride(2), v_stride_d=v_cache.stride(3),
-                table_stride=0 if block_table is None else block_table.stride(0), scale=scale, softcap=softcap,
-            ) | shared,
-            constants=dict(
-                KV_HEADS=kv_heads, GROUP=group, PAGE=page if block_table is not None else None, BLOCK_H=block_h,
-                INPUT_PRECISION="tf32" if allow_tf32 else "ieee",
-            ) | constants,
-            # One tile is loaded while another is computed on. NVIDIA: two buffers for 3 stages, and for 5 if the addresses
-            # of k and v wait for the block table; AMD: one in LDS (64 KB would be all of it) and one in registers for 2.
-            num_stages=(3 if block_table is None else 5) if gpu.is_nvidia else 2,
-        )
-    ]  # fmt: skip
-    if lse is not None:
-        arguments = dict(p_partial=partial, p_lse=lse, p_out=out, splits=splits) | shared
-        constants = constants | dict(HEADS=heads, BLOCK_S=8192 // block_d)
-        plans.append(LaunchPlan(attention_decode_combine_kernel, (batch * heads,), arguments, constants, num_warps=8))
-    return plans
+    q_stride_b, q_stride_h, _, q_stride_d = q.stride()
+    k_stride_b, k_stride_h, k_stride_n, k_stride_d = k_cache.stride()
+    v_stride_b, v_stride_h, v_stride_n, v_stride_d = v_cache.stride()
+    split = LaunchPlan(
+        attention_decode_kernel,
+        grid=(batch * head_blocks, splits),
+        arguments=dict(
+            p_q=q, p_k=k_cache, p_v=v_cache, p_out=partial, p_lse=lse,
+            p_cache_lens=cache_lens, p_key_start=key_start, p_block_table=block_table,
+            q_stride_b=q_stride_b, q_stride_h=q_stride_h, q_stride_d=q_stride_d,
+            k_stride_b=k_stride_b, k_stride_h=k_stride_h, k_stride_n=k_stride_n, k_stride_d=k_stride_d,
+            v_stride_b=v_stride_b, v_stride_h=v_stride_h, v_stride_n=v_stride_n, v_stride_d=v_stride_d,
+            table_stride=0 if block_table is None else block_table.stride(0),
+            max_len=max_len, window=window, scale=scale, softcap=softcap,
+        ),
+        constants=dict(
+            KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE=None if block_table is None else page,
+            MAX_SPLITS=max_splits, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_D=block_d,
+            INPUT_PRECISION="tf32" if allow_tf32 else "ieee",
+        ),
+        # One tile is loaded while another is computed on. NVIDIA: two buffers for 3 stages, and for 5 if the addresses
+        # of k and v wait for the block table; AMD: one in LDS (64 KB would be all of it) and one in registers for 2.
+        num_stages=(3 if block_table is None else 5) if gpu.is_nvidia else 2,
+    )  # fmt: skip
+    if lse is None:
+        return [split]
+    combine = LaunchPlan(
+        attention_decode_combine_kernel,
+        grid=(batch * heads,),
+        arguments=dict(
+            p_partial=partial, p_lse=lse, p_out=out, p_cache_lens=cache_lens, p_key_start=key_start,
+            max_len=max_len, window=window, splits=splits,
+        ),
+        constants=dict(
+            HEADS=heads, HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n,
+            BLOCK_S=8192 // block_d, BLOCK_D=block_d,
+        ),
+        num_warps=8,
+    )  # fmt: skip
+    return [split, combine]
 
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
@@ -242,8 +253,7 @@ def _kernel(
     block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     require_kernel_dtype(q=q)
-    _require_one_dtype(q, k_cache, v_cache)
-    out = q.new_empty(q.shape)
+    out = _fake(q, k_cache, v_cache, cache_lens, key_start, block_table, scale, window, softcap)
     if not out.numel():
         return out
     for plan in plan_attention_decode(
@@ -306,7 +316,7 @@ def _fake(
     block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     _require_one_dtype(q, k_cache, v_cache)
-    return q.new_empty(q.shape)
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
 def _require_one_dtype(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:

@@ -44,8 +44,11 @@ def require_same(**tensors: Tensor) -> None:
 
 def require_same_device(**tensors: Tensor | None) -> None:
     """All tensors must be on the first one's device."""
-    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    first, *others = present
-    for name in others:
-        if present[name].device != present[first].device:
-            raise ValueError(f"{name} must be on {first}'s device, {present[first].device}, got {present[name].device}")
+    first = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first, device = name, tensor.device
+        elif tensor.device != device:
+            raise ValueError(f"{name} must be on {first}'s device, {device}, got {tensor.device}")
