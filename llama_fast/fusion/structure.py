@@ -57,7 +57,7 @@ def norm(module: Any) -> Found:
 
 def _known_rms_norm(module: Any, eps_name: str) -> Swap | str:
     """Tries a few rows: does the norm multiply by its weight or by 1 + weight, and which dtype does it return?"""
-    stand_in: Any = plain_copy(module).to("cpu", torch.float32)
+    stand_in: Any = plain_copy(module).to_empty(device="cpu").float()
     size = stand_in.weight.shape
     generator = torch.Generator().manual_seed(0)
     stand_in.weight = nn.Parameter(torch.randn(size, generator=generator), requires_grad=False)

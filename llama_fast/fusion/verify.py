@@ -91,7 +91,7 @@ def check(
     for submodule in twin.modules():
         restore(submodule)
     twin.double()
-    with _InFloat64():
+    with InFloat64():
         references = results(exact, torch.float64)
     parities = [
         _parity(name, a[name], p[name], r[name])
@@ -101,7 +101,7 @@ def check(
     return max(parities, key=lambda parity: parity.error / parity.bound)
 
 
-class _InFloat64(TorchFunctionMode):
+class InFloat64(TorchFunctionMode):
     """Layers round to float32 on their way (norms, softmax, losses): here they get float64 where they ask for float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -224,9 +224,11 @@ def check_loss(model: Any, kind: type[Fused]) -> Parity:
         peers = _losses(twin, stub, hidden, labels)
         swap(twin, kind)
         ours = _losses(twin, stub, hidden, labels)
+        if twin(labels=labels).logits is not None:
+            raise RuntimeError("its loss was computed from its logits")
         restore(twin)
         head.double()
-        with _InFloat64():
+        with InFloat64():
             reference = _losses(twin, stub, hidden.double(), labels)
     parities = [_parity(name, ours[name], peers[name], reference[name]) for name in reference]
     return max(parities, key=lambda parity: parity.error / parity.bound)
@@ -235,9 +237,14 @@ def check_loss(model: Any, kind: type[Fused]) -> Parity:
 class _Stub(nn.Module):
     """In place of the decoder: hidden states that were there before."""
 
+    embed_tokens = None  # a model without input embeddings would deny its head
+
     def __init__(self) -> None:
         super().__init__()
         self.hidden = torch.empty(0)
+
+    def get_input_embeddings(self) -> None:
+        return self.embed_tokens
 
     def forward(self, **_: Any) -> BaseModelOutputWithPast:
         return BaseModelOutputWithPast(last_hidden_state=self.hidden)

@@ -1,0 +1,200 @@
+"""What the checks find, what is left alone, and how it is reported."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import OlmoConfig, OlmoForCausalLM
+
+import llama_fast
+from llama_fast import ops
+from llama_fast.fusion.swap import Fused
+from tests.fuse.models import SIZES, logits, make, random_ids
+from tests.parity import not_interpreted
+
+pytestmark = not_interpreted
+
+
+def wrong_norm(x, weight, eps=1e-6, *, residual=None, offset=0.0):
+    h = x if residual is None else x + residual
+    y = F.rms_norm(h, h.shape[-1:], weight + offset, 10 * eps)  # another eps
+    return y if residual is None else (y, h)
+
+
+def wrong_rope(q, k, cos, sin, **_):
+    return ROPE(q, k, cos, -sin)  # turned the other way
+
+
+def wrong_attention(q, k, v, *, causal=True, **options):
+    return ATTENTION(q, k, v, causal=causal, **(options | dict(scale=1.01 * options["scale"])))
+
+
+def wrong_linear(x, weight, bias=None, *, residual=None, **_):
+    return F.linear(x, weight, bias) + 0.99 * residual
+
+
+def wrong_loss(hidden, weight, labels, **options):
+    return LOSS(hidden, weight, labels, **options) + 1e-4  # only the loss, not its gradient
+
+
+def wrong_gradient(gate, up):
+    return F.silu(gate).detach() * up
+
+
+ROPE, ATTENTION, LOSS = ops.rope, ops.attention, ops.linear_cross_entropy
+WRONG = {
+    "rms_norm": (wrong_norm, "norm"),
+    "swiglu": (lambda gate, up: F.silu(up) * gate, "mlp"),
+    "swiglu backward": (wrong_gradient, "mlp"),
+    "rope": (wrong_rope, "rope"),
+    "attention": (wrong_attention, "attention"),
+    "linear": (wrong_linear, "residual"),
+    "linear_cross_entropy": (wrong_loss, "loss"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_op_is_caught(name, device, monkeypatch):
+    op, kind = WRONG[name]
+    model, ids = make(device=device), random_ids(device=device)
+    before = logits(model, ids)
+    monkeypatch.setattr(ops, name.split()[0], op)
+    report = llama_fast.fuse(model, mode="training")
+    assert report.count(kind) == 0
+    reasons = [left.reason for left in report.left if left.kind == kind]
+    assert reasons and all("is off by" in reason for reason in reasons)
+    torch.testing.assert_close(logits(model, ids), before)
+
+
+def test_without_checks_structure_decides(device, monkeypatch):
+    monkeypatch.setattr(ops, "swiglu", WRONG["swiglu"][0])
+    report = llama_fast.fuse(make(device=device), verify=False)
+    assert report.count("mlp") == 2
+    assert report.largest_error() is None
+
+
+def test_one_wrong_layer_is_left_and_the_others_are_swapped(device):
+    model, ids = make(device=device), random_ids(device=device)
+
+    class Doubled(type(model.model.layers[1].mlp)):
+        def forward(self, x):
+            return 2.0 * super().forward(x)
+
+    model.model.layers[1].mlp.__class__ = Doubled
+    before = logits(model, ids)
+    report = llama_fast.fuse(model)
+    (left,) = report.left
+    assert (left.name, left.kind) == ("model.layers.1.mlp", "mlp")
+    assert "is off by" in left.reason
+    assert type(model.model.layers[1].mlp) is Doubled
+    assert report.count("residual") == 2
+    torch.testing.assert_close(logits(model, ids), before)
+
+
+def test_bfloat16_masks_are_checked_too(device, monkeypatch):
+    """In bfloat16 a small change of the attention must not drown in the residual stream."""
+    monkeypatch.setattr(ops, "attention", lambda q, k, v, *, causal=True, **o: ATTENTION(q, k, v, causal=False, **o))
+    report = llama_fast.fuse(make(device=device, dtype=torch.bfloat16))
+    assert report.count("attention") == 0
+
+
+def test_a_failing_op_is_a_reason(device, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("not for this shape")
+
+    monkeypatch.setattr(ops, "attention", refuse)
+    report = llama_fast.fuse(make(device=device))
+    assert {left.reason for left in report.left if left.kind == "attention"} == {"its check failed: not for this shape"}
+
+
+def test_an_error_leaves_the_model_as_it_was(device, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    model = make(device=device)
+    config = model.config
+    monkeypatch.setattr(ops, "attention", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llama_fast.fuse(model)
+    assert not any(isinstance(module, Fused) for module in model.modules())
+    assert model.config is config
+
+
+def test_unknown_structures_are_left_with_a_reason(device):
+    """OLMo's norms have no weight: the rest of the model is swapped."""
+    model = OlmoForCausalLM(OlmoConfig(**SIZES)).to(device).eval()
+    ids = random_ids(device=device)
+    before = logits(model, ids)
+    report = llama_fast.fuse(model)
+    assert report.count("norm") == 0
+    assert report.count("mlp") == report.count("rope") == report.count("attention") == report.count("residual") == 2
+    torch.testing.assert_close(logits(model, ids), before)
+
+
+def test_plain_modules(device):
+    """No transformers model: its norms are swapped, and what only looks like one is not."""
+
+    class MeanNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.ones(32)), 1e-6
+
+        def forward(self, x):
+            return self.weight * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + self.eps)
+
+    model = nn.Sequential(
+        nn.LayerNorm(32), nn.RMSNorm(32), nn.LayerNorm(32, bias=False), nn.RMSNorm(32, eps=1e-3, elementwise_affine=False),
+        nn.Linear(32, 32), nn.LayerNorm((4, 32)), MeanNorm(),
+    ).to(device)  # fmt: skip
+    x = torch.randn(2, 4, 32, device=device)
+    before = model(x)
+    report = llama_fast.fuse(model, mode="training")
+    assert report.count("norm") == 4
+    assert {left.name: left.reason for left in report.left} == {
+        "5": "it norms over 2 dimensions, not one",
+        "6": "it is no RMSNorm: neither its weight nor 1 + weight gives its output",
+    }
+    torch.testing.assert_close(model(x), before)
+    llama_fast.unfuse(copy.deepcopy(model))
+
+
+def test_norms_in_another_dtype(device):
+    """Llama's norm gives the wider dtype of the two, Gemma's that of its input."""
+    for family, expected in (("llama", torch.float32), ("gemma", torch.bfloat16)):
+        model = make(family, device)
+        llama_fast.fuse(model)
+        x = torch.randn(2, 64, device=device, dtype=torch.bfloat16)
+        assert model.model.norm(x).dtype == expected
+
+
+def test_strange_projections_are_named(device):
+    class QuantisedLinear(nn.Linear):
+        pass
+
+    model = make(device=device)
+    model.model.layers[0].mlp.gate_proj.__class__ = QuantisedLinear
+    model.model.layers[1].self_attn.q_proj.__class__ = QuantisedLinear
+    report = llama_fast.fuse(model)
+    assert {(left.name, left.reason) for left in report.left} == {
+        ("model.layers.0.mlp", "its gate_proj is QuantisedLinear, not nn.Linear"),
+        ("model.layers.1.self_attn", "its q_proj is QuantisedLinear, not nn.Linear"),
+    }
+
+
+def test_parameters_elsewhere_are_named():
+    report = llama_fast.fuse(make(device="meta"))
+    assert not report.swapped
+    assert any("on meta, where there are no kernels" in left.reason for left in report.left)
+
+
+def test_the_report_prints_as_a_table(device):
+    report = llama_fast.fuse(make("gemma2", device), mode="training")
+    text = str(report)
+    for word in ("mode='training'", "norm", "attention", "largest error", "model.layers.0 and 1 more", "residual"):
+        assert word in text
+    worst = report.largest_error("mlp")
+    assert worst.kind == "mlp"
+    assert f"{worst.error:.1e}" in text and f"{worst.peer_error:.1e}" in text
+    assert report.table().row_count == 6
