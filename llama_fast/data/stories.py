@@ -87,13 +87,12 @@ def write_summary(rng: random.Random, *, held_out: bool = False) -> Document:
 
 
 def write_conversation(rng: random.Random, *, held_out: bool = False, turns: int = 3) -> list[Message]:
-    """A chat: somebody asks for a story, and then `turns` times about it."""
+    """A chat: somebody asks for a story, then to sum it up or what it tells, `turns` times, never the same twice."""
     text = write_story(rng, held_out=held_out).text
     story = parse_story(text)
     said = [(_fill(rng.choice(REQUESTS), story.facts), text)]
-    for _ in range(turns):
-        summing_up = (rng.choice(SUM_UP), rng.choice(summaries(story)))
-        said.append(summing_up if rng.random() < 0.2 else rng.choice(questions(story)))
+    summing_up = (rng.choice(SUM_UP), rng.choice(summaries(story)))
+    said += rng.sample([summing_up, *questions(story)], turns)
     roles = ("user", "assistant")
     return [{"role": role, "content": content} for pair in said for role, content in zip(roles, pair, strict=True)]
 

@@ -11,20 +11,20 @@ from dataclasses import dataclass
 Facts = dict[str, str]
 Slot = tuple[str, ...]
 
-GIRLS = ("Mia", "Lily", "Anna", "Rosa", "Ella", "Nina", "Zoe", "Ruby", "Ivy", "Lucy", "Emma", "Clara", "Daisy", "Hanna")
-BOYS = ("Tom", "Ben", "Max", "Leo", "Sam", "Jack", "Finn", "Oscar", "Hugo", "Theo", "Noah", "Felix", "Otto", "Paul")
+GIRLS = ("Mia", "Lily", "Anna", "Rosa", "Ella", "Nina", "Zoe", "Ruby", "Ivy", "Lucy", "Emma", "Clara")
+BOYS = ("Tom", "Ben", "Max", "Leo", "Sam", "Jack", "Finn", "Oscar", "Hugo", "Theo", "Noah", "Felix")
 
 ABILITY = {
-    **dict.fromkeys(("cat", "squirrel", "monkey", "raccoon"), "climb"),
-    **dict.fromkeys(("owl", "robin", "crow", "parrot"), "fly"),
-    **dict.fromkeys(("frog", "otter", "beaver", "seal"), "swim"),
-    **dict.fromkeys(("mole", "rabbit", "dog", "badger"), "dig"),
-    **dict.fromkeys(("bear", "horse", "bull", "elephant"), "push"),
-    **dict.fromkeys(("mouse", "lamb", "hen", "hedgehog"), "nothing"),
+    **dict.fromkeys(("cat", "squirrel", "monkey"), "climb"),
+    **dict.fromkeys(("owl", "crow", "parrot"), "fly"),
+    **dict.fromkeys(("frog", "otter", "seal"), "swim"),
+    **dict.fromkeys(("mole", "rabbit", "dog"), "dig"),
+    **dict.fromkeys(("bear", "horse", "bull"), "push"),
+    **dict.fromkeys(("mouse", "lamb", "hen"), "nothing"),
 }
 
-WATER = ("the lake", "the river", "the pond", "the beach", "the harbor", "the old bridge")
-LAND = ("the park", "the farm", "the market", "the mill", "the castle", "the school", "the village", "the camp")
+WATER = ("the lake", "the river", "the pond", "the beach", "the old bridge")
+LAND = ("the park", "the farm", "the market", "the mill", "the castle", "the school", "the village")
 LIGHT_TOYS = ("kite", "balloon", "hat", "scarf", "ribbon", "flag", "letter")
 OTHER_TOYS = ("ball", "drum", "bell", "key", "coin", "ring", "cup", "spoon", "book", "doll", "toy boat", "toy train")
 

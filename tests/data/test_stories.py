@@ -41,7 +41,11 @@ def test_the_same_seed_writes_the_same_text_in_every_process() -> None:
     )
     here = [d.text for form in FORMS for d in stories.write_documents(form, 20, seed=3)]
     there = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
     )
     assert there.stdout.strip() == str(here)
     assert len(set(here)) == len(here)
@@ -51,16 +55,18 @@ def test_the_same_seed_writes_the_same_text_in_every_process() -> None:
 def test_training_and_held_out_worlds_are_disjoint() -> None:
     worlds = {}
     for held_out in (False, True):
-        documents = stories.write_documents("story", 3000, seed=5, held_out=held_out)
+        documents = stories.write_documents("story", 1500, seed=5, held_out=held_out)
         worlds[held_out] = {world(stories.check(document.text)) for document in documents}
-    assert len(worlds[False]) > 2000 and len(worlds[True]) > 1000
+    assert len(worlds[False]) > 1000
+    assert len(worlds[True]) > 400
     assert not worlds[False] & worlds[True]
 
 
 def test_a_story_prompt_tells_its_world() -> None:
     for document in stories.write_documents("story", 300, seed=6):
         assert all(word in document.prompt for word in world(stories.check(document.text)))
-        assert document.completion.startswith(" ") and document.prompt[-1] in '."'
+        assert document.completion.startswith(" ")
+        assert document.prompt.endswith(".")
 
 
 def test_every_plot_and_trouble_is_written() -> None:
@@ -71,7 +77,11 @@ def test_every_plot_and_trouble_is_written() -> None:
 
 def test_the_grammar_knows_every_field_it_uses() -> None:
     for plot in PLOTS:
-        texts = [*(t for slot in plot.slots for t in slot), *(t for pair in plot.questions for t in pair), *plot.summaries]
+        texts = [
+            *(t for slot in plot.slots for t in slot),
+            *(t for pair in plot.questions for t in pair),
+            *plot.summaries,
+        ]
         used = set(re.findall(r"{(\w+)}", " ".join(texts)))
         assert used <= BASE.keys() | DERIVED.keys()
         assert all(len(derive({field: value})[field]) > 0 for field in used & BASE.keys() for value in BASE[field])
@@ -114,7 +124,10 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[str], str], str]] = {
     "no answer": ("question", lambda text: text.rpartition("\n")[0] + "\nAnswer:", "does not answer|is answered by"),
     "summary of another story": (
         "summary",
-        lambda text: text.partition("Summary:")[0] + "Summary: At the lake, Tom the frog lost a red ball. Mia the dog helped him.",
+        lambda text: (
+            text.partition("Summary:")[0]
+            + "Summary: At the lake, Tom the frog lost a red ball. Mia the dog helped him."
+        ),
         "the summary is one of",
     ),
     "neither question nor summary": ("summary", lambda text: text.replace("\nSummary", "\nMoral"), "after the story"),
