@@ -6,12 +6,33 @@ from types import ModuleType
 
 import torch
 
-from . import attention_decode, layer_norm, rms_norm, rope, swiglu
+from . import (
+    attention_decode,
+    cross_entropy,
+    layer_norm,
+    linear,
+    linear_cross_entropy,
+    rms_norm,
+    rope,
+    softmax,
+    swiglu,
+)
 from .binary import inspect_plan
 from .launch import Gpu, LaunchPlan
 
 OPS: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module for module in (attention_decode, layer_norm, rms_norm, rope, swiglu)
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        attention_decode,
+        cross_entropy,
+        layer_norm,
+        linear,
+        linear_cross_entropy,
+        rms_norm,
+        rope,
+        softmax,
+        swiglu,
+    )
 }
 """The files that have `example_plans`, by the op's name."""
 

@@ -6,8 +6,6 @@ A program owns a tile of 2048 elements. Gate and up may be the two halves of one
 are addressed by their stride, nothing is copied. In bf16 4 bytes are read and 2 written an element, 6 and 4 in the
 backward pass, for about 10 FLOPs: memory bound.
 
-silu and gelu_tanh are both x * sigmoid(z(x)): gelu's 0.5 * (1 + tanh(z / 2)) is sigmoid(z).
-
 Kept for backward: gate and up. The activation is computed again from gate:
 
     dgate = dy * up * act'(gate)        dup = dy * act(gate)
@@ -25,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .activation import activation_and_slope
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import accumulation_dtype
@@ -32,28 +31,6 @@ from .validate import require_floating, require_kernel_dtype, require_same, requ
 
 TILE_COLUMNS = 1024
 """Longest tile row: 11008 columns (LLaMA-2 7B), which 2048 would cut into 5.4 tiles, leave 2 % of the last one idle."""
-
-
-@triton.jit
-def _activation(b_x, ACTIVATION: tl.constexpr):
-    """act(x) and act'(x), of which the compiler drops what is not used."""
-    if ACTIVATION == "gelu":
-        b_cdf = 0.5 * (1.0 + tl.erf(b_x * 0.7071067811865476))
-        b_pdf = 0.3989422804014327 * tl.exp(-0.5 * b_x * b_x)
-        b_act = b_x * b_cdf
-        b_slope = b_cdf + b_x * b_pdf
-    else:
-        if ACTIVATION == "gelu_tanh":
-            b_z = 1.5957691216057308 * (b_x + 0.044715 * b_x * b_x * b_x)  # 2 sqrt(2 / pi)
-            b_dz = 1.5957691216057308 * (1.0 + 0.134145 * b_x * b_x)
-        else:
-            tl.static_assert(ACTIVATION == "silu")
-            b_z = b_x
-            b_dz = 1.0
-        b_sigmoid = tl.sigmoid(b_z)
-        b_act = b_x * b_sigmoid
-        b_slope = b_sigmoid + b_act * (1.0 - b_sigmoid) * b_dz
-    return b_act, b_slope
 
 
 @triton.jit
@@ -68,7 +45,7 @@ def glu_kernel(
 
     b_gate = tl.load(p_gate + o_m * gate_stride + o_n, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     b_up = tl.load(p_up + o_m * up_stride + o_n, mask=mask, other=0.0).to(tl.float32)
-    b_act, _ = _activation(b_gate, ACTIVATION)
+    b_act, _ = activation_and_slope(b_gate, ACTIVATION)
     tl.store(p_y + o_m * N + o_n, b_act * b_up, mask=mask)
 
 
@@ -85,7 +62,7 @@ def glu_backward_kernel(
     b_dy = tl.load(p_dy + o_m * dy_stride + o_n, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     b_gate = tl.load(p_gate + o_m * gate_stride + o_n, mask=mask, other=0.0).to(tl.float32)
     b_up = tl.load(p_up + o_m * up_stride + o_n, mask=mask, other=0.0).to(tl.float32)
-    b_act, b_slope = _activation(b_gate, ACTIVATION)
+    b_act, b_slope = activation_and_slope(b_gate, ACTIVATION)
     tl.store(p_dgate + o_m * N + o_n, b_dy * b_up * b_slope, mask=mask)
     tl.store(p_dup + o_m * N + o_n, b_dy * b_act, mask=mask)
 

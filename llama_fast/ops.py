@@ -1,9 +1,24 @@
 """The public functional API: every fused op, by name."""
 
 from .kernels.attention_decode import attention_decode
+from .kernels.cross_entropy import cross_entropy
 from .kernels.layer_norm import layer_norm
+from .kernels.linear import linear
+from .kernels.linear_cross_entropy import linear_cross_entropy
 from .kernels.rms_norm import rms_norm
 from .kernels.rope import rope
+from .kernels.softmax import softmax
 from .kernels.swiglu import geglu, swiglu
 
-__all__ = ["attention_decode", "geglu", "layer_norm", "rms_norm", "rope", "swiglu"]
+__all__ = [
+    "attention_decode",
+    "cross_entropy",
+    "geglu",
+    "layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rope",
+    "softmax",
+    "swiglu",
+]

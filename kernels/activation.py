@@ -1,0 +1,45 @@
+"""The activations of fused epilogues, in float32 registers.
+
+silu and gelu_tanh are both x * sigmoid(z(x)): gelu's 0.5 * (1 + tanh(z / 2)) is sigmoid(z).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(b_x, ACTIVATION: tl.constexpr):
+    """act(x) for "silu", "gelu" (error function), "gelu_tanh" or "relu"."""
+    b_act, _ = activation_and_slope(b_x, ACTIVATION)
+    return b_act
+
+
+@triton.jit
+def activation_slope(b_x, ACTIVATION: tl.constexpr):
+    """act'(x)."""
+    _, b_slope = activation_and_slope(b_x, ACTIVATION)
+    return b_slope
+
+
+@triton.jit
+def activation_and_slope(b_x, ACTIVATION: tl.constexpr):
+    """act(x) and act'(x), of which the compiler drops what is not used."""
+    if ACTIVATION == "relu":
+        b_act = tl.where(b_x < 0.0, 0.0, b_x)  # keeps NaN
+        b_slope = tl.where(b_x <= 0.0, 0.0, 1.0)
+    elif ACTIVATION == "gelu":
+        b_cdf = 0.5 * (1.0 + tl.erf(b_x * 0.7071067811865476))
+        b_act = b_x * b_cdf
+        b_slope = b_cdf + b_x * 0.3989422804014327 * tl.exp(-0.5 * b_x * b_x)
+    else:
+        if ACTIVATION == "gelu_tanh":
+            b_z = 1.5957691216057308 * (b_x + 0.044715 * b_x * b_x * b_x)  # 2 sqrt(2 / pi)
+            b_dz = 1.5957691216057308 * (1.0 + 0.134145 * b_x * b_x)
+        else:
+            tl.static_assert(ACTIVATION == "silu")
+            b_z = b_x
+            b_dz = 1.0
+        b_sigmoid = tl.sigmoid(b_z)
+        b_act = b_x * b_sigmoid
+        b_slope = b_sigmoid + b_act * (1.0 - b_sigmoid) * b_dz
+    return b_act, b_slope

@@ -1,0 +1,290 @@
+"""A linear layer and the cross entropy of its output, without the logits ever being whole in memory.
+
+    loss = cross_entropy(hidden @ weight^T + bias, labels)          hidden (T, H), weight (V, H)
+
+The tokens are taken in chunks: logits of the chunk (a plain product: cuBLAS), their losses (`cross_entropy_kernel`), their
+gradient in the same buffer (`cross_entropy_backward_kernel`), dhidden of the chunk (cuBLAS), and dweight += dlogits^T @
+hidden in float32 (`linear_kernel` with dweight as its residual: no second buffer of the weight's size).
+
+When the gradient is made. For "mean" and "sum" every token has the same upstream gradient, so forward makes the gradients,
+for an upstream gradient of 1, and backward multiplies them by what came: 6THV FLOPs in all, where computing the logits again
+takes 8THV. For "none" a token's upstream gradient arrives in backward only: the logits are computed again there. The factor
+1/count of the mean is left to backward too, in float32, so that float16 gradients do not vanish before a loss scaler
+has its say. Nothing waits for the GPU: the count is a tensor.
+
+Chunks. Each costs 8HV bytes of reading and writing dweight, against 6HV FLOPs a token: at 780 TFLOP/s and 4.3 TB/s the
+traffic takes as long as 242 tokens. A chunk has as many tokens as the weight has columns, at least 1024: the logits are then
+no larger than the weight, and the traffic is 6 % of the time at H = 4096 (12 % at 2048). Bytes above the inputs and results,
+for LLaMA-3 8B in bf16 (H = 4096, V = 128256): 1.05 GB of logits and 2.1 GB of dweight in float32, for any T; the logits of
+16384 tokens would be 4.2 GB, three to six times over in an unfused loss.
+
+Kept for backward: dhidden in hidden's dtype, dweight and dbias in float32 ("mean", "sum"); lse ("none").
+
+A fully fused kernel (Wijmans et al., Cut Your Losses, 2024, arXiv:2411.09009) saves the buffer of logits, and computes them
+again in backward, with dweight added up by atomics or locks: not the same bits every run.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .cross_entropy import (
+    Objective,
+    gradient_kernel,
+    gradient_pytorch,
+    losses_kernel,
+    losses_pytorch,
+    plan_cross_entropy,
+    plan_cross_entropy_backward,
+    reduce_losses,
+    require_loss_arguments,
+)
+from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, gpu_of
+from .library import below_autograd, register, register_autocast, register_autograd
+from .linear import allow_tf32, plan_linear, require_dtype
+from .rows import accumulation_dtype
+from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+
+LEAST_CHUNK = 1024
+"""Tokens of a chunk of a narrow model."""
+
+
+def chunk_tokens(in_features: int) -> int:
+    """Tokens in a chunk, at most."""
+    return max(LEAST_CHUNK, in_features)
+
+
+def _chunks(tokens: int, limit: int) -> Iterator[slice]:
+    """Nearly equal chunks of at most `limit` tokens."""
+    size = cdiv(tokens, cdiv(tokens, limit)) if tokens else 1
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
+
+
+def plan_add_weight_gradient(
+    dlogits: Tensor, hidden: Tensor, dweight: Tensor, *, first: bool, tf32: bool = False, gpu: Gpu
+) -> list[LaunchPlan]:
+    """dweight (V, H), float32, += dlogits^T @ hidden, or = in the `first` chunk."""
+    residual = None if first else dweight
+    return plan_linear(dlogits.t(), hidden.t(), None, residual, dweight, allow_tf32=tf32, gpu=gpu)
+
+
+def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
+    """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
+    for vocab, in_features in ((128256, 2048), (128256, 4096)):
+        tokens = chunk_tokens(in_features)
+        logits, hidden = (
+            torch.empty(tokens, size, dtype=torch.bfloat16, device="meta") for size in (vocab, in_features)
+        )
+        dweight, losses = torch.empty(vocab, in_features, device="meta"), torch.empty(tokens, device="meta")
+        labels = torch.empty(tokens, dtype=torch.int64, device="meta")
+        objective, shape = Objective(-100, 0.0, 0.0, None), f"{tokens}x{vocab}x{in_features}"
+        yield shape, plan_cross_entropy(logits, labels, losses, losses, objective)
+        yield shape, plan_cross_entropy_backward(logits, labels, losses, logits, objective, dloss=None, count=None)
+        for plan in plan_add_weight_gradient(logits, hidden, dweight, first=False, gpu=gpu):
+            yield shape, plan
+
+
+def _walk(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, objective: Objective, limit: int, lse: Tensor,
+    gradients: Sequence[Tensor], needed: Sequence[bool], *,
+    losses: Tensor | None = None, dlosses: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Over hidden (T, H): writes `losses` and `lse` if it is given `losses`, then the gradients that are needed."""
+    on_triton = hidden.is_cuda or INTERPRETED
+    write_losses, write_gradient = (losses_kernel, gradient_kernel) if on_triton else (losses_pytorch, gradient_pytorch)
+    buffer = hidden.new_empty((min(limit, hidden.shape[0]), weight.shape[0]))
+    for chunk in _chunks(hidden.shape[0], limit):
+        logits = buffer[: chunk.stop - chunk.start]
+        if bias is None:
+            torch.mm(hidden[chunk], weight.t(), out=logits)
+        else:
+            torch.addmm(bias, hidden[chunk], weight.t(), out=logits)
+        if losses is not None:
+            write_losses(logits, labels[chunk], losses[chunk], lse[chunk], objective)
+        if any(needed):
+            dloss = None if dlosses is None else dlosses[chunk]
+            write_gradient(logits, labels[chunk], lse[chunk], logits, objective, dloss=dloss, count=None)
+            _add_products(logits, hidden[chunk], weight, chunk, gradients, needed, on_triton)
+
+
+def _add_products(
+    dlogits: Tensor, hidden: Tensor, weight: Tensor, chunk: slice, gradients: Sequence[Tensor],
+    needed: Sequence[bool], on_triton: bool,
+) -> None:  # fmt: skip
+    dhidden, dweight, dbias = gradients
+    first = chunk.start == 0
+    if needed[0]:
+        torch.mm(dlogits, weight, out=dhidden.view(-1, weight.shape[1])[chunk])
+    if needed[1] and on_triton:
+        plans = plan_add_weight_gradient(
+            dlogits, hidden, dweight, first=first, tf32=allow_tf32(hidden), gpu=gpu_of(hidden.device)
+        )
+        for plan in plans:
+            plan.launch()
+    elif needed[1]:
+        operands = dlogits.t().to(dweight.dtype), hidden.to(dweight.dtype)
+        torch.mm(*operands, out=dweight) if first else dweight.addmm_(*operands)
+    if needed[2]:
+        total = dlogits.sum(0, dtype=dbias.dtype)
+        dbias.copy_(total if first else dbias + total)
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, ignore_index: int, label_smoothing: float,
+    z_loss: float, softcap: float | None, reduction: str, chunk: int, *needed: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    if hidden.is_cuda or INTERPRETED:
+        require_kernel_dtype(hidden=hidden, weight=weight, bias=bias)
+    objective = Objective(ignore_index, label_smoothing, z_loss, softcap)
+    loss, lse, count, *gradients = _fake(hidden, weight, labels, bias, *objective, reduction, chunk, *needed)
+    if not labels.numel():
+        torch._foreach_zero_(gradients)
+    labels = labels.reshape(-1).contiguous()
+    losses = loss.view(-1) if reduction == "none" else torch.empty_like(lse)
+    _walk(as_rows(hidden), weight, labels, bias, objective, chunk, lse, gradients, needed, losses=losses)
+    if reduction != "none":
+        reduce_losses(losses, labels, loss, count, reduction, ignore_index)
+    return loss, lse, count, *gradients
+
+
+def _fake(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, ignore_index: int, label_smoothing: float,
+    z_loss: float, softcap: float | None, reduction: str, chunk: int, *needed: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    require_dtype(hidden, weight=weight, bias=bias)
+    dtype = accumulation_dtype(hidden)
+    return (
+        hidden.new_empty(labels.shape if reduction == "none" else (), dtype=dtype),
+        hidden.new_empty(labels.numel(), dtype=dtype),
+        hidden.new_empty(() if reduction == "mean" else 0, dtype=dtype),
+        *_new_gradients(hidden, weight, needed),
+    )
+
+
+def _new_gradients(hidden: Tensor, weight: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """dhidden, dweight and dbias, the last two to be added to in float32; each empty if it is not needed."""
+    dtype = accumulation_dtype(hidden)
+    return (
+        hidden.new_empty(hidden.shape if needed[0] else 0),
+        weight.new_empty(weight.shape if needed[1] else 0, dtype=dtype),
+        weight.new_empty(weight.shape[0] if needed[2] else 0, dtype=dtype),
+    )
+
+
+def _backward(
+    dloss: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, lse: Tensor,
+    ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None, chunk: int, *needed: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    gradients = _new_gradients(hidden, weight, needed)
+    if not labels.numel():
+        torch._foreach_zero_(gradients)
+    objective = Objective(ignore_index, label_smoothing, z_loss, softcap)
+    dlosses, labels = dloss.reshape(-1).contiguous(), labels.reshape(-1).contiguous()
+    _walk(as_rows(hidden), weight, labels, bias, objective, chunk, lse, gradients, needed, dlosses=dlosses)
+    return tuple(gradient.to(hidden.dtype) for gradient in gradients)
+
+
+def _backward_fake(dloss: Tensor, hidden: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(gradient.to(hidden.dtype) for gradient in _new_gradients(hidden, weight, arguments[-3:]))
+
+
+_NEEDED = "bool hidden_grad, bool weight_grad, bool bias_grad"
+
+linear_cross_entropy_op = register(
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor labels, Tensor? bias, int ignore_index,"
+    f" float label_smoothing, float z_loss, float? softcap, str reduction, int chunk, {_NEEDED})"
+    " -> (Tensor loss, Tensor lse, Tensor count, Tensor dhidden, Tensor dweight, Tensor dbias)",
+    kernel=_forward, pytorch=_forward, fake=_fake,
+)  # fmt: skip
+linear_cross_entropy_backward_op = register(
+    "linear_cross_entropy_backward(Tensor dloss, Tensor hidden, Tensor weight, Tensor labels, Tensor? bias, Tensor lse,"
+    f" int ignore_index, float label_smoothing, float z_loss, float? softcap, int chunk, {_NEEDED})"
+    " -> (Tensor dhidden, Tensor dweight, Tensor dbias)",
+    kernel=_backward, pytorch=_backward, fake=_backward_fake,
+)  # fmt: skip
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, *options: Any
+    ) -> tuple[Tensor, ...]:
+        *objective, reduction, chunk = options[:-3]
+        ctx.needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        needed = (False,) * 3 if reduction == "none" else ctx.needed
+        with below_autograd():
+            outputs = linear_cross_entropy_op(hidden, weight, labels, bias, *options[:-3], *needed)
+        _, lse, count, *gradients = outputs
+        ctx.mark_non_differentiable(lse, count, *gradients)
+        ctx.reduction, ctx.options = reduction, (*objective, chunk)
+        if reduction == "none":
+            ctx.save_for_backward(hidden, weight, labels, bias, lse)
+        else:
+            ctx.save_for_backward(count, *gradients)
+            ctx.dtype = hidden.dtype
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.reduction == "none":
+            gradients = linear_cross_entropy_backward_op(dloss, *ctx.saved_tensors, *ctx.options, *ctx.needed)
+        else:
+            count, *gradients = ctx.saved_tensors
+            # where no label counts the gradients are zero, and shall not be divided by it
+            scale = (dloss / count.clamp(min=1) if ctx.reduction == "mean" else dloss).reshape(1)
+            gradients = [_scaled(gradient, scale, ctx.dtype) for gradient in gradients]
+        dhidden, dweight, dbias = (g if need else None for g, need in zip(gradients, ctx.needed, strict=True))
+        return dhidden, dweight, None, dbias, *(None,) * 9
+
+
+def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """In one pass; `scale` has a dimension so that it is not rounded to the dtype of the gradient first."""
+    return torch.mul(gradient, scale, out=torch.empty_like(gradient, dtype=dtype))
+
+
+register_autograd(linear_cross_entropy_op, _LinearCrossEntropy)
+register_autocast(linear_cross_entropy_op)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100,
+    label_smoothing: float = 0.0, z_loss: float = 0.0, softcap: float | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> Tensor:  # fmt: skip
+    """The cross entropy of hidden @ weight.T + bias, without storing the logits of all tokens at once.
+
+    Args:
+        hidden: (..., in_features), float16, bfloat16 or float32 (float64 on the CPU).
+        weight: (vocab, in_features), of hidden's dtype.
+        labels: (...,), int64: the class of each token, or `ignore_index`.
+        bias: (vocab,), of hidden's dtype.
+        ignore_index, label_smoothing, z_loss, softcap, reduction: as in `cross_entropy`.
+
+    Returns:
+        float32 (float64 for float64): a scalar, or (...,) for "none". The mean over no tokens is NaN, as PyTorch's; its
+        gradient is zero.
+
+    Under `torch.autocast`, `hidden`, `weight` and `bias` are cast as `F.linear` casts them.
+
+    Raises:
+        TypeError: a tensor is not floating point, `labels` is not int64, or `hidden`, `weight` and `bias` differ in dtype.
+        ValueError: a shape, device or option does not fit; on the CPU, a label is out of range. On a GPU a label out of
+            range makes the loss and the gradients NaN.
+    """
+    require_floating(hidden=hidden, weight=weight, bias=bias)
+    require_same_device(hidden=hidden, weight=weight, bias=bias)
+    if hidden.ndim == 0:
+        raise ValueError("hidden must have at least one dimension, got a scalar")
+    if weight.ndim != 2 or weight.shape[0] == 0 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"weight must have shape (vocab, {hidden.shape[-1]}), vocab > 0, got {tuple(weight.shape)}")
+    if bias is not None:
+        require_shape("bias", bias, weight.shape[:1])
+    require_loss_arguments("hidden", hidden, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)
+    return linear_cross_entropy_op(
+        hidden, weight, labels, bias, ignore_index, label_smoothing, z_loss, softcap, reduction,
+        chunk_tokens(hidden.shape[-1]), False, False, False,
+    )[0]  # fmt: skip
