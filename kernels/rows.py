@@ -1,5 +1,6 @@
 """What the ops that work row by row share: how rows are cut into tiles, and the sum over rows that ends a weight gradient."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ class RowTile:
     num_warps: int
 
 
+@functools.lru_cache
 def row_tile(n: int, gpu: Gpu, *, limit: int = WHOLE_ROW_LIMIT) -> RowTile:
     """The tile for rows of `n` elements: short rows share a program (2048 elements), rows past `limit` are cut."""
     block_n = LONG_ROW_BLOCK if n > limit else next_power_of_2(max(1, n))
