@@ -1,9 +1,14 @@
 """Attention for `transformers`, through its AttentionInterface, and the masks for it, through its AttentionMaskInterface.
 
-transformers makes one mask a forward pass and hands it to every layer. Ours is None for a plain causal pattern over all
-keys; a tensor of key ranges where batches are padded on the left, the cache is longer than what it holds, or a window
-slides (`key_ranges`); and a boolean mask for every other pattern. None and key ranges cost no memory that grows with the
-square of the length, and leave the kernels free to skip what is masked.
+transformers makes one mask a forward pass and hands it to every layer. Ours is one of four:
+
+- None: causal over all keys;
+- int32 (batch, 1, 1, 2 or 3), the range of keys of each row (`key_ranges`): batches padded on the left, caches longer than
+  what they hold, sliding windows;
+- uint8 (batch, 1, 1, keys): 0 for padding elsewhere than on the left, on top of causality;
+- boolean (batch, 1, queries, keys), transformers' own: any other pattern.
+
+Only the last grows with the square of the length and keeps the kernels from skipping what is masked.
 """
 
 from typing import Any
@@ -42,20 +47,23 @@ def fused_mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor | None:
-    """The mask of a forward pass, as transformers asks for it: None, key ranges, or boolean (batch, 1, q, kv).
+    """The mask of a forward pass, as transformers asks for it.
 
     `q_offset` is the position of the first query (a tensor with static caches), `kv_offset` that of the first key in the
     cache (not 0 in the caches of sliding windows). `attention_mask` is boolean (batch, keys so far), True where no padding.
     """
-    is_sliding = mask_function is not causal_mask_function and _is_sliding_window(mask_function)
-    if is_sliding or mask_function is causal_mask_function:
-        padding = _left_padding(attention_mask, q_offset, q_length) if attention_mask is not None else 0
-        end = q_offset + q_length - kv_offset
-        is_whole = isinstance(end, int) and end == kv_length and isinstance(padding, int)
-        if is_whole and not is_sliding and q_length > 1:  # a single query takes ranges, for the decoding kernel
-            return None
+    is_causal = mask_function is causal_mask_function
+    is_sliding = not is_causal and _is_sliding_window(mask_function)
+    end = q_offset + q_length - kv_offset  # where the keys of the last query end
+    fills_cache = isinstance(end, int) and end == kv_length
+    if is_causal or is_sliding:
+        padding = 0 if attention_mask is None else _left_padding(attention_mask, q_offset, q_length)
+        if is_causal and fills_cache and isinstance(padding, int) and q_length > 1:
+            return None  # a single query takes ranges, for the decoding kernel
         if padding is not None:
             return key_ranges(batch_size, padding, end, kv_offset, local_size if is_sliding else None, device)
+    if is_causal and fills_cache and attention_mask is not None:
+        return _key_padding(attention_mask, kv_length, kv_offset)
     return sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -107,7 +115,7 @@ def _is_sliding_window(mask_function: Any) -> bool:
 def _left_padding(attention_mask: Tensor, q_offset: int | Tensor, q_length: int) -> int | Tensor | None:
     """The number of padding tokens before each row: 0 if there are none, (batch,) if they are all on the left, else None.
 
-    Reads the mask on the host, as transformers' own mask functions do; None while tracing, where that is impossible.
+    Reads the mask on the host, as transformers' own mask functions do; None while tracing, when that is impossible.
     """
     if is_tracing(attention_mask):
         return None
@@ -120,6 +128,12 @@ def _left_padding(attention_mask: Tensor, q_offset: int | Tensor, q_length: int)
     padding = end - attention_mask.sum(-1)
     is_left = torch.arange(end, device=attention_mask.device) >= padding[:, None]
     return padding if torch.equal(attention_mask.bool(), is_left) else None
+
+
+def _key_padding(attention_mask: Tensor, kv_length: int, kv_offset: int) -> Tensor:
+    missing = kv_length + kv_offset - attention_mask.shape[-1]
+    padding = F.pad(attention_mask, (0, max(missing, 0)))[:, kv_offset : kv_offset + kv_length]
+    return padding.bool().view(torch.uint8)[:, None, None, :]
 
 
 def fused_attention(
@@ -152,35 +166,37 @@ def fused_attention(
                 "or llama_fast.unfuse(model)"
             )
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    has_ranges = attention_mask is not None and attention_mask.dtype == torch.int32
     has_float_mask = attention_mask is not None and attention_mask.is_floating_point()
     wants_weights = kwargs.get("output_attentions", getattr(module.config, "output_attentions", False))
     if dropout > 0.0 or has_float_mask or wants_weights:
         return eager_attention(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, softcap=softcap, **kwargs
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, softcap=softcap
         )
-    if not has_ranges:
-        is_causal = is_causal and attention_mask is None and query.shape[2] > 1
-        out = ops.attention(query, key, value, causal=is_causal, scale=scaling, softcap=softcap, mask=attention_mask)
-        return out.transpose(1, 2), None
-
-    assert attention_mask is not None
-    start, end = attention_mask[:, 0, 0, 0], attention_mask[:, 0, 0, 1]
-    slides = attention_mask.shape[-1] == 3
-    if slides and sliding_window is None:  # the layer does not say its window, which the kernels need as a number
-        mask = dense_mask(attention_mask, query.shape[2], key.shape[2], is_causal=True)
-        out = ops.attention(query, key, value, causal=False, scale=scaling, softcap=softcap, mask=mask)
-        return out.transpose(1, 2), None
-    window = sliding_window if slides else None
-    if query.shape[2] == 1 and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):
-        out = ops.attention_decode(
-            query, key, value, end, key_start=start, scale=scaling, window=window, softcap=softcap
-        )
+    heads = (query, key, value)
+    options: dict[str, Any] = dict(scale=scaling, softcap=softcap)
+    if attention_mask is None:
+        out = ops.attention(*heads, causal=is_causal, **options)
+    elif attention_mask.dtype == torch.int32:
+        out = _attend_to_ranges(*heads, attention_mask, sliding_window, options)
+    elif attention_mask.dtype == torch.uint8:
+        out = ops.attention(*heads, causal=True, mask=attention_mask.view(torch.bool), **options)
     else:
-        out = ops.attention(
-            query, key, value, scale=scaling, window=window, softcap=softcap, key_start=start, key_end=end
-        )
+        out = ops.attention(*heads, causal=False, mask=attention_mask, **options)
     return out.transpose(1, 2), None
+
+
+def _attend_to_ranges(
+    query: Tensor, key: Tensor, value: Tensor, ranges: Tensor, sliding_window: int | None, options: dict[str, Any]
+) -> Tensor:
+    start, end, *window = ranges[:, 0, 0].unbind(-1)
+    if window and sliding_window is None:  # the layer does not say its window, which the kernels need as a number
+        mask = _dense_ranges(ranges, query.shape[2], key.shape[2])
+        return ops.attention(query, key, value, causal=False, mask=mask, **options)
+    options["window"] = sliding_window if window else None
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    if query.shape[2] == 1 and not needs_gradient:
+        return ops.attention_decode(query, key, value, end, key_start=start, **options)
+    return ops.attention(query, key, value, causal=True, key_start=start, key_end=end, **options)
 
 
 def eager_attention(
@@ -220,17 +236,22 @@ def dense_mask(
     device: torch.device | None = None,
 ) -> Tensor | None:
     """What a mask of ours means, as boolean (batch, 1, q, kv): True where a query may attend. Other masks stay."""
-    if attention_mask is not None and attention_mask.dtype != torch.int32:
-        return attention_mask
-    if attention_mask is None and not is_causal:
-        return None
     if attention_mask is None:
-        attention_mask = torch.tensor([0, kv_length], device=device)[None, None, None]
-    start, end = attention_mask[..., 0:1], attention_mask[..., 1:2]
-    i_key = torch.arange(kv_length, device=attention_mask.device)
-    i_query = torch.arange(q_length, device=attention_mask.device)[:, None] + end - q_length  # (batch, 1, q, 1)
+        if not is_causal:
+            return None
+        attention_mask = torch.ones(1, 1, 1, kv_length, dtype=torch.uint8, device=device)
+    if attention_mask.dtype == torch.uint8:
+        whole = key_ranges(1, 0, kv_length, 0, None, attention_mask.device)
+        return _dense_ranges(whole, q_length, kv_length) & attention_mask.bool()
+    return _dense_ranges(attention_mask, q_length, kv_length) if attention_mask.dtype == torch.int32 else attention_mask
+
+
+def _dense_ranges(ranges: Tensor, q_length: int, kv_length: int) -> Tensor:
+    start, end, *window = (column[..., None] for column in ranges.unbind(-1))  # each (batch, 1, 1, 1)
+    i_key = torch.arange(kv_length, device=ranges.device)
+    i_query = torch.arange(q_length, device=ranges.device)[:, None] + end - q_length  # (batch, 1, q, 1)
     allowed = (i_key >= start) & (i_key <= i_query)
-    return allowed & (i_key > i_query - attention_mask[..., 2:3]) if attention_mask.shape[-1] == 3 else allowed
+    return allowed & (i_key > i_query - window[0]) if window else allowed
 
 
 def register() -> None:

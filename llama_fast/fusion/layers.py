@@ -22,10 +22,15 @@ from .swap import Fused, is_watched
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether the module computes x @ weight.T + bias and nothing else, so that a kernel may do it in its place."""
-    return type(module) is nn.Linear and not is_watched(module) and "forward" not in module.__dict__
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, Tensor)  # no quantised or sharded weight
+        and not is_watched(module)
+        and "forward" not in module.__dict__  # where accelerate puts its own
+    )
 
 
-def project(linear: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
+def project(linear: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     """`linear(x)`, or `linear(x) + residual` in one kernel."""
     return linear(x) if residual is None else ops.linear(x, linear.weight, linear.bias, residual=residual)
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -28,9 +29,10 @@ def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inferenc
     `model.to`, gradient checkpointing, PEFT and `torch.compile` work as before. `unfuse` undoes it.
 
     While fused, the model has a config of its own, a copy whose attention implementation is "llama_fast".
-    Modules whose work is done by the kernel of another one are not called, so hooks set on all modules at once
-    (`register_module_forward_hook`) miss them: the activation in an MLP, and, as long as they are plain nn.Linear without
-    hooks, `o_proj` and `down_proj`. Hooks on single modules, these included, see what they saw before.
+
+    Hooks on a module see what they saw before, except on the activation inside an MLP, which is not called. A projection
+    whose kernel adds a residual is called too as soon as it has hooks, and the sum is then formed in the norm after it;
+    hooks set on all modules at once (`register_module_forward_hook`) miss it, and `output_hidden_states` leaves hooks.
 
     Args:
         model: a transformers model, or PEFT's model around one. Others get their norms and MLPs swapped.
@@ -89,25 +91,28 @@ class _Fusing:
         for module in self.names:
             self._norm(module)
             self._mlp(module)
-        root = next((module for module in self.names if isinstance(module, PreTrainedModel)), None)
-        if root is None:
-            return
-        layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if (reason := _whole_model_reason(root)) is not None:
-            self.left += [
-                Left(self.names[layer], kind, reason) for layer in layers for kind in ("attention", "residual")
-            ]
-        elif layers:
-            self._decoder(root, layers)
-        if self.is_training:
-            self._loss(root)
+        for root in self._outermost_models():
+            layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
+            if (reason := _whole_model_reason(root)) is not None:
+                self._leave_decoder(layers, reason)
+            elif layers:
+                self._decoder(root, layers)
+            if self.is_training:
+                self._loss(root)
+
+    def _outermost_models(self) -> list[PreTrainedModel]:
+        models = [module for module in self.names if isinstance(module, PreTrainedModel)]
+        inner = {module for model in models for module in model.modules() if module is not model}
+        return [model for model in models if model not in inner]
+
+    def _leave_decoder(self, layers: Sequence[nn.Module], reason: str) -> None:
+        self.left += [Left(self.names[layer], kind, reason) for layer in layers for kind in ("attention", "residual")]
 
     def _norm(self, module: Any) -> None:
         def verified(found: Swap) -> Parity:
             size = module.normalized_shape[0] if hasattr(module, "normalized_shape") else module.weight.shape[0]
-            parameter = next(module.parameters(), next(self.model.parameters()))
-            case = random_case(size, parameter)
-            return check(module, [case], _swapping(found), gradients=self.is_training)
+            parameter = next(module.parameters(), next(self.model.parameters(), torch.empty(0)))
+            return check(module, [random_case(size, parameter)], _swapping(found), gradients=self.is_training)
 
         self._attempt("norm", module, structure.norm, verified)
 
@@ -130,11 +135,7 @@ class _Fusing:
             try:
                 cases = layer_cases(root.base_model, layers, (own, IMPLEMENTATION, exact))
             except CALL_ERRORS as error:
-                reason = f"the model cannot be run on token ids alone: {first_line(error)}"
-                self.left += [
-                    Left(self.names[layer], kind, reason) for layer in layers for kind in ("attention", "residual")
-                ]
-                return
+                return self._leave_decoder(layers, f"the model cannot be run on token ids alone: {first_line(error)}")
         for layer, calls in zip(layers, cases, strict=True):
             for module in layer.modules():
                 self._rope(module, calls, (own, own, exact))
@@ -166,7 +167,10 @@ class _Fusing:
     ) -> str:
         """Switches the whole model to our attention if every layer passes; returns the implementation it then has."""
         done: list[Swapped] = []
+        failed: list[Left] = []
         for layer, calls in zip(layers, cases, strict=True):
+            if all(structure.attention(module) is None for module in layer.modules()):
+                continue
 
             def verified(layer: nn.Module = layer, calls: Sequence[Case] = calls) -> Parity:
                 return check(
@@ -177,16 +181,18 @@ class _Fusing:
             if reason is None and self.verify:
                 reason, parity = _verdict(verified)
             if reason is not None:
-                self.left.append(Left(self.names[layer], "attention", reason))
+                failed.append(Left(self.names[layer], "attention", reason))
             else:
                 done.append(_swapped(self.names[layer], "attention", parity))
-        if len(done) < len(layers):
-            reason = "the model has one attention for all layers, and another layer cannot take ours"
-            self.left += [Left(swapped.name, "attention", reason) for swapped in done]
-            return implementations[0]
-        root.set_attn_implementation(IMPLEMENTATION)
-        self.swapped += done
-        return IMPLEMENTATION
+        why = "the model has one attention for all layers, and another layer cannot take ours"
+        if not failed:
+            root.set_attn_implementation(IMPLEMENTATION)
+            why = "the model does not let its attention be chosen"
+        if root.config._attn_implementation == IMPLEMENTATION:
+            self.swapped += done
+        else:
+            self.left += failed + [Left(swapped.name, "attention", why) for swapped in done]
+        return root.config._attn_implementation
 
     def _dropout(self, layer: nn.Module) -> str | None:
         rates = [getattr(module, "attention_dropout", 0.0) for module in layer.modules()]
