@@ -144,3 +144,9 @@ def layer_norm(
     if bias is not None:
         y = y + bias
     return y if residual is None else (y, h)
+
+
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) over `dim`, with the largest element taken off first."""
+    e = torch.exp(x - x.amax(dim, keepdim=True))
+    return e / e.sum(dim, keepdim=True)

@@ -1,0 +1,273 @@
+"""Softmax over any dimension.
+
+    y = exp(x - max(x)) / sum(exp(x - max(x)))          (float32, rounded once)
+
+`x` is seen as (outer, N, inner) by its strides, and a program owns all N elements of BLOCK_I of the inner ones: of
+neighbouring columns where `dim` is not the last, of whole rows where it is (then inner counts the rows). So neither needs
+a transposed copy. What fits a program's registers is read once: in bf16 2 bytes are read and 2 written an element. Longer
+ones are read twice, in tiles: for the running maximum and the sum that is rescaled to it (online softmax), then for y,
+from the end, which is still in L2. 5 FLOPs an element: memory bound.
+
+A slice of only -inf gives NaN, and so does one that holds +inf or NaN, as in PyTorch.
+
+Kept for backward: y.
+
+    dx = y * (dy - sum(dy * y))
+
+Paper: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018 (arXiv:1805.02867).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .launch import Gpu, LaunchPlan, as_rows, cdiv, gpu_of, next_power_of_2
+from .library import below_autograd, register, register_autograd
+from .rows import LONG_ROW_BLOCK, WHOLE_ROW_LIMIT, RowTile, row_tile
+from .validate import require_floating, require_kernel_dtype
+
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+"""The running maximum's start: with -inf, exp(-inf - -inf) of a slice's leading -inf would be NaN."""
+
+
+@triton.jit
+def _slices(INNER, BLOCK_I: tl.constexpr):
+    """The outer index of this program, and its BLOCK_I inner ones [BLOCK_I, 1]."""
+    inner_blocks = tl.cdiv(INNER, BLOCK_I)
+    i_o = (tl.program_id(0) // inner_blocks).to(tl.int64)
+    return i_o, tl.program_id(0) % inner_blocks * BLOCK_I + tl.arange(0, BLOCK_I)[:, None].to(tl.int64)
+
+
+@triton.jit
+def softmax_kernel(
+    p_x, p_y, x_stride_o, x_stride_n, x_stride_i, y_stride_o, y_stride_n, y_stride_i, N, INNER,
+    BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    i_o, o_i = _slices(INNER, BLOCK_I)
+    o_n = tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
+    mask = (o_n < N) & (o_i < INNER)
+    p_x += i_o * x_stride_o + o_i * x_stride_i + o_n * x_stride_n
+    b_x = tl.load(p_x, mask=mask, other=float("-inf")).to(tl.float32)  # [BLOCK_I, BLOCK_N]
+    b_y = tl.exp(b_x - tl.max(b_x, axis=1, keep_dims=True))
+    b_y *= 1.0 / tl.sum(b_y, axis=1, keep_dims=True)
+    tl.store(p_y + i_o * y_stride_o + o_i * y_stride_i + o_n * y_stride_n, b_y, mask=mask)
+
+
+@triton.jit
+def softmax_tiled_kernel(
+    p_x, p_y, x_stride_o, x_stride_n, x_stride_i, y_stride_o, y_stride_n, y_stride_i, N, INNER,
+    BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    i_o, o_i = _slices(INNER, BLOCK_I)
+    p_x += i_o * x_stride_o + o_i * x_stride_i  # [BLOCK_I, 1]
+    p_y += i_o * y_stride_o + o_i * y_stride_i
+
+    b_max = tl.full([BLOCK_I, 1], LOWEST, dtype=tl.float32)
+    b_sum = tl.zeros([BLOCK_I, BLOCK_N], dtype=tl.float32)
+    for start in range(0, N, BLOCK_N):
+        o_n = start + tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
+        mask = (o_n < N) & (o_i < INNER)
+        b_x = tl.load(p_x + o_n * x_stride_n, mask=mask, other=float("-inf")).to(tl.float32)  # [BLOCK_I, BLOCK_N]
+        b_new_max = tl.maximum(b_max, tl.max(b_x, axis=1, keep_dims=True))
+        b_sum = b_sum * tl.exp(b_max - b_new_max) + tl.exp(b_x - b_new_max)
+        b_max = b_new_max
+    b_scale = 1.0 / tl.sum(b_sum, axis=1, keep_dims=True)  # [BLOCK_I, 1]
+
+    last = (tl.cdiv(N, BLOCK_N) - 1) * BLOCK_N
+    for distance in range(0, N, BLOCK_N):
+        o_n = last - distance + tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
+        mask = (o_n < N) & (o_i < INNER)
+        b_x = tl.load(p_x + o_n * x_stride_n, mask=mask, other=float("-inf")).to(tl.float32)
+        tl.store(p_y + o_n * y_stride_n, tl.exp(b_x - b_max) * b_scale, mask=mask)
+
+
+@triton.jit
+def softmax_backward_kernel(
+    p_dy, p_y, p_dx, dy_stride_o, dy_stride_n, dy_stride_i, y_stride_o, y_stride_n, y_stride_i,
+    dx_stride_o, dx_stride_n, dx_stride_i, N, INNER, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    i_o, o_i = _slices(INNER, BLOCK_I)
+    o_n = tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
+    mask = (o_n < N) & (o_i < INNER)
+    p_dy += i_o * dy_stride_o + o_i * dy_stride_i + o_n * dy_stride_n
+    p_y += i_o * y_stride_o + o_i * y_stride_i + o_n * y_stride_n
+    b_dy = tl.load(p_dy, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_I, BLOCK_N]
+    b_y = tl.load(p_y, mask=mask, other=0.0).to(tl.float32)
+    b_dx = b_y * (b_dy - tl.sum(b_dy * b_y, axis=1, keep_dims=True))
+    tl.store(p_dx + i_o * dx_stride_o + o_i * dx_stride_i + o_n * dx_stride_n, b_dx, mask=mask)
+
+
+@triton.jit
+def softmax_backward_tiled_kernel(
+    p_dy, p_y, p_dx, dy_stride_o, dy_stride_n, dy_stride_i, y_stride_o, y_stride_n, y_stride_i,
+    dx_stride_o, dx_stride_n, dx_stride_i, N, INNER, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    i_o, o_i = _slices(INNER, BLOCK_I)
+    p_dy += i_o * dy_stride_o + o_i * dy_stride_i  # [BLOCK_I, 1]
+    p_y += i_o * y_stride_o + o_i * y_stride_i
+    p_dx += i_o * dx_stride_o + o_i * dx_stride_i
+
+    b_dot = tl.zeros([BLOCK_I, BLOCK_N], dtype=tl.float32)
+    for start in range(0, N, BLOCK_N):
+        o_n = start + tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
+        mask = (o_n < N) & (o_i < INNER)
+        b_dy = tl.load(p_dy + o_n * dy_stride_n, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_I, BLOCK_N]
+        b_dot += b_dy * tl.load(p_y + o_n * y_stride_n, mask=mask, other=0.0).to(tl.float32)
+    dot = tl.sum(b_dot, axis=1, keep_dims=True)  # [BLOCK_I, 1]
+
+    last = (tl.cdiv(N, BLOCK_N) - 1) * BLOCK_N
+    for distance in range(0, N, BLOCK_N):
+        o_n = last - distance + tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
+        mask = (o_n < N) & (o_i < INNER)
+        b_dy = tl.load(p_dy + o_n * dy_stride_n, mask=mask, other=0.0).to(tl.float32)
+        b_y = tl.load(p_y + o_n * y_stride_n, mask=mask, other=0.0).to(tl.float32)
+        tl.store(p_dx + o_n * dx_stride_n, b_y * (b_dy - dot), mask=mask)
+
+
+def plan_softmax(x: Tensor, y: Tensor, *, gpu: Gpu) -> LaunchPlan:
+    """Softmax over the middle dimension of `x` (outer, n, inner), as `as_slices` makes it."""
+    arguments = dict(p_x=x, p_y=y, **_strides("x", x), **_strides("y", y))
+    return _plan_slices(softmax_kernel, softmax_tiled_kernel, y, arguments, gpu)
+
+
+def plan_softmax_backward(dy: Tensor, y: Tensor, dx: Tensor, *, gpu: Gpu) -> LaunchPlan:
+    """Backward over the middle dimension of `y` (outer, n, inner), as `as_slices` makes it."""
+    arguments = dict(p_dy=dy, p_y=y, p_dx=dx, **_strides("dy", dy), **_strides("y", y), **_strides("dx", dx))
+    return _plan_slices(softmax_backward_kernel, softmax_backward_tiled_kernel, dx, arguments, gpu)
+
+
+def _strides(name: str, x: Tensor) -> dict[str, int]:
+    return {f"{name}_stride_o": x.stride(0), f"{name}_stride_n": x.stride(1), f"{name}_stride_i": x.stride(2)}
+
+
+def _plan_slices(whole_kernel: Any, tiled_kernel: Any, out: Tensor, arguments: dict[str, Any], gpu: Gpu) -> LaunchPlan:
+    outer, n, inner = out.shape
+    tile = row_tile(n, gpu) if out.stride(1) == 1 else _column_tile(n, inner, gpu)
+    return LaunchPlan(
+        whole_kernel if n <= tile.block_n else tiled_kernel,
+        grid=(outer * cdiv(inner, tile.block_m),),
+        arguments=arguments | dict(N=n, INNER=inner),
+        constants=dict(BLOCK_N=tile.block_n, BLOCK_I=tile.block_m),
+        num_warps=tile.num_warps,
+    )
+
+
+def _column_tile(n: int, inner: int, gpu: Gpu) -> RowTile:
+    """`block_m` neighbouring columns, 128 bytes in bf16 where there are so many, of `block_n` elements."""
+    block_n = next_power_of_2(max(1, n))
+    block_m = min(next_power_of_2(max(1, inner)), max(64, 2048 // block_n))
+    if block_n * block_m > WHOLE_ROW_LIMIT:
+        block_n = LONG_ROW_BLOCK // block_m
+    return RowTile(block_m, block_n, max(1, min(16, block_n * block_m // 16 // gpu.warp_size)))
+
+
+def as_slices(x: Tensor, dim: int) -> Tensor:
+    """`x` as (outer, size of `dim`, inner), a view where strides allow it; for the last dimension inner counts the rows."""
+    n, inner = x.shape[dim], x.shape[dim + 1 :].numel()
+    x = x.reshape(x.shape[:dim].numel(), n, inner)
+    if inner == 1:
+        return as_rows(x.squeeze(2)).t().unsqueeze(0)
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
+    """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
+    for shape, dim in (
+        ((8192, 4096), 1),
+        ((8192, 128), 1),
+        ((1024, 32000), 1),
+        ((512, 262144), 1),
+        ((64, 128, 4096), 1),
+    ):
+        x = as_slices(torch.empty(shape, dtype=torch.bfloat16, device="meta"), dim)
+        label = "x".join(map(str, shape)) + f" dim {dim}"
+        yield label, plan_softmax(x, x, gpu=gpu)
+        yield label, plan_softmax_backward(x, x, x, gpu=gpu)
+
+
+def _kernel(x: Tensor, dim: int) -> Tensor:
+    require_kernel_dtype(x=x)
+    y = _fake(x, dim)
+    if x.numel():
+        plan_softmax(as_slices(x, dim), as_slices(y, dim), gpu=gpu_of(x.device)).launch()
+    return y
+
+
+def _backward_kernel(dy: Tensor, y: Tensor, dim: int) -> Tensor:
+    dx = _backward_fake(dy, y, dim)
+    if y.numel():
+        dy, y, out = as_slices(dy, dim), as_slices(y, dim), as_slices(dx, dim)
+        plan_softmax_backward(dy, y, out, gpu=gpu_of(y.device)).launch()
+    return dx
+
+
+def _pytorch(x: Tensor, dim: int) -> Tensor:
+    return torch.softmax(x, dim).contiguous()
+
+
+def _backward_pytorch(dy: Tensor, y: Tensor, dim: int) -> Tensor:
+    return torch._softmax_backward_data(dy, y, dim, y.dtype).contiguous()
+
+
+def _fake(x: Tensor, dim: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _backward_fake(dy: Tensor, y: Tensor, dim: int) -> Tensor:
+    return y.new_empty(y.shape)
+
+
+softmax_op = register("softmax(Tensor x, int dim) -> Tensor", kernel=_kernel, pytorch=_pytorch, fake=_fake)
+softmax_backward_op = register(
+    "softmax_backward(Tensor dy, Tensor y, int dim) -> Tensor",
+    kernel=_backward_kernel, pytorch=_backward_pytorch, fake=_backward_fake,
+)  # fmt: skip
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        with below_autograd():
+            y = softmax_op(x, dim)
+        ctx.save_for_backward(y)
+        ctx.dim = dim
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return softmax_backward_op(dy, *ctx.saved_tensors, ctx.dim), None
+
+
+register_autograd(softmax_op, _Softmax)
+
+
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) over `dim`, in float32, rounded once.
+
+    Args:
+        x: of any shape with at least one dimension, float16, bfloat16 or float32 (float64 on the CPU).
+        dim: the dimension whose elements sum to one.
+
+    Returns:
+        Like `x`, contiguous. A slice of only -inf, or with +inf or NaN in it, is NaN, as in PyTorch.
+
+    Raises:
+        TypeError: `x` is not floating point, or `dim` is not an integer.
+        ValueError: `x` is a scalar, or has no such dimension.
+
+    Source: arXiv:1805.02867.
+    """
+    require_floating(x=x)
+    if x.ndim == 0:
+        raise ValueError("x must have at least one dimension, got a scalar")
+    if not isinstance(dim, int):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim must be from {-x.ndim} to {x.ndim - 1} for {x.ndim} dimensions, got {dim}")
+    return softmax_op(x, dim % x.ndim)
