@@ -44,7 +44,8 @@ from .cross_entropy import (
 )
 from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, gpu_of
 from .library import below_autograd, register, register_autocast, register_autograd
-from .linear import allow_tf32, plan_linear, require_dtype
+from .linear import allow_tf32, require_dtype
+from .matmul import plan_linear
 from .rows import accumulation_dtype
 from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
 

@@ -1,0 +1,252 @@
+"""The linear layer with its epilogue, forward and backward: parity, edges, errors, and what PyTorch asks of an op."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_fast import ops
+from llama_fast.kernels import reference
+from llama_fast.kernels.launch import GPUS, INTERPRETED
+from llama_fast.kernels.linear import linear_backward_op, linear_op, linear_training_op
+from llama_fast.kernels.matmul import plan_linear
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+# The interpreter multiplies the raw bits of bfloat16 matrices; one row needs no matrix product.
+MATRIX_DTYPES = [torch.float32, torch.float16] if INTERPRETED else DTYPES
+
+
+def torch_linear(x, weight, bias=None, residual=None, activation=None):
+    """PyTorch's own ops for the same: the peer."""
+    y = F.linear(x, weight, bias)
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    return y if residual is None else y + residual
+
+
+def assert_linear(x, weight, bias=None, residual=None, activation=None):
+    assert_parity(
+        lambda x, w, b, r: ops.linear(x, w, b, activation=activation, residual=r),
+        lambda x, w, b, r: torch_linear(x, w, b, r, activation),
+        lambda x, w, b, r: reference.linear(x, w, b, activation=activation, residual=r),
+        [x, weight, bias, residual],
+    )
+
+
+def operands(shape, out_features, device, dtype=torch.float32):
+    """x of `shape`, and weight, bias and residual that go with it; pre-activations of about unit size."""
+    x = torch.randn(shape, device=device, dtype=dtype)
+    weight = torch.randn(out_features, shape[-1], device=device, dtype=dtype) / max(1, shape[-1]) ** 0.5
+    bias = torch.randn(out_features, device=device, dtype=dtype)
+    return x, weight, bias, torch.randn(*shape[:-1], out_features, device=device, dtype=dtype)
+
+
+# (shape of x, out_features): one row, one row with K split, few rows, few rows with K split, tiles of many rows
+SHAPES = [((1, 300), 70), ((1, 1, 9000), 5), ((2, 7, 130), 150), ((16, 3000), 20), ((3, 11, 128), 96), ((130, 200), 72)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "out_features"), SHAPES)
+def test_matches_the_reference(shape, out_features, dtype, device):
+    if INTERPRETED and dtype == torch.bfloat16 and shape[:-1].count(1) < len(shape) - 1:
+        pytest.skip("the interpreter multiplies the raw bits of bfloat16 matrices")
+    x, weight, bias, residual = operands(shape, out_features, device, dtype)
+    assert_linear(x, weight, bias, residual)
+    assert_linear(x, weight)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", MATRIX_DTYPES)
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_activations(rows, dtype, activation, device):
+    x, weight, bias, residual = operands((rows, 96), 80, device, dtype)
+    assert_linear(x, weight, bias, residual, activation)
+    assert_linear(x, weight, None, None, activation)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 80), out_features=st.integers(1, 100), in_features=st.integers(1, 200),
+    activation=st.sampled_from([None, "silu"]),
+)  # fmt: skip
+def test_any_shape(device, rows, out_features, in_features, activation):
+    assert_linear(*operands((rows, in_features), out_features, device), activation)
+
+
+@pytest.mark.parametrize("rows", [4, 20])
+@pytest.mark.parametrize("layout", ["columns of a wider matrix", "transposed", "every other element", "expanded"])
+def test_strides(layout, rows, device):
+    def laid_out(m, n):
+        return {
+            "columns of a wider matrix": torch.randn(m, 2 * n, device=device)[:, 3 : n + 3],
+            "transposed": torch.randn(n, m, device=device).t(),
+            "every other element": torch.randn(m, 2 * n, device=device)[:, ::2],
+            "expanded": torch.randn(1, n, device=device).expand(m, n),
+        }[layout]
+
+    bias = torch.randn(120, device=device)[::2]
+    assert_linear(laid_out(rows, 64), laid_out(60, 64), bias, laid_out(rows, 60), "gelu")
+
+
+@pytest.mark.parametrize(("shape", "out_features"), [((0, 8), 4), ((3, 8), 0), ((3, 0), 4), ((20, 0), 4), ((8,), 4)])
+def test_empty_and_one_dimension(shape, out_features, device):
+    assert_linear(*operands(shape, out_features, device), "silu")
+
+
+@pytest.mark.parametrize("rows", [3, 30])
+def test_float32_residual_on_float16_gives_float32(rows, device):
+    x, weight, bias, residual = operands((rows, 64), 40, device, torch.float16)
+    assert_linear(x, weight, bias, residual.float())
+    assert ops.linear(x, weight, bias, residual=residual.float()).dtype == torch.float32
+
+
+@triton_only
+@pytest.mark.parametrize("rows", [3, 30])
+def test_rounds_once(rows, device):
+    """The bias and the residual cancel: F.linear and then an addition would leave the rounding at 1000, up to 0.25."""
+    x, weight, bias, _ = operands((rows, 64), 40, device, torch.float16)
+    bias.fill_(1000.0)
+    y = ops.linear(x, weight, bias, residual=torch.full((rows, 40), -1000.0, device=device, dtype=torch.float16))
+    torch.testing.assert_close(y.double(), x.double() @ weight.double().t(), atol=1e-3, rtol=1e-3)
+
+
+@triton_only
+def test_adds_to_its_own_output(device):
+    """As the fused cross entropy uses it: the residual is the output."""
+    x, weight, _, _ = operands((50, 64), 40, device, torch.float16)
+    y = torch.randn(50, 40, device=device)
+    expected = y + (x.double() @ weight.double().t())
+    for plan in plan_linear(x, weight, None, y, y, gpu=GPUS["sm_90"]):
+        plan.launch()
+    torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2, 3])
+def test_frozen_inputs_get_no_gradient(frozen, device):
+    inputs = [t.requires_grad_(i != frozen) for i, t in enumerate(operands((4, 32), 24, device))]
+    ops.linear(*inputs[:3], activation="silu", residual=inputs[3]).sum().backward()
+    assert [t.grad is None for t in inputs] == [i == frozen for i in range(4)]
+
+
+@pytest.mark.parametrize("rows", [1, 9, 70])
+def test_same_bits_every_run(rows, device):
+    inputs = operands((rows, 1500), 30, device)
+
+    def run():
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        y = ops.linear(*leaves[:3], activation="gelu", residual=leaves[3])
+        return y, *torch.autograd.grad(y.square().sum(), leaves)
+
+    assert_same_bits(run)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(requires_grad, device):
+    x, weight, bias, residual = (t.requires_grad_(requires_grad) for t in operands((2, 3, 20), 12, device))
+    torch.library.opcheck(linear_op, (x, weight, bias, residual, "silu"))
+    torch.library.opcheck(linear_op, (x, weight, None, None, None))
+
+
+def test_opcheck_of_the_inner_ops(device):
+    x, weight, bias, residual = operands((2, 3, 20), 12, device)
+    y, preactivation = linear_training_op(x, weight, bias, residual, "gelu")
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(linear_training_op, (x, weight, bias, residual, "gelu"), test_utils=tests)
+    for needed in ((True, True, True), (False, True, False)):
+        torch.library.opcheck(linear_backward_op, (y, x, weight, preactivation, "gelu", *needed), test_utils=tests)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_whole(dynamic, device):
+    def function(x, weight, bias, residual):
+        return ops.linear(x, weight, bias, activation="silu", residual=residual)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic)
+    for rows in (4, 7):
+        inputs = operands((2, rows, 64), 48, device)
+        results = []
+        for f in (function, compiled):
+            leaves = [t.clone().requires_grad_() for t in inputs]
+            y = f(*leaves)
+            results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
+        for eager, traced in zip(*results, strict=True):
+            torch.testing.assert_close(eager, traced)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_casts_the_product_and_not_the_residual(compiled, device):
+    x, weight, bias, residual = (t.requires_grad_() for t in operands((1, 64), 40, device))
+    function = torch.compile(ops.linear, fullgraph=True) if compiled else ops.linear
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert ops.linear(x, weight, bias).dtype == torch.bfloat16
+        y = function(x, weight, bias, residual=residual)
+    assert y.dtype == torch.float32
+    y.sum().backward()
+    assert all(t.grad.dtype == torch.float32 for t in (x, weight, bias, residual))
+    # The residual was not rounded to bfloat16 on its way
+    product = ops.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), residual=torch.zeros_like(residual))
+    torch.testing.assert_close(y, product + residual, atol=1e-6, rtol=1e-6)
+
+
+@pytorch_only
+def test_gradcheck():
+    inputs = [t.double().requires_grad_() for t in operands((2, 3, 5), 4, "cpu")]
+    for activation in (None, *ACTIVATIONS):
+        assert torch.autograd.gradcheck(
+            lambda x, w, b, r, activation=activation: ops.linear(x, w, b, activation=activation, residual=r), inputs
+        )
+
+
+@triton_only
+def test_triton_refuses_float64(device):
+    with pytest.raises(TypeError, match="x is float64"):
+        ops.linear(torch.ones(2, 4, device=device, dtype=torch.float64), torch.ones(3, 4, device=device).double())
+
+
+@not_interpreted
+def test_tf32_is_taken_only_where_pytorch_allows_it():
+    x, weight, y = (torch.empty(*s, device="meta") for s in ((64, 256), (32, 256), (64, 32)))
+    for allowed, precision in ((False, "ieee"), (True, "tf32")):
+        (plan,) = plan_linear(x, weight, None, None, y, allow_tf32=allowed, gpu=GPUS["sm_90"])
+        assert plan.constants["INPUT_PRECISION"] == precision
+
+
+_X = dict(x=torch.ones(2, 8))
+_XW = dict(x=torch.ones(2, 8), weight=torch.ones(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(x=[1.0], weight=torch.ones(4, 8)), TypeError, "x must be a torch.Tensor, got list"),
+        (dict(x=torch.ones(2, 8).long(), weight=torch.ones(4, 8)), TypeError, "x must be float16"),
+        (dict(x=torch.ones(()), weight=torch.ones(4, 8)), ValueError, "x must have at least one dimension"),
+        (_X | dict(weight=torch.ones(4, 7)), ValueError, r"weight must have shape \(out_features, 8\), got \(4, 7\)"),
+        (_X | dict(weight=torch.ones(8)), ValueError, r"weight must have shape \(out_features, 8\), got \(8,\)"),
+        (_X | dict(weight=torch.ones(4, 8).half()), TypeError, "weight must have the input's dtype, torch.float32"),
+        (_X | dict(weight=torch.ones(4, 8, device="meta")), ValueError, "weight must be on x's device"),
+        (_XW | dict(bias=torch.ones(8)), ValueError, r"bias must have shape \(4,\), got \(8,\)"),
+        (_XW | dict(bias=torch.ones(4).half()), TypeError, "bias must have the input's dtype"),
+        (_XW | dict(residual=torch.ones(4)), ValueError, r"residual must have shape \(2, 4\), got \(4,\)"),
+        (_XW | dict(activation="tanh"), ValueError, "activation must be one of silu, relu, gelu, gelu_tanh or None"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ops.linear(**arguments)
+
+
+@not_interpreted
+def test_meta_tensors_have_the_real_strides():
+    x, weight = torch.empty(6, 4, device="meta").t(), torch.empty(5, 6, device="meta")
+    y = ops.linear(x, weight)
+    assert y.shape == (4, 5)
+    assert y.is_contiguous()
