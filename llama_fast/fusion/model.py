@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import structure
 from .attention import IMPLEMENTATION, register
+from .layers import FusedAttention
 from .report import FuseReport, Left, Swapped
 from .structure import CALL_ERRORS, Found, Swap, first_line, untouchable
 from .swap import Fused, restore, swap
@@ -140,7 +141,6 @@ class _Fusing:
             for module in layer.modules():
                 self._rope(module, calls, (own, own, exact))
             self._unknown_mlps(layer)
-        cases = [[faint(case) for case in calls] for calls in cases]
         ours = self._attention(root, layers, cases, (own, IMPLEMENTATION, exact))
         for layer, calls in zip(layers, cases, strict=True):
             self._residual(layer, calls, (own, ours, exact))
@@ -166,33 +166,34 @@ class _Fusing:
         implementations: tuple[str, str, str],
     ) -> str:
         """Switches the whole model to our attention if every layer passes; returns the implementation it then has."""
-        done: list[Swapped] = []
-        failed: list[Left] = []
-        for layer, calls in zip(layers, cases, strict=True):
-            if all(structure.attention(module) is None for module in layer.modules()):
-                continue
-
-            def verified(layer: nn.Module = layer, calls: Sequence[Case] = calls) -> Parity:
-                return check(
-                    layer, calls, lambda twin: None, implementations=implementations, gradients=self.is_training
-                )
-
-            reason, parity = untouchable(layer) or self._dropout(layer), None
-            if reason is None and self.verify:
-                reason, parity = _verdict(verified)
-            if reason is not None:
-                failed.append(Left(self.names[layer], "attention", reason))
-            else:
-                done.append(_swapped(self.names[layer], "attention", parity))
+        verdicts = {
+            self.names[layer]: self._attention_of(layer, calls, implementations)
+            for layer, calls in zip(layers, cases, strict=True)
+            if any(structure.attention(module) is not None for module in layer.modules())
+        }
         why = "the model has one attention for all layers, and another layer cannot take ours"
-        if not failed:
+        if all(reason is None for reason, _ in verdicts.values()):
             root.set_attn_implementation(IMPLEMENTATION)
             why = "the model does not let its attention be chosen"
         if root.config._attn_implementation == IMPLEMENTATION:
-            self.swapped += done
+            self.swapped += [_swapped(name, "attention", parity) for name, (_, parity) in verdicts.items()]
         else:
-            self.left += failed + [Left(swapped.name, "attention", why) for swapped in done]
+            self.left += [Left(name, "attention", reason or why) for name, (reason, _) in verdicts.items()]
         return root.config._attn_implementation
+
+    def _attention_of(
+        self, layer: nn.Module, calls: Sequence[Case], implementations: tuple[str, str, str]
+    ) -> tuple[str | None, Parity | None]:
+        """The reason against our attention in a layer, and its numbers: alone where that is possible, else in the layer."""
+        reason = untouchable(layer) or self._dropout(layer)
+        if reason is not None or not self.verify:
+            return reason, None
+        module = next((module for module in layer.modules() if isinstance(module, FusedAttention)), layer)
+        if module is layer:
+            calls = [faint(case) for case in calls]
+        return _verdict(
+            lambda: check(module, calls, lambda twin: None, implementations=implementations, gradients=self.is_training)
+        )
 
     def _dropout(self, layer: nn.Module) -> str | None:
         rates = [getattr(module, "attention_dropout", 0.0) for module in layer.modules()]
@@ -206,7 +207,8 @@ class _Fusing:
                     copied.__class__ = type(module)
                 swap(twin, found.kind, **found.options)
 
-            return check(layer, calls, change, implementations=implementations, gradients=self.is_training)
+            cases = [faint(case) for case in calls]
+            return check(layer, cases, change, implementations=implementations, gradients=self.is_training)
 
         self._attempt("residual", layer, structure.decoder_layer, verified)
 
