@@ -60,25 +60,30 @@ class Case:
 
 
 def _cases() -> Iterator[Case]:
-    def empty(*shape: int) -> Tensor:
+    def ones(*shape: int) -> Tensor:
         return torch.ones(shape, device=DEVICE, dtype=torch.bfloat16)
 
-    x, weight = empty(2, 4, 64), empty(64)  # (batch, seq, hidden)
+    x, weight = ones(2, 4, 64), ones(64)  # (batch, seq, hidden)
     yield Case("rms_norm", (x, weight))
     yield Case("rms_norm", (x, weight), dict(residual=x))
     yield Case("layer_norm", (x, weight, weight))
     yield Case("layer_norm", (x, weight, weight), dict(residual=x))
+    yield Case("softmax", (x,))
     yield Case("swiglu", (x, x))
     yield Case("geglu", (x, x))
 
-    q, k = empty(2, 4, 4, 64), empty(2, 2, 4, 64)  # (batch, heads, seq, head_dim)
-    yield Case("rope", (q, k, empty(4, 64), empty(4, 64)))
+    matrix, labels = ones(64, 64), torch.ones(2, 4, device=DEVICE, dtype=torch.int64)
+    yield Case("linear", (x, matrix))
+    yield Case("linear", (x, matrix, weight), dict(activation="silu", residual=x))
+    yield Case("cross_entropy", (x, labels))
+    yield Case("linear_cross_entropy", (x, matrix, labels))
+
+    q, k = ones(2, 4, 4, 64), ones(2, 2, 4, 64)  # (batch, heads, seq, head_dim)
+    yield Case("rope", (q, k, ones(4, 64), ones(4, 64)))
 
     lens, table = torch.ones(2, device=DEVICE, dtype=torch.int32), torch.zeros(2, 4, device=DEVICE, dtype=torch.int32)
-    yield Case("attention_decode", (q[:, :, :1], empty(2, 2, 256, 64), empty(2, 2, 256, 64), lens))
-    yield Case(
-        "attention_decode", (q[:, :, :1], empty(8, 2, 64, 64), empty(8, 2, 64, 64), lens), dict(block_table=table)
-    )
+    yield Case("attention_decode", (q[:, :, :1], ones(2, 2, 256, 64), ones(2, 2, 256, 64), lens))
+    yield Case("attention_decode", (q[:, :, :1], ones(8, 2, 64, 64), ones(8, 2, 64, 64), lens), dict(block_table=table))
 
 
 CASES = list(_cases())

@@ -204,6 +204,8 @@ def plan_attention_decode(
             MAX_SPLITS=max_splits, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_D=block_d,
             INPUT_PRECISION="tf32" if allow_tf32 else "ieee",
         ),
+        # float32 without TF32 has no tensor cores: 4 warps spill (924 bytes a thread on sm_90), 8 do not
+        num_warps=8 if q.dtype == torch.float32 and gpu.is_nvidia else 4,
         # One tile is loaded while another is computed on. NVIDIA: two buffers for 3 stages, and for 5 if the addresses
         # of k and v wait for the block table; AMD: one in LDS (64 KB would be all of it) and one in registers for 2.
         num_stages=(3 if block_table is None else 5) if gpu.is_nvidia else 2,
