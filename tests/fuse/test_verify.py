@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from transformers import OlmoConfig, OlmoForCausalLM
 
@@ -130,6 +131,27 @@ def test_unknown_structures_are_left_with_a_reason(device):
     report = llama_fast.fuse(model)
     assert report.count("norm") == 0
     assert report.count("mlp") == report.count("rope") == report.count("attention") == report.count("residual") == 2
+    torch.testing.assert_close(logits(model, ids), before)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "off"),
+    [
+        (
+            "Granite",
+            dict(residual_multiplier=0.5, logits_scaling=2.0),
+            {"residual", "loss"},
+        ),  # scales its sums and logits
+        ("Cohere", {}, {"rope", "loss"}),  # rotates neighbours, and scales its logits
+    ],
+)
+def test_known_structures_that_compute_something_else_are_left(family, settings, off, device):
+    config = getattr(transformers, f"{family}Config")(**SIZES, **settings)
+    model, ids = getattr(transformers, f"{family}ForCausalLM")(config).to(device).eval(), random_ids(device=device)
+    before = logits(model, ids)
+    report = llama_fast.fuse(model, mode="training")
+    assert {left.kind for left in report.left if "is off by" in left.reason} == off, str(report)
+    assert report.count("mlp") == report.count("attention") == 2
     torch.testing.assert_close(logits(model, ids), before)
 
 
