@@ -11,7 +11,8 @@ Backward, with p = exp(z - lse) and g the gradient of the token's loss:
 
     dlogits = g * (1 - (z / softcap)^2) * ((1 + 2 * z_loss * lse) * p - (1 - label_smoothing) * [label] - label_smoothing / V)
 
-Kept for backward: logits, labels and lse. 2V bytes are read and 2V written a row, in one pass; rows whose label is ignored
+Kept for backward: logits, labels, and lse as the pair (largest z, lse - largest z), which the sum would round: at lse = 50
+every p would be wrong by up to 2e-6 of itself, and p - 1 of a sure prediction by far more. 2V bytes are read and 2V written a row, in one pass; rows whose label is ignored
 are written without being read. The loss is float32 whatever the dtype of the logits.
 
 Label smoothing: Szegedy et al., 2015 (arXiv:1512.00567). z-loss: Chowdhery et al., PaLM, 2022 (arXiv:2204.02311).
@@ -88,13 +89,14 @@ def cross_entropy_kernel(
     if softcap is not None:
         b_label_z = softcap * _tanh(b_label_z / softcap)
     lse = row_shift + log_sum
+    tl.store(p_lse + 2 * o_m, row_shift, mask=o_m < M)
+    tl.store(p_lse + 2 * o_m + 1, log_sum, mask=o_m < M)
     # log_sum - (z - max) rather than lse - z: the difference of two numbers of the size of the loss
     loss = log_sum - (b_label_z - row_shift)
     if label_smoothing is not None:
         loss += label_smoothing * (b_label_z - tl.sum(b_total, axis=1) / V)
     loss += z_loss * lse * lse
     tl.store(p_loss + o_m, tl.where(counts, loss, 0.0), mask=o_m < M)
-    tl.store(p_lse + o_m, tl.where(counts, lse, 0.0), mask=o_m < M)
 
 
 @triton.jit
@@ -111,7 +113,7 @@ def reduce_losses_kernel(
     total = tl.sum(b_loss, axis=0)
     if MEAN:
         count = tl.sum(b_count, axis=0).to(tl.float32)
-        total /= count
+        total = tl.where(count == 0.0, float("nan"), total / tl.maximum(count, 1.0))
         tl.store(p_count, count)
     tl.store(p_loss, total)
 
@@ -128,7 +130,8 @@ def cross_entropy_backward_kernel(
     o_v = tl.program_id(0) % class_blocks * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
     label = tl.load(p_labels + o_m, mask=o_m < M, other=ignore_index)  # [BLOCK_M, 1]
     counts = label != ignore_index
-    lse = tl.load(p_lse + o_m, mask=o_m < M, other=0.0)
+    row_shift = tl.load(p_lse + 2 * o_m, mask=o_m < M, other=0.0)
+    log_sum = tl.load(p_lse + 2 * o_m + 1, mask=o_m < M, other=0.0)
     g = tl.where((label >= 0) & (label < V), 1.0, float("nan"))
     if p_dloss is not None:
         g *= tl.load(p_dloss + o_m * dloss_stride, mask=o_m < M, other=0.0)
@@ -140,7 +143,7 @@ def cross_entropy_backward_kernel(
         b_tanh = _tanh(b_z / softcap)
         b_z = softcap * b_tanh
     target = 1.0  # of the label's class
-    b_dz = (1.0 + 2.0 * z_loss * lse) * _exp(b_z - lse)  # [BLOCK_M, BLOCK_V]
+    b_dz = (1.0 + 2.0 * z_loss * (row_shift + log_sum)) * _exp(b_z - row_shift - log_sum)  # [BLOCK_M, BLOCK_V]
     if label_smoothing is not None:
         target -= label_smoothing
         b_dz -= label_smoothing / V
@@ -164,7 +167,7 @@ class Objective(NamedTuple):
 
 
 def plan_cross_entropy(logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, objective: Objective) -> LaunchPlan:
-    """The loss and lse of each row of `logits` (M, V), whose rows are contiguous; `labels` (M,) int64."""
+    """The loss (M,) and lse (M, 2) of each row of `logits` (M, V), whose rows are contiguous; `labels` (M,) int64."""
     m, vocab = logits.shape
     lanes = min(TILE, next_power_of_2(max(8, vocab))) // 8
     block_m = TILE // (8 * lanes)
@@ -227,15 +230,15 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
         objective = Objective(-100, smoothing, 0.0, softcap)
         logits = torch.empty(m, vocab, dtype=torch.bfloat16, device="meta")
         labels, losses = torch.empty(m, dtype=torch.int64, device="meta"), torch.empty(m, device="meta")
-        loss = torch.empty((), device="meta")
+        loss, lse = torch.empty((), device="meta"), torch.empty(m, 2, device="meta")
         shape = f"{m}x{vocab}" + ("+smoothing+softcap" if smoothing else "")
-        yield shape, plan_cross_entropy(logits, labels, losses, losses, objective)
+        yield shape, plan_cross_entropy(logits, labels, losses, lse, objective)
         yield shape, plan_reduce_losses(losses, labels, loss, loss, -100)
-        yield shape, plan_cross_entropy_backward(logits, labels, losses, logits, objective, dloss=loss, count=loss)
+        yield shape, plan_cross_entropy_backward(logits, labels, lse, logits, objective, dloss=loss, count=loss)
 
 
 def losses_kernel(logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, objective: Objective) -> None:
-    """Writes `losses` and `lse` (M,) of the rows of `logits` (M, V)."""
+    """Writes `losses` (M,) and `lse` (M, 2) of the rows of `logits` (M, V)."""
     if labels.device.type == "cpu":  # the interpreter; on a GPU the check would have to wait for it
         require_labels(labels, logits.shape[-1], objective.ignore_index)
     plan_cross_entropy(logits, labels, losses, lse, objective).launch()
@@ -247,13 +250,17 @@ def losses_pytorch(logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, 
     require_labels(labels, logits.shape[-1], ignore_index)
     z = _capped(logits, softcap)
     counts = labels != ignore_index
+    shift, log_sum = lse.unbind(-1)
+    torch.amax(z, -1, out=shift)
+    shift[shift == -torch.inf] = 0.0
+    torch.sum((z - shift.unsqueeze(-1)).exp_(), -1, out=log_sum)
+    log_sum.log_()
     label_z = z.gather(-1, torch.where(counts, labels, 0).unsqueeze(-1)).squeeze(-1)
-    torch.logsumexp(z, -1, out=lse)
-    loss = lse - label_z
+    loss = log_sum - (label_z - shift)
     if smoothing:
         loss += smoothing * (label_z - z.mean(-1))
     if z_loss:
-        loss += z_loss * lse.square()
+        loss += z_loss * lse.sum(-1).square()
     losses.copy_(loss.masked_fill_(~counts, 0.0))
 
 
@@ -278,9 +285,9 @@ def gradient_pytorch(
     if count is not None:
         g = torch.where(counts, g / count, 0.0)
     z = _capped(logits, softcap)
-    dz = (z - lse.unsqueeze(-1)).exp_()
+    dz = (z - lse[:, :1]).sub_(lse[:, 1:]).exp_()
     if z_loss:
-        dz *= (1 + 2 * z_loss * lse).unsqueeze(-1)
+        dz *= 1 + 2 * z_loss * lse.sum(-1, keepdim=True)
     if smoothing:
         dz -= smoothing / logits.shape[-1]
     label = torch.where(counts, labels, 0).unsqueeze(-1)
@@ -309,7 +316,7 @@ def _forward(
     objective = Objective(ignore_index, label_smoothing, z_loss, softcap)
     loss, lse, count = _fake(logits, labels, *objective, reduction)
     labels = labels.reshape(-1).contiguous()
-    losses = loss.view(-1) if reduction == "none" else torch.empty_like(lse)
+    losses = loss.view(-1) if reduction == "none" else lse.new_empty(labels.numel())
     write_losses(as_rows(logits), labels, losses, lse, objective)
     if reduction != "none":
         reduce_losses(losses, labels, loss, count, reduction, ignore_index)
@@ -346,7 +353,7 @@ def _fake(
     dtype = accumulation_dtype(logits)
     return (
         logits.new_empty(labels.shape if reduction == "none" else (), dtype=dtype),
-        logits.new_empty(labels.numel(), dtype=dtype),
+        logits.new_empty((labels.numel(), 2), dtype=dtype),
         logits.new_empty(() if reduction == "mean" else 0, dtype=dtype),
     )
 

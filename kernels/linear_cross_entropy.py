@@ -80,10 +80,11 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
             torch.empty(tokens, size, dtype=torch.bfloat16, device="meta") for size in (vocab, in_features)
         )
         dweight, losses = torch.empty(vocab, in_features, device="meta"), torch.empty(tokens, device="meta")
+        lse = torch.empty(tokens, 2, device="meta")
         labels = torch.empty(tokens, dtype=torch.int64, device="meta")
         objective, shape = Objective(-100, 0.0, 0.0, None), f"{tokens}x{vocab}x{in_features}"
-        yield shape, plan_cross_entropy(logits, labels, losses, losses, objective)
-        yield shape, plan_cross_entropy_backward(logits, labels, losses, logits, objective, dloss=None, count=None)
+        yield shape, plan_cross_entropy(logits, labels, losses, lse, objective)
+        yield shape, plan_cross_entropy_backward(logits, labels, lse, logits, objective, dloss=None, count=None)
         for plan in plan_add_weight_gradient(logits, hidden, dweight, first=False, gpu=gpu):
             yield shape, plan
 
@@ -144,7 +145,7 @@ def _forward(
     if not labels.numel():
         torch._foreach_zero_(gradients)
     labels = labels.reshape(-1).contiguous()
-    losses = loss.view(-1) if reduction == "none" else torch.empty_like(lse)
+    losses = loss.view(-1) if reduction == "none" else lse.new_empty(labels.numel())
     _walk(as_rows(hidden), weight, labels, bias, objective, chunk, lse, gradients, needed, losses=losses)
     if reduction != "none":
         reduce_losses(losses, labels, loss, count, reduction, ignore_index)
@@ -159,7 +160,7 @@ def _fake(
     dtype = accumulation_dtype(hidden)
     return (
         hidden.new_empty(labels.shape if reduction == "none" else (), dtype=dtype),
-        hidden.new_empty(labels.numel(), dtype=dtype),
+        hidden.new_empty((labels.numel(), 2), dtype=dtype),
         hidden.new_empty(() if reduction == "mean" else 0, dtype=dtype),
         *_new_gradients(hidden, weight, needed),
     )
