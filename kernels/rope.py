@@ -16,6 +16,7 @@ with -sin.
 Paper: Su et al., RoFormer, 2021 (arXiv:2104.09864).
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,8 +51,8 @@ def _load_angles(
 
 @triton.jit
 def _rotate_heads(
-    p_x, p_y, b_cos, b_sin, o_s, i_h, SEQ, HEADS, x_stride_h, x_stride_s, x_stride_d, y_stride_h, y_stride_s,
-    HEAD_DIM: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
+    p_x, p_y, b_cos, b_sin, o_s, i_h, SEQ, HEADS, x_stride_h, x_stride_s, x_stride_d,
+    y_stride_h, y_stride_s, y_stride_d, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
     """The i_h-th block of heads of tokens `o_s` [BLOCK_S, 1, 1]; cos and sin are [BLOCK_S, 1, BLOCK_HALF]."""
@@ -68,25 +69,26 @@ def _rotate_heads(
         b_x = tl.reshape(b_x, [b_x.shape[0], b_x.shape[1], BLOCK_HALF, 2])
         b_a, b_b = tl.split(b_x)  # [BLOCK_S, BLOCK_H, BLOCK_HALF]
         b_y = tl.join(b_a * b_cos - b_b * b_sin, b_b * b_cos + b_a * b_sin)
-        tl.store(p_y + o_pair, tl.reshape(b_y, [b_x.shape[0], b_x.shape[1], 2 * BLOCK_HALF]), mask=m_pair)
+        tl.store(p_y + o_pair * y_stride_d, tl.reshape(b_y, [b_x.shape[0], b_x.shape[1], 2 * BLOCK_HALF]), mask=m_pair)
     else:
         m_half = mask & (o_d < HALF)
         b_a = tl.load(p_x + o_d * x_stride_d, mask=m_half, other=0.0).to(tl.float32)
         b_b = tl.load(p_x + (o_d + HALF) * x_stride_d, mask=m_half, other=0.0).to(tl.float32)
-        tl.store(p_y + o_d, b_a * b_cos - b_b * b_sin, mask=m_half)
-        tl.store(p_y + o_d + HALF, b_b * b_cos + b_a * b_sin, mask=m_half)
+        tl.store(p_y + o_d * y_stride_d, b_a * b_cos - b_b * b_sin, mask=m_half)
+        tl.store(p_y + (o_d + HALF) * y_stride_d, b_b * b_cos + b_a * b_sin, mask=m_half)
     if BLOCK_REST > 0:
         o_rest = 2 * HALF + tl.arange(0, BLOCK_REST)[None, None, :].to(tl.int64)
         m_rest = mask & (o_rest < HEAD_DIM)
-        tl.store(p_y + o_rest, tl.load(p_x + o_rest * x_stride_d, mask=m_rest), mask=m_rest)
+        tl.store(p_y + o_rest * y_stride_d, tl.load(p_x + o_rest * x_stride_d, mask=m_rest), mask=m_rest)
 
 
 @triton.jit
 def rope_kernel(
     p_q, p_k, p_cos, p_sin, p_q_out, p_k_out,
     q_stride_b, q_stride_h, q_stride_s, q_stride_d, k_stride_b, k_stride_h, k_stride_s, k_stride_d,
-    q_out_stride_b, q_out_stride_h, q_out_stride_s, k_out_stride_b, k_out_stride_h, k_out_stride_s,
-    cos_stride_b, cos_stride_s, SEQ, HEADS, KV_HEADS,
+    q_out_stride_b, q_out_stride_h, q_out_stride_s, q_out_stride_d,
+    k_out_stride_b, k_out_stride_h, k_out_stride_s, k_out_stride_d,
+    angle_stride_b, angle_stride_s, SEQ, HEADS, KV_HEADS,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, CONJUGATE: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_KV_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
@@ -95,8 +97,8 @@ def rope_kernel(
     i_b = (tl.program_id(0) // token_blocks).to(tl.int64)
     o_s = (tl.program_id(0) % token_blocks * BLOCK_S + tl.arange(0, BLOCK_S)[:, None, None]).to(tl.int64)
 
-    p_cos += i_b * cos_stride_b + o_s * cos_stride_s  # [BLOCK_S, 1, 1]
-    p_sin += i_b * cos_stride_b + o_s * cos_stride_s
+    p_cos += i_b * angle_stride_b + o_s * angle_stride_s  # [BLOCK_S, 1, 1]
+    p_sin += i_b * angle_stride_b + o_s * angle_stride_s
     b_cos = _load_angles(p_cos, o_s < SEQ, HALF, INTERLEAVED, BLOCK_S, BLOCK_HALF)
     b_sin = _load_angles(p_sin, o_s < SEQ, HALF, INTERLEAVED, BLOCK_S, BLOCK_HALF)
     if CONJUGATE:
@@ -106,13 +108,13 @@ def rope_kernel(
     if tl.program_id(1) < head_blocks:
         _rotate_heads(
             p_q + i_b * q_stride_b, p_q_out + i_b * q_out_stride_b, b_cos, b_sin, o_s, tl.program_id(1), SEQ, HEADS,
-            q_stride_h, q_stride_s, q_stride_d, q_out_stride_h, q_out_stride_s,
+            q_stride_h, q_stride_s, q_stride_d, q_out_stride_h, q_out_stride_s, q_out_stride_d,
             HEAD_DIM, HALF, INTERLEAVED, BLOCK_H, BLOCK_HALF, BLOCK_REST,
         )  # fmt: skip
     else:
         _rotate_heads(
             p_k + i_b * k_stride_b, p_k_out + i_b * k_out_stride_b, b_cos, b_sin, o_s, tl.program_id(1) - head_blocks,
-            SEQ, KV_HEADS, k_stride_h, k_stride_s, k_stride_d, k_out_stride_h, k_out_stride_s,
+            SEQ, KV_HEADS, k_stride_h, k_stride_s, k_stride_d, k_out_stride_h, k_out_stride_s, k_out_stride_d,
             HEAD_DIM, HALF, INTERLEAVED, BLOCK_KV_H, BLOCK_HALF, BLOCK_REST,
         )  # fmt: skip
 
@@ -120,41 +122,48 @@ def rope_kernel(
 def plan_rope(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor, *, interleaved: bool, conjugate: bool
 ) -> LaunchPlan:
-    """Rotates `q` and `k` (batch, heads, seq, head_dim), of any strides, into outputs whose last stride is 1.
+    """Rotates `q` and `k` (batch, heads, seq, head_dim) into the outputs, all of any strides.
 
     `cos` and `sin` (batch or 1, seq, rotary_dim) have equal strides, and 1 as the last; `conjugate` turns back.
     """
     batch, heads, seq, head_dim = q.shape
-    kv_heads, rotary_dim = k.shape[1], cos.shape[-1]
-    block_half = next_power_of_2(rotary_dim // 2)
-    most_heads = max(1, TILE_ELEMENTS // (2 * block_half))
-    block_kv_h = min(next_power_of_2(max(1, kv_heads)), most_heads)
-    # so many tokens that the few heads of k fill 16-byte accesses too; then so many heads of q that its tile is no larger
-    block_s = min(next_power_of_2(max(1, seq)), 4, max(1, most_heads // (2 * block_kv_h)))
-    block_h = min(next_power_of_2(max(1, heads)), max(1, most_heads // block_s))
+    kv_heads = k.shape[1]
+    angles, _, rotary_dim = cos.shape
+    angle_stride_b, angle_stride_s, _ = cos.stride()
+    tile = _tile(heads, kv_heads, min(seq, 4), head_dim, rotary_dim)
     arguments = dict(
         p_q=q, p_k=k, p_cos=cos, p_sin=sin, p_q_out=q_out, p_k_out=k_out,
-        **dict(zip(_STRIDES, (*q.stride(), *k.stride(), *q_out.stride()[:3], *k_out.stride()[:3]), strict=True)),
-        cos_stride_b=0 if cos.shape[0] == 1 else cos.stride(0), cos_stride_s=cos.stride(1),
+        **dict(zip(_STRIDES, (*q.stride(), *k.stride(), *q_out.stride(), *k_out.stride()), strict=True)),
+        angle_stride_b=0 if angles == 1 else angle_stride_b, angle_stride_s=angle_stride_s,
         SEQ=seq, HEADS=heads, KV_HEADS=kv_heads,
     )  # fmt: skip
     return LaunchPlan(
         rope_kernel,
-        grid=(batch * cdiv(seq, block_s), cdiv(heads, block_h) + cdiv(kv_heads, block_kv_h)),
-        arguments=arguments,
-        constants=dict(
-            HEAD_DIM=head_dim, HALF=rotary_dim // 2, INTERLEAVED=interleaved, CONJUGATE=conjugate,
-            BLOCK_S=block_s, BLOCK_H=block_h, BLOCK_KV_H=block_kv_h, BLOCK_HALF=block_half,
-            BLOCK_REST=next_power_of_2(head_dim - rotary_dim) if rotary_dim < head_dim else 0,
+        grid=(
+            batch * cdiv(seq, tile["BLOCK_S"]),
+            cdiv(heads, tile["BLOCK_H"]) + cdiv(kv_heads, tile["BLOCK_KV_H"]),
         ),
+        arguments=arguments,
+        constants=dict(tile, INTERLEAVED=interleaved, CONJUGATE=conjugate),
+    )
+
+
+_STRIDES = [f"{tensor}_stride_{dim}" for tensor in ("q", "k", "q_out", "k_out") for dim in "bhsd"]
+
+
+@functools.lru_cache
+def _tile(heads: int, kv_heads: int, most_tokens: int, head_dim: int, rotary_dim: int) -> dict[str, int]:
+    block_half = next_power_of_2(rotary_dim // 2)
+    most_heads = max(1, TILE_ELEMENTS // (2 * block_half))
+    block_kv_h = min(next_power_of_2(max(1, kv_heads)), most_heads)
+    # so many tokens that the few heads of k fill 16-byte accesses too; then so many heads of q that its tile is no larger
+    block_s = min(next_power_of_2(max(1, most_tokens)), max(1, most_heads // (2 * block_kv_h)))
+    block_h = min(next_power_of_2(max(1, heads)), max(1, most_heads // block_s))
+    return dict(
+        HEAD_DIM=head_dim, HALF=rotary_dim // 2,
+        BLOCK_S=block_s, BLOCK_H=block_h, BLOCK_KV_H=block_kv_h, BLOCK_HALF=block_half,
+        BLOCK_REST=next_power_of_2(head_dim - rotary_dim) if rotary_dim < head_dim else 0,
     )  # fmt: skip
-
-
-_STRIDES = [
-    f"{tensor}_stride_{dim}"
-    for tensor, dims in (("q", "bhsd"), ("k", "bhsd"), ("q_out", "bhs"), ("k_out", "bhs"))
-    for dim in dims
-]
 
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
@@ -190,7 +199,7 @@ def _pytorch(
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     rotary_dim = cos.shape[-1]
-    y = _empty_like(x)
+    y = torch.empty_like(x)
     (a, b), (y_a, y_b) = (_pairs(t[..., :rotary_dim], interleaved) for t in (x, y))
     c, s = (_pairs(t, interleaved)[0] for t in (cos, sin))
     y_a.copy_(a * c - b * s)
@@ -204,15 +213,7 @@ def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, ...]:
 
 
 def _fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, conjugate: bool) -> tuple[Tensor, Tensor]:
-    return _empty_like(q), _empty_like(k)
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    """Dense, with heads inside tokens in memory if `x` has them so (a transposed projection), else tokens inside heads."""
-    batch, heads, seq, head_dim = x.shape
-    if x.stride(1) < x.stride(2):
-        return x.new_empty((batch, seq, heads, head_dim)).transpose(1, 2)
-    return x.new_empty(x.shape)
+    return torch.empty_like(q), torch.empty_like(k)  # in the memory order of each
 
 
 rope_op = register(
@@ -254,8 +255,8 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
         interleaved: False pairs element i with i + rotary_dim / 2 (`rotate_half`), True pairs 2i with 2i + 1.
 
     Returns:
-        The rotated (q, k), with the shapes and dtypes of the inputs, dense. A transposed (batch, seq, heads, head_dim)
-        tensor, as transformers makes, gives another one; everything else gives a contiguous (batch, heads, seq, head_dim).
+        The rotated (q, k), with the shapes and dtypes of the inputs, dense, with the dimensions in the inputs' order in
+        memory: a transposed (batch, seq, heads, head_dim) tensor, as transformers makes, gives another one.
 
     Raises:
         TypeError: a tensor is not floating point, or the dtypes of q and k, or of cos and sin, differ.
@@ -265,25 +266,26 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
     """
     require_floating(q=q, k=k, cos=cos, sin=sin)
     require_same_device(q=q, k=k, cos=cos, sin=sin)
-    _require_heads(q, k)
     require_same(cos=cos, sin=sin)
-    if cos.ndim not in (2, 3):
-        raise ValueError(f"cos must be (batch or 1, seq, rotary_dim) or (seq, rotary_dim), got {tuple(cos.shape)}")
-    if cos.ndim == 2:
-        cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
-    batch, _, seq, head_dim = q.shape
-    if cos.shape[0] not in (1, batch) or cos.shape[1] != seq:
-        raise ValueError(f"cos must have batch {batch} or 1 and seq {seq} as q has, got {tuple(cos.shape)}")
-    if cos.shape[2] % 2 or not 2 <= cos.shape[2] <= head_dim:
-        raise ValueError(f"cos must have an even rotary_dim from 2 to head_dim {head_dim}, got {cos.shape[2]}")
-    return rope_op(q, k, cos, sin, interleaved, False)
-
-
-def _require_heads(q: Tensor, k: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k)):
         if tensor.ndim != 4:
             raise ValueError(f"{name} must be (batch, heads, seq, head_dim), got {tuple(tensor.shape)}")
-    if (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
+    batch, _, seq, head_dim = q.shape
+    if k.shape != (batch, k.shape[1], seq, head_dim):
         raise ValueError(f"k must have q's batch, seq and head_dim, {tuple(q.shape)}, got {tuple(k.shape)}")
     if k.dtype != q.dtype:
         raise TypeError(f"k must have q's dtype, {q.dtype}, got {k.dtype}")
+    if cos.ndim == 2:
+        cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
+    _require_angles(cos, batch, seq, head_dim)
+    return rope_op(q, k, cos, sin, interleaved, False)
+
+
+def _require_angles(cos: Tensor, batch: int, seq: int, head_dim: int) -> None:
+    if cos.ndim != 3:
+        raise ValueError(f"cos must be (batch or 1, seq, rotary_dim) or (seq, rotary_dim), got {tuple(cos.shape)}")
+    angles, positions, rotary_dim = cos.shape
+    if angles not in (1, batch) or positions != seq:
+        raise ValueError(f"cos must have batch {batch} or 1 and seq {seq} as q has, got {tuple(cos.shape)}")
+    if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
+        raise ValueError(f"cos must have an even rotary_dim from 2 to head_dim {head_dim}, got {rotary_dim}")

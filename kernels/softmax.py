@@ -17,6 +17,8 @@ Kept for backward: y.
 Paper: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018 (arXiv:1805.02867).
 """
 
+import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import Gpu, LaunchPlan, as_rows, cdiv, gpu_of, next_power_of_2
+from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import LONG_ROW_BLOCK, WHOLE_ROW_LIMIT, RowTile, row_tile
 from .validate import require_floating, require_kernel_dtype
@@ -129,25 +131,26 @@ def softmax_backward_tiled_kernel(
         tl.store(p_dx + o_n * dx_stride_n, b_y * (b_dy - dot), mask=mask)
 
 
-def plan_softmax(x: Tensor, y: Tensor, *, gpu: Gpu) -> LaunchPlan:
-    """Softmax over the middle dimension of `x` (outer, n, inner), as `as_slices` makes it."""
-    arguments = dict(p_x=x, p_y=y, **_strides("x", x), **_strides("y", y))
-    return _plan_slices(softmax_kernel, softmax_tiled_kernel, y, arguments, gpu)
+def plan_softmax(x: Tensor, y: Tensor, dim: int, *, gpu: Gpu) -> LaunchPlan:
+    """Softmax of `x` over `dim` into `y`, which is contiguous."""
+    arguments = _argument("x", x, dim) | _argument("y", y, dim)
+    return _plan_slices(softmax_kernel, softmax_tiled_kernel, x, dim, arguments, gpu)
 
 
-def plan_softmax_backward(dy: Tensor, y: Tensor, dx: Tensor, *, gpu: Gpu) -> LaunchPlan:
-    """Backward over the middle dimension of `y` (outer, n, inner), as `as_slices` makes it."""
-    arguments = dict(p_dy=dy, p_y=y, p_dx=dx, **_strides("dy", dy), **_strides("y", y), **_strides("dx", dx))
-    return _plan_slices(softmax_backward_kernel, softmax_backward_tiled_kernel, dx, arguments, gpu)
+def plan_softmax_backward(dy: Tensor, y: Tensor, dx: Tensor, dim: int, *, gpu: Gpu) -> LaunchPlan:
+    """Backward over `dim` into `dx`, which is contiguous."""
+    arguments = _argument("dy", dy, dim) | _argument("y", y, dim) | _argument("dx", dx, dim)
+    return _plan_slices(softmax_backward_kernel, softmax_backward_tiled_kernel, y, dim, arguments, gpu)
 
 
-def _strides(name: str, x: Tensor) -> dict[str, int]:
-    return {f"{name}_stride_o": x.stride(0), f"{name}_stride_n": x.stride(1), f"{name}_stride_i": x.stride(2)}
-
-
-def _plan_slices(whole_kernel: Any, tiled_kernel: Any, out: Tensor, arguments: dict[str, Any], gpu: Gpu) -> LaunchPlan:
-    outer, n, inner = out.shape
-    tile = row_tile(n, gpu) if out.stride(1) == 1 else _column_tile(n, inner, gpu)
+def _plan_slices(
+    whole_kernel: Any, tiled_kernel: Any, x: Tensor, dim: int, arguments: dict[str, Any], gpu: Gpu
+) -> LaunchPlan:
+    outer, n, inner = _slices_shape(x, dim)
+    if inner == 1:
+        tile, outer, inner = row_tile(n, gpu), 1, outer
+    else:
+        tile = _column_tile(n, inner, gpu)
     return LaunchPlan(
         whole_kernel if n <= tile.block_n else tiled_kernel,
         grid=(outer * cdiv(inner, tile.block_m),),
@@ -157,6 +160,30 @@ def _plan_slices(whole_kernel: Any, tiled_kernel: Any, out: Tensor, arguments: d
     )
 
 
+def _argument(name: str, x: Tensor, dim: int) -> dict[str, Any]:
+    """`x`, copied only where it has no such strides, with its strides as (outer, n, inner)."""
+    outer, n, inner = _slices_shape(x, dim)
+    strides: tuple[int, ...]
+    if x.is_contiguous():
+        strides = (0, 1, n) if inner == 1 else (n * inner, inner, 1)
+    elif inner == 1:
+        x = as_rows(x.reshape(outer, n))
+        strides = (0, 1, x.stride(0))
+    else:
+        x = x.reshape(outer, n, inner)
+        x = x if x.stride(2) == 1 else x.contiguous()
+        strides = x.stride()
+    return {f"p_{name}": x, **dict(zip(_STRIDES[name], strides, strict=True))}
+
+
+_STRIDES = {name: [f"{name}_stride_{dim}" for dim in "oni"] for name in ("x", "y", "dx", "dy")}
+
+
+def _slices_shape(x: Tensor, dim: int) -> tuple[int, int, int]:
+    return math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
+
+
+@functools.lru_cache
 def _column_tile(n: int, inner: int, gpu: Gpu) -> RowTile:
     """`block_m` neighbouring columns, 128 bytes in bf16 where there are so many, of `block_n` elements."""
     block_n = next_power_of_2(max(1, n))
@@ -166,43 +193,27 @@ def _column_tile(n: int, inner: int, gpu: Gpu) -> RowTile:
     return RowTile(block_m, block_n, max(1, min(16, block_n * block_m // 16 // gpu.warp_size)))
 
 
-def as_slices(x: Tensor, dim: int) -> Tensor:
-    """`x` as (outer, size of `dim`, inner), a view where strides allow it; for the last dimension inner counts the rows."""
-    n, inner = x.shape[dim], x.shape[dim + 1 :].numel()
-    x = x.reshape(x.shape[:dim].numel(), n, inner)
-    if inner == 1:
-        return as_rows(x.squeeze(2)).t().unsqueeze(0)
-    return x if x.stride(2) == 1 else x.contiguous()
-
-
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for shape, dim in (
-        ((8192, 4096), 1),
-        ((8192, 128), 1),
-        ((1024, 32000), 1),
-        ((512, 262144), 1),
-        ((64, 128, 4096), 1),
-    ):
-        x = as_slices(torch.empty(shape, dtype=torch.bfloat16, device="meta"), dim)
-        label = "x".join(map(str, shape)) + f" dim {dim}"
-        yield label, plan_softmax(x, x, gpu=gpu)
-        yield label, plan_softmax_backward(x, x, x, gpu=gpu)
+    for shape in ((8192, 4096), (8192, 128), (1024, 32000), (512, 262144), (64, 128, 4096)):
+        x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        label = "x".join(map(str, shape)) + " dim 1"
+        yield label, plan_softmax(x, x, 1, gpu=gpu)
+        yield label, plan_softmax_backward(x, x, x, 1, gpu=gpu)
 
 
 def _kernel(x: Tensor, dim: int) -> Tensor:
     require_kernel_dtype(x=x)
-    y = _fake(x, dim)
+    y = empty_contiguous(x)
     if x.numel():
-        plan_softmax(as_slices(x, dim), as_slices(y, dim), gpu=gpu_of(x.device)).launch()
+        plan_softmax(x, y, dim, gpu=gpu_of(x.device)).launch()
     return y
 
 
 def _backward_kernel(dy: Tensor, y: Tensor, dim: int) -> Tensor:
-    dx = _backward_fake(dy, y, dim)
+    dx = empty_contiguous(y)
     if y.numel():
-        dy, y, out = as_slices(dy, dim), as_slices(y, dim), as_slices(dx, dim)
-        plan_softmax_backward(dy, y, out, gpu=gpu_of(y.device)).launch()
+        plan_softmax_backward(dy, y, dx, dim, gpu=gpu_of(y.device)).launch()
     return dx
 
 
@@ -215,11 +226,11 @@ def _backward_pytorch(dy: Tensor, y: Tensor, dim: int) -> Tensor:
 
 
 def _fake(x: Tensor, dim: int) -> Tensor:
-    return x.new_empty(x.shape)
+    return empty_contiguous(x)
 
 
 def _backward_fake(dy: Tensor, y: Tensor, dim: int) -> Tensor:
-    return y.new_empty(y.shape)
+    return empty_contiguous(y)
 
 
 softmax_op = register("softmax(Tensor x, int dim) -> Tensor", kernel=_kernel, pytorch=_pytorch, fake=_fake)

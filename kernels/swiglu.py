@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .activation import activation_and_slope
-from .launch import Gpu, LaunchPlan, as_rows, cdiv, next_power_of_2
+from .activation import activate, activation_and_slope
+from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import accumulation_dtype
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device
@@ -45,8 +45,7 @@ def glu_kernel(
 
     b_gate = tl.load(p_gate + o_m * gate_stride + o_n, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     b_up = tl.load(p_up + o_m * up_stride + o_n, mask=mask, other=0.0).to(tl.float32)
-    b_act, _ = activation_and_slope(b_gate, ACTIVATION)
-    tl.store(p_y + o_m * N + o_n, b_act * b_up, mask=mask)
+    tl.store(p_y + o_m * N + o_n, activate(b_gate, ACTIVATION) * b_up, mask=mask)
 
 
 @triton.jit
@@ -68,24 +67,24 @@ def glu_backward_kernel(
 
 
 def plan_glu(gate: Tensor, up: Tensor, y: Tensor, *, activation: str) -> LaunchPlan:
-    """Forward over rows (M, N); `gate` and `up` may have any row stride."""
+    """Forward over rows (M, N); `gate` and `up` may have any row stride, `y` is contiguous."""
     arguments = dict(p_gate=gate, p_up=up, p_y=y, gate_stride=gate.stride(0), up_stride=up.stride(0))
-    return _plan_tiles(glu_kernel, y, arguments, activation)
+    return _plan_tiles(glu_kernel, gate, arguments, activation)
 
 
 def plan_glu_backward(
     dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor, *, activation: str
 ) -> LaunchPlan:
-    """Backward over rows (M, N); `dy`, `gate` and `up` may have any row stride."""
+    """Backward over rows (M, N); `dy`, `gate` and `up` may have any row stride, `dgate` and `dup` are contiguous."""
     arguments = dict(
         p_dy=dy, p_gate=gate, p_up=up, p_dgate=dgate, p_dup=dup,
         dy_stride=dy.stride(0), gate_stride=gate.stride(0), up_stride=up.stride(0),
     )  # fmt: skip
-    return _plan_tiles(glu_backward_kernel, dgate, arguments, activation)
+    return _plan_tiles(glu_backward_kernel, gate, arguments, activation)
 
 
-def _plan_tiles(kernel: Any, out: Tensor, arguments: dict[str, Any], activation: str) -> LaunchPlan:
-    m, n = out.shape
+def _plan_tiles(kernel: Any, gate: Tensor, arguments: dict[str, Any], activation: str) -> LaunchPlan:
+    m, n = gate.shape
     block_n = min(next_power_of_2(max(1, n)), TILE_COLUMNS)
     block_m = 2048 // block_n  # 16 elements a thread with 4 warps: two 16-byte loads of each input in bf16
     return LaunchPlan(
@@ -107,16 +106,14 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
 
 def _kernel(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     require_kernel_dtype(gate=gate, up=up)
-    y = _fake(gate, up, activation)
-    plan_glu(as_rows(gate), as_rows(up), as_rows(y), activation=activation).launch()
+    y = empty_contiguous(gate)
+    plan_glu(as_rows(gate), as_rows(up), y, activation=activation).launch()
     return y
 
 
 def _backward_kernel(dy: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     dgate, dup = _backward_fake(dy, gate, up, activation)
-    plan_glu_backward(
-        as_rows(dy), as_rows(gate), as_rows(up), as_rows(dgate), as_rows(dup), activation=activation
-    ).launch()
+    plan_glu_backward(as_rows(dy), as_rows(gate), as_rows(up), dgate, dup, activation=activation).launch()
     return dgate, dup
 
 
@@ -143,11 +140,11 @@ def _act(x: Tensor, activation: str) -> Tensor:
 
 
 def _fake(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    return gate.new_empty(gate.shape)
+    return empty_contiguous(gate)
 
 
 def _backward_fake(dy: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    return gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+    return empty_contiguous(gate), empty_contiguous(gate)
 
 
 glu_op = register("glu(Tensor gate, Tensor up, str activation) -> Tensor", kernel=_kernel, pytorch=_pytorch, fake=_fake)

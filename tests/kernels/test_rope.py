@@ -138,7 +138,8 @@ def test_turning_back_restores_the_input(device):
 
 def test_memory_order_follows_the_input(device):
     cos, sin = angles(1, 6, 32, device=device)
-    q, k = ops.rope(projected(2, 4, 6, 32, device=device), torch.randn(2, 2, 6, 32, device=device), cos, sin)
+    sliced = projected(2, 4, 6, 64, device=device)[..., :32]
+    q, k = ops.rope(sliced, torch.randn(2, 2, 6, 32, device=device), cos, sin)
     assert q.transpose(1, 2).is_contiguous()
     assert k.is_contiguous()
 
