@@ -49,8 +49,10 @@ def operands(shape, out_features, device, dtype=torch.float32):
     return x, weight, bias, torch.randn(*shape[:-1], out_features, device=device, dtype=dtype)
 
 
-# (shape of x, out_features): one row, one row with K split, few rows, few rows with K split, tiles of many rows
-SHAPES = [((1, 300), 70), ((1, 1, 9000), 5), ((2, 7, 130), 150), ((16, 3000), 20), ((3, 11, 128), 96), ((130, 200), 72)]
+# (shape of x, out_features): one row, one row with K split, few rows, few rows with K split, tiles of many rows, and
+# more rows than the programs of the backward epilogue take in one round
+SHAPES = [((1, 300), 70), ((1, 1, 9000), 5), ((2, 7, 130), 150), ((16, 3000), 20)]
+SHAPES += [((3, 11, 128), 96), ((130, 200), 72), ((600, 20), 24)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -94,6 +96,22 @@ def test_strides(layout, rows, device):
 
     bias = torch.randn(120, device=device)[::2]
     assert_linear(laid_out(rows, 64), laid_out(60, 64), bias, laid_out(rows, 60), "gelu")
+
+
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_what_lies_beside_the_operands_is_not_read(rows, device):
+    """NaN around x, weight, bias and residual; a product of NaN and a masked 0 would be NaN."""
+
+    def framed(tensor):
+        frame = torch.full([size + 9 for size in tensor.shape], float("nan"), device=device)
+        inner = frame[tuple(slice(0, size) for size in tensor.shape)]
+        return inner.copy_(tensor)
+
+    inputs = operands((rows, 100), 30, device)
+    x, weight, bias, residual = (framed(t).requires_grad_() for t in inputs)
+    y = ops.linear(x, weight, bias, activation="silu", residual=residual)
+    assert y.isfinite().all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), (x, weight, bias, residual)))
 
 
 @pytest.mark.parametrize(("shape", "out_features"), [((0, 8), 4), ((3, 8), 0), ((3, 0), 4), ((20, 0), 4), ((8,), 4)])
