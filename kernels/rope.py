@@ -168,15 +168,19 @@ def _tile(heads: int, kv_heads: int, most_tokens: int, head_dim: int, rotary_dim
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for heads, kv_heads, head_dim, interleaved in ((32, 8, 64, False), (32, 8, 128, False), (32, 8, 128, True)):
+    for head_dim, interleaved, conjugate in (
+        (64, False, False),
+        (128, False, False),
+        (128, False, True),
+        (128, True, False),
+    ):
         q, k = (
-            torch.empty(2, 4096, size, head_dim, dtype=torch.bfloat16, device="meta").transpose(1, 2)
-            for size in (heads, kv_heads)
+            torch.empty(2, 4096, heads, head_dim, dtype=torch.bfloat16, device="meta").transpose(1, 2)
+            for heads in (32, 8)
         )
         cos = torch.empty(1, 4096, head_dim, dtype=torch.bfloat16, device="meta")
-        shape = f"2x{heads}/{kv_heads}x4096x{head_dim}" + " interleaved" * interleaved
-        for conjugate in (False, True):
-            yield shape, plan_rope(q, k, cos, cos, q, k, interleaved=interleaved, conjugate=conjugate)
+        shape = f"2x32/8x4096x{head_dim}" + " interleaved" * interleaved + " backward" * conjugate
+        yield shape, plan_rope(q, k, cos, cos, q, k, interleaved=interleaved, conjugate=conjugate)
 
 
 def _kernel(

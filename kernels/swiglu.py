@@ -97,7 +97,8 @@ def _plan_tiles(kernel: Any, gate: Tensor, arguments: dict[str, Any], activation
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for m, n, activation in ((8192, 8192, "silu"), (8192, 14336, "silu"), (8192, 14336, "gelu_tanh")):
+    for activation in ("silu", "gelu_tanh"):
+        m, n = 8192, 14336
         y, fused = (torch.empty(m, size, dtype=torch.bfloat16, device="meta") for size in (n, 2 * n))
         gate, up = fused.chunk(2, -1)
         yield f"{m}x{n} {activation}", plan_glu(gate, up, y, activation=activation)
