@@ -7,6 +7,7 @@ from types import ModuleType
 import torch
 
 from . import (
+    attention,
     attention_decode,
     cross_entropy,
     layer_norm,
@@ -23,6 +24,7 @@ from .launch import Gpu, LaunchPlan
 OPS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
     for module in (
+        attention,
         attention_decode,
         cross_entropy,
         layer_norm,

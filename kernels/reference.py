@@ -1,5 +1,6 @@
 """What every op means, in plain PyTorch: readable, right in float64, slow. The oracle of tests and benchmarks."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -150,3 +151,46 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) over `dim`, with the largest element taken off first."""
     e = torch.exp(x - x.amax(dim, keepdim=True))
     return e / e.sum(dim, keepdim=True)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, window: int | None = None,
+    softcap: float | None = None, mask: Tensor | None = None, key_start: Tensor | None = None,
+    key_end: Tensor | None = None, cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """softmax(scale * q k^T) v over the keys that each query may attend to; 0, and lse = -inf, where there are none.
+
+    Query i stands at position key_end - seq_q + i, and with a window sees keys closer than that.
+    """
+    if cu_seqlens_q is not None:
+        cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+        out, lse = torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"))
+        bounds = pairwise(cu_seqlens_q.tolist()), pairwise(cu_seqlens_k.tolist())
+        for (i, i_end), (j, j_end) in zip(*bounds, strict=True):
+            rows, keys, values = q[None, :, i:i_end], k[None, :, j:j_end], v[None, :, j:j_end]
+            options = dict(causal=causal, scale=scale, window=window, softcap=softcap)
+            out[:, i:i_end], lse[:, i:i_end] = (x[0] for x in attention(rows, keys, values, return_lse=True, **options))
+        return (out, lse) if return_lse else out
+    batch, heads, seq_q, head_dim = q.shape
+    seq_k, group = k.shape[2], heads // k.shape[1]
+    start = torch.zeros(batch) if key_start is None else key_start
+    end = torch.full((batch,), seq_k) if key_end is None else key_end
+    start, end = (x.to(q.device).view(-1, 1, 1, 1) for x in (start, end))
+    j = torch.arange(seq_k, device=q.device)
+    i = torch.arange(seq_q, device=q.device).view(-1, 1) + end - seq_q
+    allowed = ((start <= j) & (j < end)).expand(batch, heads, seq_q, seq_k)
+    if causal:
+        allowed = allowed & (j <= i)
+    if window is not None:
+        allowed = allowed & ((i - j).abs() < window)
+    if mask is not None:
+        allowed = allowed & mask
+    s = q @ k.repeat_interleave(group, 1).mT * (head_dim**-0.5 if scale is None else scale)
+    s = s if softcap is None else softcap * torch.tanh(s / softcap)
+    empty = ~allowed.any(-1)
+    # a row of nothing but -inf would have NaN for gradients
+    s = torch.where(allowed, s, float("-inf")).masked_fill(empty.unsqueeze(-1), 0)
+    out = (s.softmax(-1) @ v.repeat_interleave(group, 1)).masked_fill(empty.unsqueeze(-1), 0)
+    lse = s.logsumexp(-1) if seq_k else s.new_zeros(empty.shape)
+    return (out, lse.masked_fill(empty, float("-inf"))) if return_lse else out

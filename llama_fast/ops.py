@@ -1,5 +1,6 @@
 """The public functional API: every fused op, by name."""
 
+from .kernels.attention import attention
 from .kernels.attention_decode import attention_decode
 from .kernels.cross_entropy import cross_entropy
 from .kernels.layer_norm import layer_norm
@@ -11,6 +12,7 @@ from .kernels.softmax import softmax
 from .kernels.swiglu import geglu, swiglu
 
 __all__ = [
+    "attention",
     "attention_decode",
     "cross_entropy",
     "geglu",

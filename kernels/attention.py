@@ -1,0 +1,373 @@
+"""Flash attention, forward: softmax(scale * q k^T) v without the matrix of scores in memory.
+
+    s_ij = scale * q_i . k_j        (softcap * tanh(s_ij / softcap) with a softcap)
+    out_i = sum_j e^(s_ij - lse_i) v_j        lse_i = log sum_j e^(s_ij)
+
+A program owns BLOCK_M queries of one head and walks over their keys in tiles of BLOCK_N, with a running maximum and sum
+of the softmax and the output in float32. Grouped heads read the keys and values of their group where they lie. Only tiles
+that a query sees are read, and only those on the border of what it sees are masked (`attention_common` has the geometry);
+a boolean mask is read by its strides, in every tile.
+
+4 * seq_q * seq_k * head_dim FLOPs a head, half of them if causal. The keys and values of a head are read once for every
+BLOCK_M queries, mostly from L2: 128 queries do 128 FLOPs for each byte of them in bf16, so it is compute bound. Kept for
+backward (`attention_backward`): q, k, v, out, and lse in float32.
+
+Papers: Dao et al., FlashAttention, 2022 (arXiv:2205.14135); Dao, FlashAttention-2, 2023 (arXiv:2307.08691).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import attention_pytorch
+from .attention_backward import attention_backward_op, plan_attention_backward
+from .attention_common import (
+    LN2,
+    LOG2E,
+    NOT_SPECIALIZED,
+    PATTERN_SCHEMA,
+    Pattern,
+    Tile,
+    as_batch,
+    count_tiles,
+    empty_rows,
+    fit_stages,
+    key_tiles,
+    load_mask,
+    load_rows,
+    next_tile,
+    plan_tiles,
+    read_pattern,
+    sequence_bounds,
+    sequence_of_tile,
+    store_rows,
+    tanh,
+    tile_for,
+    tile_start,
+    visible,
+)
+from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
+from .library import below_autograd, register, register_autocast, register_autograd
+from .rows import accumulation_dtype
+from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+
+
+@triton.jit
+def attend(
+    b_out, b_max, b_sum, b_q, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
+    k_stride_s, v_stride_s, mask_stride_m, mask_stride_n, scale, softcap, window,
+    CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Adds tiles of keys to each query's output, maximum (base 2) and sum: a <= j < b, or if MASKED the rest of lo..hi."""
+    factor = scale * LOG2E if softcap is None else softcap * LOG2E
+    o_row, o_d = tl.arange(0, BLOCK_N).to(tl.int64)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    p_k += o_row * k_stride_s + o_d
+    p_v += o_row * v_stride_s + o_d
+    for i in range(0, count_tiles(lo, a, b, hi, BLOCK_N, MASKED)):
+        start = tile_start(i, lo, a, b, BLOCK_N, MASKED)
+        o_n = start + tl.arange(0, BLOCK_N)
+        m_n = (o_n < k_hi)[:, None]
+        b_k = load_rows(p_k + tl.cast(start, tl.int64) * k_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
+        if softcap is not None:
+            b_s = tanh(b_s * (scale / softcap))
+        if MASKED:
+            m_s = visible((o_m + shift)[:, None], o_n[None, :], k_hi, window, CAUSAL)
+            if p_mask is not None:
+                m_s &= load_mask(p_mask, o_m[:, None], o_n[None, :], mask_stride_m, mask_stride_n, q_hi, k_hi)
+            b_s = tl.where(m_s, b_s, float("-inf"))
+        b_max_new = tl.maximum(b_max, tl.max(b_s, axis=1) * factor)  # base 2: the scale is folded into one multiply-add
+        b_base = b_max_new
+        if MASKED:  # a query that saw nothing yet: -inf - -inf would be NaN
+            b_base = tl.where(b_max_new == float("-inf"), 0.0, b_max_new)
+        b_p = tl.exp2(b_s * factor - b_base[:, None])
+        b_decay = tl.exp2(b_max - b_base)
+        b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
+        b_v = load_rows(p_v + tl.cast(start, tl.int64) * v_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
+        b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision=INPUT_PRECISION)
+        b_max = b_max_new
+    return b_out, b_max, b_sum
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+def attention_kernel(
+    p_q, p_k, p_v, p_out, p_lse, p_mask, p_key_start, p_key_end, p_cu_q, p_cu_k,
+    q_stride_b, q_stride_h, q_stride_s, k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s,
+    mask_stride_b, mask_stride_h, mask_stride_m, mask_stride_n,
+    HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION, scale, softcap, window,
+    CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED_BLOCK: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
+    i_tile, i_pair = next_tile(TILES, PAIRS, SECTION)
+    i_tile = TILES - 1 - i_tile  # the last queries of a causal sequence have the most keys
+    i_b, i_h = (i_pair // HEADS).to(tl.int64), (i_pair % HEADS).to(tl.int64)
+    i_s = 0
+    if p_cu_q is not None:
+        i_s, i_tile = sequence_of_tile(p_cu_q, i_tile, SEQUENCES, BLOCK_M)
+    q_lo, q_hi, k_lo, k_hi = sequence_bounds(p_key_start, p_key_end, p_cu_q, p_cu_k, i_b, i_s, SEQUENCES, SEQ_Q, SEQ_K)
+    i_lo = q_lo + i_tile * BLOCK_M
+    if i_lo >= q_hi:
+        return
+    shift = k_hi - q_hi
+    lo, a, b, hi = key_tiles(
+        i_lo, tl.minimum(i_lo + BLOCK_M, q_hi), k_lo, k_hi, shift, window, p_mask, CAUSAL, BLOCK_N, MASKED_BLOCK
+    )
+
+    o_m, o_d = i_lo + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    m_m = (o_m < q_hi)[:, None]
+    p_q += i_b * q_stride_b + i_h * q_stride_h
+    p_k += i_b * k_stride_b + i_h // GROUP * k_stride_h
+    p_v += i_b * v_stride_b + i_h // GROUP * v_stride_h
+    if p_mask is not None:
+        p_mask += i_b * mask_stride_b + i_h * mask_stride_h
+    o_row = o_m.to(tl.int64)[:, None]
+    b_q = load_rows(p_q + o_row * q_stride_s + o_d[None, :], m_m, HEAD_DIM, BLOCK_D, MASKED=True)
+
+    b_out = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    b_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    b_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
+    if lo < a or b < hi:
+        b_out, b_max, b_sum = attend(
+            b_out, b_max, b_sum, b_q, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
+            k_stride_s, v_stride_s, mask_stride_m, mask_stride_n, scale, softcap, window,
+            CAUSAL, HEAD_DIM, BLOCK_D, MASKED_BLOCK, INPUT_PRECISION, MASKED=True,
+        )  # fmt: skip
+    if a < b:
+        b_out, b_max, b_sum = attend(
+            b_out, b_max, b_sum, b_q, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
+            k_stride_s, v_stride_s, mask_stride_m, mask_stride_n, scale, softcap, window,
+            CAUSAL, HEAD_DIM, BLOCK_D, BLOCK_N, INPUT_PRECISION, MASKED=False,
+        )  # fmt: skip
+
+    # the sum is 0 only for a query that may attend to nothing, whose maximum is -inf: out = 0, lse = -inf
+    b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
+    b_out *= (1.0 / b_sum)[:, None]
+    o_row = (i_b * SEQ_Q + o_row) * HEADS + i_h
+    store_rows(p_out + o_row * HEAD_DIM + o_d[None, :], b_out, m_m, HEAD_DIM, BLOCK_D)
+    b_lse = (b_max + tl.log2(b_sum)) * LN2
+    tl.store(p_lse + (i_b * HEADS + i_h) * SEQ_Q + o_m, b_lse, mask=o_m < q_hi)
+
+
+TILES = {
+    "sm_80": (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 8, 2)),
+    "sm_90": (Tile(128, 64, 4, 3), Tile(128, 128, 8, 3), Tile(128, 32, 8, 3)),
+    "sm_100": (Tile(128, 128, 8, 3), Tile(128, 128, 8, 2), Tile(128, 32, 8, 2)),
+    "gfx942": (Tile(128, 64, 4, 2), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
+    "float32": (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(16, 16, 8, 1)),
+}
+"""For head_dim up to 64, 128, 256: the largest that leave nothing in local memory. On sm_90 three stages, because with two
+the copies of a tile are issued only when the one before it is done, and then waited for."""
+
+
+def plan_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern, gpu: Gpu) -> LaunchPlan:
+    """Forward, for `q, k, v` as `as_batch` makes them; `out` as `empty_rows` does, `lse` contiguous."""
+    batch, heads, seq_q, head_dim = q.shape
+    kv_heads, seq_k = k.shape[1:3]
+    tile = tile_for(TILES, q, gpu)
+    if seq_q < tile.block_m and pattern.cu_seqlens_q is None:
+        tile = replace(
+            tile, block_m=max(16, next_power_of_2(seq_q)), num_warps=4 if head_dim <= 128 else tile.num_warps
+        )
+    return plan_tiles(
+        attention_kernel, q, k, v, pattern, dict(p_out=out, p_lse=lse),
+        rows=seq_q, pairs=batch * heads, pair_bytes=2 * seq_k * head_dim * q.element_size() * kv_heads // max(1, heads),
+        over_keys=True, tile=fit_stages(tile, q, tile.block_m, 2 * tile.block_n, gpu),
+    )  # fmt: skip
+
+
+def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
+    """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
+    for batch, heads, kv_heads, seq, head_dim in ((4, 32, 8, 4096, 64), (4, 32, 8, 8192, 128)):
+        q = torch.empty(batch, seq, heads, head_dim, dtype=torch.bfloat16, device="meta").transpose(1, 2)
+        k = torch.empty(batch, seq, kv_heads, head_dim, dtype=torch.bfloat16, device="meta").transpose(1, 2)
+        lse = torch.empty(batch, heads, seq, device="meta")
+        pattern = Pattern(None, None, None, None, None, True, None, head_dim**-0.5, None)
+        shape = f"{batch}x{heads}/{kv_heads}x{seq}x{head_dim} causal"
+        yield shape, plan_attention(q, k, k, q, lse, pattern, gpu)
+        for plan in plan_attention_backward(q, None, q, k, k, q, lse, q, k, k, pattern, gpu):
+            yield shape, plan
+    yield f"{shape} window 4096", plan_attention(q, k, k, q, lse, pattern._replace(window=4096), gpu)
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    require_kernel_dtype(q=q)
+    out, lse = _fake(q, k, v, *options)
+    if q.numel():
+        pattern = read_pattern(options)
+        plan_attention(as_batch(q), as_batch(k), as_batch(v), out, lse, pattern, gpu_of(q.device)).launch()
+    return out, lse
+
+
+def _pytorch(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    _require_one_dtype(q, k, v)
+    return attention_pytorch.forward(q, k, v, Pattern(*options))
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    _require_one_dtype(q, k, v)
+    return empty_rows(q), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q))
+
+
+def _require_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Checked below autocast, which makes them agree."""
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"k and v must have q's dtype, {q.dtype}, got {k.dtype} and {v.dtype}")
+
+
+attention_op = register(
+    f"attention(Tensor q, Tensor k, Tensor v, {PATTERN_SCHEMA}) -> (Tensor out, Tensor lse)",
+    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+)  # fmt: skip
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        with below_autograd():
+            out, lse = attention_op(q, k, v, *options)
+        ctx.set_materialize_grads(False)
+        tensors, ctx.options = options[:5], options[5:]
+        ctx.save_for_backward(q, k, v, out, lse, *tensors)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
+        dout = torch.zeros_like(out) if dout is None else dout
+        gradients = attention_backward_op(dout, dlse, q, k, v, out, lse, *tensors, *ctx.options)
+        return *gradients, *(None for _ in (*tensors, *ctx.options))
+
+
+register_autograd(attention_op, _Attention)
+register_autocast(attention_op)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, window: int | None = None,
+    softcap: float | None = None, mask: Tensor | None = None, key_start: Tensor | None = None,
+    key_end: Tensor | None = None, cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Scaled dot-product attention: softmax(scale * q k^T) v, exact, without the matrix of scores in memory.
+
+    The last query stands on the last key: query i has the position seq_k - seq_q + i. A query that may attend to nothing
+    gives 0, an lse of -inf and no gradients. What several arguments restrict must be allowed by each of them.
+
+    Args:
+        q: (batch, heads, seq_q, head_dim), float16, bfloat16 or float32 (float64 on the CPU), head_dim up to 256. Any
+            strides; rows that are not contiguous are copied. Or packed sequences: (heads, total_q, head_dim).
+        k, v: (batch, kv_heads, seq_k, head_dim), of q's dtype, or (kv_heads, total_k, head_dim). Query head h reads the
+            key head h // (heads // kv_heads).
+        causal: attend only to keys up to the query's own position.
+        scale: positive; head_dim ** -0.5 by default.
+        window: attend only to keys closer than this: position - window < j < position + window. With `causal` these are
+            the last `window` keys, as in transformers' `sliding_window`.
+        softcap: positive; scores become softcap * tanh(score / softcap).
+        mask: boolean, True where a query may attend to a key, broadcastable to (batch, heads, seq_q, seq_k). It is read
+            by its strides, never copied.
+        key_start, key_end: (batch,), int32. Row b has the keys key_start[b] <= j < key_end[b], and its last query stands
+            on key key_end[b] - 1: for left padding, and for caches that are not full.
+        cu_seqlens_q, cu_seqlens_k: (sequences + 1,), int32, rising from 0: sequence s has the rows cu_seqlens[s] to
+            cu_seqlens[s + 1], aligned at their ends as above. `cu_seqlens_k` is `cu_seqlens_q` if not given. Rows past
+            the last sequence give 0. Their values are not checked.
+        return_lse: return the log of the sum of e^score too.
+
+    Returns:
+        out, of q's shape and dtype, in memory as (batch, seq_q, heads, head_dim) or (total_q, heads, head_dim): what the
+        projection after it wants. With `return_lse` the pair (out, lse): lse is (batch, heads, seq_q) or (heads,
+        total_q), float32 (float64 for float64), natural logarithm, differentiable.
+
+    Raises:
+        TypeError: a dtype does not fit.
+        ValueError: a shape, device, or value does not fit, or packed sequences come with a mask or key ranges.
+
+    Source: arXiv:2307.08691.
+    """
+    require_floating(q=q, k=k, v=v)
+    require_same_device(
+        q=q, k=k, v=v, mask=mask, key_start=key_start, key_end=key_end, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k
+    )  # fmt: skip
+    is_packed = cu_seqlens_q is not None or cu_seqlens_k is not None
+    _check_shapes(q, k, v, is_packed)
+    if is_packed:
+        cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+        _check_packed(q, k, cu_seqlens_q, cu_seqlens_k, mask, key_start, key_end)
+    else:
+        _check_restrictions(q, k, mask, key_start, key_end)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    for name, value in (("scale", scale), ("softcap", softcap)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    out, lse = attention_op(
+        q, k, v, mask, key_start, key_end, cu_seqlens_q, cu_seqlens_k, causal, window, scale, softcap
+    )
+    return (out, lse) if return_lse else out
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, is_packed: bool) -> None:
+    layout = "(heads, total, head_dim) with cu_seqlens" if is_packed else "(batch, heads, seq, head_dim)"
+    for name, x in (("q", q), ("k", k)):
+        if x.ndim != (3 if is_packed else 4):
+            raise ValueError(f"{name} must be {layout}, got shape {tuple(x.shape)}")
+    require_shape("v", v, k.shape)
+    if k.shape[-1] != q.shape[-1] or (not is_packed and k.shape[0] != q.shape[0]):
+        same = "head_dim" if is_packed else "batch and head_dim"
+        raise ValueError(f"k must have q's {same}: q has shape {tuple(q.shape)}, k {tuple(k.shape)}")
+    heads, kv_heads = q.shape[-3], k.shape[-3]
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"the heads of q must be a multiple of those of k, got {heads} and {kv_heads}")
+    if not 1 <= q.shape[-1] <= 256:
+        raise ValueError(f"head_dim must be from 1 to 256, got {q.shape[-1]}")
+
+
+def _check_packed(
+    q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
+    mask: Tensor | None, key_start: Tensor | None, key_end: Tensor | None,
+) -> None:  # fmt: skip
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        raise ValueError("cu_seqlens_k needs cu_seqlens_q")
+    for name, other in (("mask", mask), ("key_start", key_start), ("key_end", key_end)):
+        if other is not None:
+            raise ValueError(f"{name} does not go with packed sequences (cu_seqlens_q)")
+    if cu_seqlens_k is cu_seqlens_q and k.shape[1] != q.shape[1]:
+        raise ValueError(f"k must have q's {q.shape[1]} rows unless cu_seqlens_k is given, got {k.shape[1]}")
+    for name, x in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        _require_int32(name, x)
+        if x.ndim != 1 or x.shape[0] == 0:
+            raise ValueError(f"{name} must be (sequences + 1,), got shape {tuple(x.shape)}")
+    require_shape("cu_seqlens_k", cu_seqlens_k, cu_seqlens_q.shape)
+
+
+def _check_restrictions(
+    q: Tensor, k: Tensor, mask: Tensor | None, key_start: Tensor | None, key_end: Tensor | None
+) -> None:
+    for name, x in (("key_start", key_start), ("key_end", key_end)):
+        if x is not None:
+            _require_int32(name, x)
+            require_shape(name, x, q.shape[:1])
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean, got {mask.dtype}")
+    scores = (*q.shape[:3], k.shape[2])
+    if mask.ndim > 4 or any(n not in (1, full) for n, full in zip(mask.shape[::-1], scores[::-1], strict=False)):
+        raise ValueError(
+            f"mask must broadcast to (batch, heads, seq_q, seq_k) = {scores}, got shape {tuple(mask.shape)}"
+        )
+
+
+def _require_int32(name: str, x: Tensor) -> None:
+    if x.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {x.dtype}")

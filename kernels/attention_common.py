@@ -1,0 +1,322 @@
+"""What the attention kernels share: which keys a query may attend to, how tiles are cut and ordered, and a tanh.
+
+Every kernel sees one geometry, whatever the arguments were. A program works on the query rows q_lo <= i < q_hi and the
+keys k_lo <= j < k_hi of one sequence: the whole of a batch row, its key range, or a packed sequence. Query i stands at
+position i + shift with shift = k_hi - q_hi, so that the last query stands on the last key, and may attend to key j if
+
+    k_lo <= j < k_hi    j <= i + shift (causal)    i + shift - window < j < i + shift + window (window)
+
+and the boolean mask, if there is one, says so.
+
+A program owns a tile of rows (queries, or keys in the kernel for dk and dv) and walks over tiles of columns. Columns that
+none of its rows sees are not touched. The walk has two loops, the first with a mask over the tiles on the borders, the
+second without: at head_dim 128 on sm_90 that is 559 instead of 776 instructions a tile. Border tiles are half as large,
+which keeps the mask's own registers from being spilled. Each loop stands in an `if`: where ptxas sees that a loop
+may run zero times it waits after every single HGMMA (its warning C7515).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
+from .linear import allow_tf32
+from .rows import contiguous
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+SECTION_BYTES = 16 * 2**20
+"""What the programs that run at the same time should share: it fits in half of the L2 of an A100 or H100."""
+
+NOT_SPECIALIZED = ["HEADS", "SEQ_Q", "SEQ_K", "SEQUENCES", "TILES", "PAIRS", "SECTION", "ROWS", "window"]
+"""Sizes that change from call to call: no binary of its own for a multiple of 16 or a 1."""
+
+
+class Pattern(NamedTuple):
+    """Who may attend to whom, and how scores are made: the last arguments of the ops, in their order."""
+
+    mask: Tensor | None
+    key_start: Tensor | None
+    key_end: Tensor | None
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    causal: bool
+    window: int | None
+    scale: float
+    softcap: float | None
+
+
+PATTERN_SCHEMA = (
+    "Tensor? mask, Tensor? key_start, Tensor? key_end, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k,"
+    " bool causal, int? window, float scale, float? softcap"
+)
+
+
+@triton.jit
+def next_tile(TILES, PAIRS, SECTION):
+    """The tile and the (batch row, head) pair of this program.
+
+    Tiles follow each other in order, each for SECTION pairs before the next: what a section reads again and again stays
+    in the L2, and where long tiles come first the short ones fill the end of the launch.
+    """
+    i_program = tl.program_id(0)
+    i_section = i_program // (TILES * SECTION)
+    first = i_section * SECTION
+    width = tl.minimum(SECTION, PAIRS - first)
+    rest = i_program - i_section * (TILES * SECTION)
+    return rest // width, first + rest % width
+
+
+@triton.jit
+def sequence_of_tile(p_cu_seqlens, i_tile, SEQUENCES, BLOCK: tl.constexpr):
+    """The packed sequence that tile `i_tile` belongs to, and the tile's number in it.
+
+    Sequence s owns the tiles from cu_seqlens[s] // BLOCK + s on, which are at least as many as it needs. What follows the
+    last sequence counts as one more.
+    """
+    i_s = -1
+    for first in range(0, SEQUENCES + 1, 128):
+        o_s = first + tl.arange(0, 128)
+        b_start = tl.load(p_cu_seqlens + o_s, mask=o_s <= SEQUENCES, other=0)
+        i_s += tl.sum(((b_start // BLOCK + o_s <= i_tile) & (o_s <= SEQUENCES)).to(tl.int32))
+    return i_s, i_tile - (tl.load(p_cu_seqlens + i_s) // BLOCK + i_s)
+
+
+@triton.jit
+def sequence_bounds(p_key_start, p_key_end, p_cu_q, p_cu_k, i_b, i_s, SEQUENCES, SEQ_Q, SEQ_K):
+    """q_lo, q_hi, k_lo, k_hi of batch row `i_b`, or of packed sequence `i_s`."""
+    if p_cu_q is not None:
+        inside = i_s < SEQUENCES
+        q_lo = tl.load(p_cu_q + i_s)
+        q_hi = tl.load(p_cu_q + i_s + 1, mask=inside, other=SEQ_Q)
+        k_lo = tl.load(p_cu_k + i_s)
+        k_hi = tl.load(p_cu_k + i_s + 1, mask=inside, other=0)
+    else:
+        q_lo = 0
+        q_hi = SEQ_Q
+        k_lo = 0
+        k_hi = SEQ_K
+        if p_key_start is not None:
+            k_lo = tl.maximum(tl.load(p_key_start + i_b), 0)
+        if p_key_end is not None:
+            k_hi = tl.minimum(tl.load(p_key_end + i_b), SEQ_K)
+    return q_lo, q_hi, k_lo, k_hi
+
+
+@triton.jit
+def key_tiles(
+    i_lo, i_hi, k_lo, k_hi, shift, window, p_mask,
+    CAUSAL: tl.constexpr, BLOCK: tl.constexpr, MASKED_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The keys that queries i_lo <= i < i_hi attend to, as `split_tiles` cuts them."""
+    lo = k_lo
+    hi = k_hi
+    full_lo = k_lo
+    full_hi = k_hi
+    if CAUSAL:
+        hi = tl.minimum(k_hi, i_hi + shift)
+        full_hi = tl.minimum(k_hi, i_lo + shift + 1)
+    elif window is not None:
+        hi = tl.minimum(k_hi, i_hi + shift + window - 1)
+        full_hi = tl.minimum(k_hi, i_lo + shift + window)
+    if window is not None:
+        lo = tl.maximum(k_lo, i_lo + shift - window + 1)
+        full_lo = tl.maximum(lo, i_hi + shift - window)
+    return split_tiles(lo, full_lo, full_hi, hi, p_mask, BLOCK, MASKED_BLOCK)
+
+
+@triton.jit
+def split_tiles(lo, full_lo, full_hi, hi, p_mask, BLOCK: tl.constexpr, MASKED_BLOCK: tl.constexpr):
+    """lo <= a <= b <= hi with a..b inside of full_lo..full_hi, where every row of the program sees every column.
+
+    lo..a is made of whole tiles of MASKED_BLOCK, a..b of BLOCK. Only the tiles of lo..a and b..hi need a mask; all do
+    where a boolean mask may speak in any tile.
+    """
+    hi = tl.maximum(lo, hi)
+    if p_mask is not None:
+        a = hi
+        b = hi
+    else:
+        a = tl.minimum(lo + tl.cdiv(full_lo - lo, MASKED_BLOCK) * MASKED_BLOCK, hi)
+        b = a + tl.maximum(full_hi - a, 0) // BLOCK * BLOCK
+    return lo, a, b, hi
+
+
+@triton.jit
+def count_tiles(lo, a, b, hi, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """The tiles of a..b or, if MASKED, of lo..a and b..hi."""
+    return tl.cdiv(a - lo, BLOCK) + tl.cdiv(hi - b, BLOCK) if MASKED else (b - a) // BLOCK
+
+
+@triton.jit
+def tile_start(i, lo, a, b, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """Where tile `i` of those starts."""
+    if MASKED:
+        start = lo + i * BLOCK
+        start = tl.where(start < a, start, start - a + b)
+    else:
+        start = a + i * BLOCK
+    return start
+
+
+@triton.jit
+def visible(o_q, o_k, k_hi, window, CAUSAL: tl.constexpr):
+    """Whether queries at positions `o_q` may attend to keys `o_k`: one is a column, the other a row.
+
+    It may be true for what does not exist: a query past the end, with nothing to store, or a key past the end of those.
+    """
+    if CAUSAL:
+        m = o_k <= o_q
+        if window is not None:
+            m &= o_k > o_q - window
+    else:
+        m = o_k < k_hi
+        m &= o_q < k_hi
+        if window is not None:
+            m &= (o_k > o_q - window) & (o_k < o_q + window)
+    return m
+
+
+@triton.jit
+def load_mask(p_mask, o_m, o_n, mask_stride_m, mask_stride_n, q_hi, k_hi):
+    """The boolean mask for query rows `o_m` and keys `o_n`: one is a column, the other a row."""
+    p = p_mask + o_m.to(tl.int64) * mask_stride_m + o_n.to(tl.int64) * mask_stride_n
+    return tl.load(p, mask=(o_m < q_hi) & (o_n < k_hi), other=0) != 0
+
+
+@triton.jit
+def load_rows(p, m_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """A [rows, BLOCK_D] tile with 0 past HEAD_DIM and, if MASKED, in rows where `m_rows` ([rows, 1]) is false."""
+    m_d = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
+    if MASKED and HEAD_DIM < BLOCK_D:
+        b = tl.load(p, mask=m_rows & m_d, other=0.0)
+    elif MASKED:
+        b = tl.load(p, mask=m_rows, other=0.0)
+    elif HEAD_DIM < BLOCK_D:
+        b = tl.load(p, mask=m_d, other=0.0)
+    else:
+        b = tl.load(p)
+    return b
+
+
+@triton.jit
+def store_rows(p, b, m_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Stores a [rows, BLOCK_D] tile, rounded once, where `m_rows` ([rows, 1]) is true."""
+    tl.store(p, b.to(p.dtype.element_ty), mask=m_rows & (tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM))
+
+
+@triton.jit
+def tanh(x):
+    """To within a few float32 eps: 1 - 2 / (1 + e^2x) loses what is small, so there it is the polynomial of Cephes' tanhf."""
+    z = x * x
+    small = -5.70498872745e-3
+    small = small * z + 2.06390887954e-2
+    small = small * z - 5.37397155531e-2
+    small = small * z + 1.33314422036e-1
+    small = small * z - 3.33332819422e-1
+    small = small * z * x + x
+    large = 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2E)))
+    return tl.where(tl.abs(x) < 0.625, small, large)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A program's tile of `block_m` queries and `block_n` keys, with its warps and pipeline stages."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def tile_for(tiles: dict[str, tuple[Tile, Tile, Tile]], q: Tensor, gpu: Gpu) -> Tile:
+    """From a table with three tiles for each kind of GPU: head_dim up to 64, 128 and 256."""
+    if q.element_size() == 4:
+        kind = "float32"
+    elif not gpu.is_nvidia:
+        kind = "gfx942"
+    elif gpu.compute_capability == 90:
+        kind = "sm_90"
+    else:
+        kind = "sm_100" if 100 <= gpu.compute_capability < 120 else "sm_80"
+    head_dim = q.shape[-1]
+    return tiles[kind][0 if head_dim <= 64 else 1 if head_dim <= 128 else 2]
+
+
+def fit_stages(tile: Tile, q: Tensor, resident_rows: int, streamed_rows: int, gpu: Gpu) -> Tile:
+    """`tile` with the stages that shared memory holds: the tables suit the largest GPU of a kind, sm_86 has 99 KB."""
+    row_bytes = _block_d(q) * q.element_size()
+    stages = (gpu.shared_bytes // row_bytes - resident_rows) // streamed_rows
+    return replace(tile, num_stages=max(1, min(tile.num_stages, stages))) if gpu.is_nvidia else tile
+
+
+def read_pattern(options: tuple[Any, ...]) -> Pattern:
+    """The last arguments of an op, with vectors as the kernels read them: with stride 1."""
+    mask, *vectors = options[:5]
+    return Pattern(mask, *map(contiguous, vectors), *options[5:])
+
+
+def as_batch(x: Tensor) -> Tensor:
+    """(batch, heads, seq, head_dim) with contiguous rows: packed (heads, total, head_dim) is a batch of one row."""
+    x = x.unsqueeze(0) if x.ndim == 3 else x
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def empty_rows(x: Tensor) -> Tensor:
+    """Uninitialised, of `x`'s shape, in memory as (batch, seq, heads, head_dim), or (total, heads, head_dim) if packed."""
+    rows = x.transpose(-2, -3)
+    return torch.empty_like(rows, memory_format=torch.contiguous_format).transpose(-2, -3)
+
+
+def plan_tiles(
+    kernel: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, arguments: dict[str, Any], *,
+    rows: int, pairs: int, pair_bytes: int, over_keys: bool, tile: Tile,
+) -> LaunchPlan:  # fmt: skip
+    """The plan of an attention kernel, with `arguments` beside those that all of them take.
+
+    `rows` are what programs share in tiles, of each of `pairs` (batch row, head); `pair_bytes` is what the programs of a
+    pair read again and again, and `over_keys` says whether that is keys. `q, k, v` are as `as_batch` makes them.
+    """
+    batch, heads, seq_q, head_dim = q.shape
+    kv_heads, seq_k = k.shape[1:3]
+    sequences = None if pattern.cu_seqlens_q is None else pattern.cu_seqlens_q.numel() - 1
+    block, walked = (tile.block_m, tile.block_n) if over_keys else (tile.block_n, tile.block_m)
+    tiles = cdiv(rows, block) if sequences is None else rows // block + sequences + 1
+    mask = None if pattern.mask is None else pattern.mask.expand(batch, heads, seq_q, seq_k)
+    mask_strides = (0, 0, 0, 0) if mask is None else mask.stride()
+    strides = dict(zip(_STRIDES, (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *mask_strides), strict=True))
+    # a window that reaches over everything would only make border tiles
+    window = None if pattern.window is None or pattern.window >= max(seq_q, seq_k) else pattern.window
+    return LaunchPlan(
+        kernel,
+        grid=(tiles * pairs,),
+        arguments=arguments | strides | dict(
+            p_q=q, p_k=k, p_v=v, p_mask=mask, p_key_start=pattern.key_start, p_key_end=pattern.key_end,
+            p_cu_q=pattern.cu_seqlens_q, p_cu_k=pattern.cu_seqlens_k,
+            HEADS=heads, SEQ_Q=seq_q, SEQ_K=seq_k, SEQUENCES=sequences or 0, TILES=tiles, PAIRS=pairs,
+            SECTION=max(1, min(pairs, SECTION_BYTES // max(1, pair_bytes))),
+            scale=pattern.scale, softcap=pattern.softcap, window=window,
+        ),
+        constants=dict(
+            CAUSAL=pattern.causal, GROUP=heads // max(1, kv_heads), HEAD_DIM=head_dim, BLOCK_D=_block_d(q),
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, MASKED_BLOCK=max(16, walked // 2),
+            INPUT_PRECISION="tf32" if allow_tf32(q) else "ieee",
+        ),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+_STRIDES = (
+    "q_stride_b", "q_stride_h", "q_stride_s", "k_stride_b", "k_stride_h", "k_stride_s", "v_stride_b", "v_stride_h",
+    "v_stride_s", "mask_stride_b", "mask_stride_h", "mask_stride_m", "mask_stride_n",
+)  # fmt: skip
+
+
+def _block_d(q: Tensor) -> int:
+    return max(16, next_power_of_2(q.shape[-1]))

@@ -1,0 +1,161 @@
+"""Attention on CPU tensors: PyTorch's own flash attention, with the cheapest mask that says the same.
+
+It is the kernel behind `F.scaled_dot_product_attention` on the CPU, called by its own name because that one also gives
+lse and takes it back in backward. What it lacks, softcap and the gradient of lse, is written out in PyTorch's ops. Packed
+sequences are taken one by one. Any dtype, float64 too.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .attention_common import Pattern, as_batch, empty_rows
+from .rows import accumulation_dtype
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """out in the layout of `empty_rows` and lse, contiguous."""
+    out, lse = empty_rows(q), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q))
+    if pattern.cu_seqlens_q is None:
+        _into((out, lse), _forward(as_batch(q), as_batch(k), as_batch(v), pattern))
+        return out, lse
+    out.zero_()
+    lse.fill_(float("-inf"))
+    for rows, keys in _sequences(pattern):
+        one = _forward(as_batch(q[:, rows]), as_batch(k[:, keys]), as_batch(v[:, keys]), _unpacked(pattern))
+        _into((out[:, rows], lse[:, rows]), one)
+    return out, lse
+
+
+def backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv, each in the layout of `empty_rows`."""
+    gradients = empty_rows(q), empty_rows(k), empty_rows(v)
+    if pattern.cu_seqlens_q is None:
+        _into(gradients, _backward(*map(as_batch, (dout, q, k, v, out)), lse, dlse, pattern))
+        return gradients
+    for gradient in gradients:
+        gradient.zero_()
+    for rows, keys in _sequences(pattern):
+        tensors = (dout[:, rows], q[:, rows], k[:, keys], v[:, keys], out[:, rows])
+        dlse_rows = None if dlse is None else dlse[:, rows].unsqueeze(0)
+        one = _backward(*map(as_batch, tensors), lse[:, rows].unsqueeze(0), dlse_rows, _unpacked(pattern))
+        _into((gradients[0][:, rows], gradients[1][:, keys], gradients[2][:, keys]), one)
+    return gradients
+
+
+def _into(targets: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source.view_as(target))
+
+
+def _unpacked(pattern: Pattern) -> Pattern:
+    return pattern._replace(cu_seqlens_q=None, cu_seqlens_k=None)
+
+
+def _sequences(pattern: Pattern) -> Iterator[tuple[slice, slice]]:
+    """The rows and the keys of each packed sequence."""
+    assert pattern.cu_seqlens_q is not None
+    assert pattern.cu_seqlens_k is not None
+    bounds = pairwise(pattern.cu_seqlens_q.tolist()), pairwise(pattern.cu_seqlens_k.tolist())
+    for rows, keys in zip(*bounds, strict=True):
+        yield slice(*rows), slice(*keys)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    if not q.numel() or not k.numel():
+        return torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=accumulation_dtype(q))
+    square, allowed = _visible(q, k, pattern)
+    if pattern.softcap is None:
+        out, lse = _flash(q, k, v, 0.0, square, attn_mask=_additive(allowed, q), scale=pattern.scale)
+        if allowed is not None:  # where there is nothing to attend to it says lse = 0
+            lse = lse.masked_fill(~allowed.any(-1), float("-inf"))
+        return out, lse
+    scores, _ = _scores(q, k, allowed, pattern)
+    lse = torch.logsumexp(scores, -1)
+    out = _probabilities(scores, lse) @ v.to(lse.dtype)
+    return out.view_as(q).to(q.dtype), lse.view(q.shape[:-1])
+
+
+def _backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor | None, pattern: Pattern
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not q.numel() or not k.numel():
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    square, allowed = _visible(q, k, pattern)
+    if pattern.softcap is None and dlse is None:
+        lse = lse.masked_fill(lse == float("-inf"), float("inf"))  # e^(s - lse) = 0 for any s
+        mask = _additive(allowed, q)
+        gradients: tuple[Tensor, Tensor, Tensor] = _flash_backward(
+            dout, q, k, v, out, lse, 0.0, square, attn_mask=mask, scale=pattern.scale
+        )
+        return gradients
+    scores, slope = _scores(q, k, allowed, pattern)
+    groups = q.shape[0], k.shape[1], -1
+    p = _probabilities(scores, lse.reshape(groups))
+    dout, out = dout.to(p.dtype).reshape(*groups, q.shape[3]), out.to(p.dtype).reshape(*groups, q.shape[3])
+    delta = (dout * out).sum(-1)
+    if dlse is not None:
+        delta = delta - dlse.reshape(groups)
+    ds = p * (dout @ v.to(p.dtype).mT - delta.unsqueeze(-1)) * slope
+    dq = (ds @ k.to(p.dtype)).view_as(q)
+    dk = ds.mT @ q.to(p.dtype).reshape(*groups, q.shape[3])
+    return dq.to(q.dtype), dk.to(k.dtype), (p.mT @ dout).to(v.dtype)
+
+
+def _visible(q: Tensor, k: Tensor, pattern: Pattern) -> tuple[bool, Tensor | None]:
+    """Whether it is all of a square causal mask; and what may be attended to, as (batch, heads, seq_q, seq_k) or
+    anything that broadcasts to it, None where no mask is needed."""
+    seq_q, seq_k = q.shape[2], k.shape[2]
+    window = None if pattern.window is None or pattern.window >= max(seq_q, seq_k) else pattern.window
+    if pattern.mask is None and pattern.key_start is None and pattern.key_end is None and window is None:
+        if not pattern.causal or seq_q == 1:
+            return False, None
+        if seq_q == seq_k:
+            return True, None
+    ones = torch.ones(1, 1, 1, 1, dtype=torch.int64, device=q.device)
+    start = 0 * ones if pattern.key_start is None else pattern.key_start.view(-1, 1, 1, 1)
+    end = seq_k * ones if pattern.key_end is None else pattern.key_end.clamp(max=seq_k).view(-1, 1, 1, 1)
+    key = torch.arange(seq_k, device=q.device)
+    position = end - seq_q + torch.arange(seq_q, device=q.device)[:, None]
+    allowed = (start <= key) & (key < end)
+    if pattern.causal:
+        allowed = allowed & (key <= position)
+    if window is not None:
+        allowed = allowed & (key > position - window) & (key < position + window)
+    return False, (allowed if pattern.mask is None else allowed & pattern.mask).expand(-1, -1, seq_q, -1)
+
+
+def _additive(allowed: Tensor | None, q: Tensor) -> Tensor | None:
+    if allowed is None:
+        return None
+    return torch.zeros(allowed.shape, dtype=q.dtype, device=q.device).masked_fill_(~allowed, float("-inf"))
+
+
+def _scores(q: Tensor, k: Tensor, allowed: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor | float]:
+    """Scores (batch, kv_heads, group * seq_q, seq_k), -inf where not allowed, and their slope against q k^T."""
+    batch, heads, seq_q, head_dim = q.shape
+    dtype = accumulation_dtype(q)
+    groups = batch, k.shape[1], -1
+    products = q.to(dtype).reshape(*groups, head_dim) @ k.to(dtype).mT
+    scores, slope = products * pattern.scale, pattern.scale
+    if pattern.softcap is not None:
+        tanh = torch.tanh(products * (pattern.scale / pattern.softcap))
+        scores, slope = pattern.softcap * tanh, pattern.scale * (1 - tanh * tanh)
+    if allowed is not None:
+        allowed = allowed.expand(batch, heads, seq_q, -1).reshape(*groups, k.shape[2])
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    elif pattern.causal and seq_q > 1:
+        allowed = torch.ones(seq_q, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - seq_q)
+        scores = scores.masked_fill(~allowed.repeat(heads // k.shape[1], 1), float("-inf"))
+    return scores, slope
+
+
+def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
+    return torch.exp(scores - lse.masked_fill(lse == float("-inf"), float("inf")).unsqueeze(-1))
