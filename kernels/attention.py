@@ -18,7 +18,7 @@ Papers: Dao et al., FlashAttention, 2022 (arXiv:2205.14135); Dao, FlashAttention
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import triton
@@ -251,6 +251,24 @@ register_autograd(attention_op, _Attention)
 register_autocast(attention_op)
 
 
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, window: int | None = None,
+    softcap: float | None = None, mask: Tensor | None = None, key_start: Tensor | None = None,
+    key_end: Tensor | None = None, cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+    return_lse: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, window: int | None = None,
+    softcap: float | None = None, mask: Tensor | None = None, key_start: Tensor | None = None,
+    key_end: Tensor | None = None, cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, window: int | None = None,
     softcap: float | None = None, mask: Tensor | None = None, key_start: Tensor | None = None,
@@ -306,7 +324,7 @@ def attention(
     if scale is None:
         scale = q.shape[-1] ** -0.5
     for name, value in (("scale", scale), ("softcap", softcap)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")

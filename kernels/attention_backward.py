@@ -29,6 +29,7 @@ from .attention_common import (
     Pattern,
     Tile,
     as_batch,
+    as_empty_rows,
     count_tiles,
     empty_rows,
     fit_stages,
@@ -73,12 +74,13 @@ def add_to_dq(
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
-        b_p = tl.exp2(b_s * factor - b_lse[:, None])
+        b_exponent = b_s * factor - b_lse[:, None]
         if MASKED:
             m_s = visible((o_m + shift)[:, None], o_n[None, :], k_hi, window, CAUSAL)
             if p_mask is not None:
                 m_s &= load_mask(p_mask, o_m[:, None], o_n[None, :], mask_stride_m, mask_stride_n, q_hi, k_hi)
-            b_p = tl.where(m_s, b_p, 0.0)
+            b_exponent = tl.where(m_s, b_exponent, float("-inf"))
+        b_p = tl.exp2(b_exponent)
         b_dp = tl.dot(b_dout, tl.trans(b_v), input_precision=INPUT_PRECISION)
         b_ds = b_p * (b_dp - b_delta[:, None])
         if softcap is not None:
@@ -206,13 +208,14 @@ def add_to_dk_dv(
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
         # past the end q, dout, lse and delta are 0: p = 1 adds nothing to dv, and ds = 0
-        b_p = tl.exp2(b_s * factor - load_vector(p_rows + o_lse, m_m, MASKED)[None, :])
+        b_exponent = b_s * factor - load_vector(p_rows + o_lse, m_m, MASKED)[None, :]
         if MASKED:
             m_s = visible(o_m[None, :], (o_n - shift)[:, None], k_hi - shift, window, CAUSAL)
             if p_mask is not None:
                 p_mask_head = p_mask + tl.cast(i_g, tl.int64) * mask_stride_h
                 m_s &= load_mask(p_mask_head, o_m[None, :], o_n[:, None], mask_stride_m, mask_stride_n, q_hi, k_hi)
-            b_p = tl.where(m_s, b_p, 0.0)
+            b_exponent = tl.where(m_s, b_exponent, float("-inf"))
+        b_p = tl.exp2(b_exponent)
         b_ds = b_p * (b_dp - load_vector(p_rows + ROWS + o_lse, m_m, MASKED)[None, :])
         if softcap is not None:
             b_ds *= 1.0 - b_s * b_s
@@ -350,9 +353,8 @@ def _kernel(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = _fake(dout, dlse, q, k, v, out, lse, *options)
-    out = out.transpose(-2, -3).contiguous().transpose(-2, -3)  # as forward made it, unless a compiler moved it
     plans = plan_attention_backward(
-        as_batch(dout), contiguous(dlse), as_batch(q), as_batch(k), as_batch(v), out, lse.contiguous(),
+        as_batch(dout), contiguous(dlse), as_batch(q), as_batch(k), as_batch(v), as_empty_rows(out), lse.contiguous(),
         dq, dk, dv, read_pattern(options), gpu_of(q.device),
     )  # fmt: skip
     for plan in plans:

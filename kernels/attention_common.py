@@ -257,8 +257,9 @@ def fit_stages(tile: Tile, q: Tensor, resident_rows: int, streamed_rows: int, gp
 
 def read_pattern(options: tuple[Any, ...]) -> Pattern:
     """The last arguments of an op, with vectors as the kernels read them: with stride 1."""
-    mask, *vectors = options[:5]
-    return Pattern(mask, *map(contiguous, vectors), *options[5:])
+    mask, key_start, key_end, cu_seqlens_q, cu_seqlens_k, *rest = options
+    vectors = contiguous(key_start), contiguous(key_end), contiguous(cu_seqlens_q), contiguous(cu_seqlens_k)
+    return Pattern(mask, *vectors, *rest)
 
 
 def as_batch(x: Tensor) -> Tensor:
@@ -271,6 +272,11 @@ def empty_rows(x: Tensor) -> Tensor:
     """Uninitialised, of `x`'s shape, in memory as (batch, seq, heads, head_dim), or (total, heads, head_dim) if packed."""
     rows = x.transpose(-2, -3)
     return torch.empty_like(rows, memory_format=torch.contiguous_format).transpose(-2, -3)
+
+
+def as_empty_rows(x: Tensor) -> Tensor:
+    """`x` in memory as `empty_rows` makes it: copied only if it lies otherwise."""
+    return x.transpose(-2, -3).contiguous().transpose(-2, -3)
 
 
 def plan_tiles(

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .attention_common import Pattern, as_batch, empty_rows
+from .attention_common import Pattern, as_batch, as_empty_rows, empty_rows
 from .rows import accumulation_dtype
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -20,15 +20,13 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 def forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """out in the layout of `empty_rows` and lse, contiguous."""
-    out, lse = empty_rows(q), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q))
     if pattern.cu_seqlens_q is None:
-        _into((out, lse), _forward(as_batch(q), as_batch(k), as_batch(v), pattern))
-        return out, lse
-    out.zero_()
-    lse.fill_(float("-inf"))
+        out, lse = _forward(q, k, v, pattern)
+        return as_empty_rows(out), lse.contiguous()
+    out = empty_rows(q).zero_()
+    lse = q.new_full(q.shape[:-1], float("-inf"), dtype=accumulation_dtype(q))
     for rows, keys in _sequences(pattern):
-        one = _forward(as_batch(q[:, rows]), as_batch(k[:, keys]), as_batch(v[:, keys]), _unpacked(pattern))
-        _into((out[:, rows], lse[:, rows]), one)
+        _into((out[:, rows], lse[:, rows]), _forward(q[:, rows], k[:, keys], v[:, keys], _unpacked(pattern)))
     return out, lse
 
 
@@ -36,16 +34,15 @@ def backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv, each in the layout of `empty_rows`."""
-    gradients = empty_rows(q), empty_rows(k), empty_rows(v)
     if pattern.cu_seqlens_q is None:
-        _into(gradients, _backward(*map(as_batch, (dout, q, k, v, out)), lse, dlse, pattern))
-        return gradients
-    for gradient in gradients:
-        gradient.zero_()
+        dq, dk, dv = _backward(dout, q, k, v, out, lse, dlse, pattern)
+        return as_empty_rows(dq), as_empty_rows(dk), as_empty_rows(dv)
+    gradients = empty_rows(q).zero_(), empty_rows(k).zero_(), empty_rows(v).zero_()
     for rows, keys in _sequences(pattern):
-        tensors = (dout[:, rows], q[:, rows], k[:, keys], v[:, keys], out[:, rows])
-        dlse_rows = None if dlse is None else dlse[:, rows].unsqueeze(0)
-        one = _backward(*map(as_batch, tensors), lse[:, rows].unsqueeze(0), dlse_rows, _unpacked(pattern))
+        one = _backward(
+            dout[:, rows], q[:, rows], k[:, keys], v[:, keys], out[:, rows], lse[:, rows].unsqueeze(0),
+            None if dlse is None else dlse[:, rows].unsqueeze(0), _unpacked(pattern),
+        )  # fmt: skip
         _into((gradients[0][:, rows], gradients[1][:, keys], gradients[2][:, keys]), one)
     return gradients
 
@@ -69,8 +66,10 @@ def _sequences(pattern: Pattern) -> Iterator[tuple[slice, slice]]:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    q, k, v = as_batch(q), as_batch(k), as_batch(v)
     if not q.numel() or not k.numel():
         return torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=accumulation_dtype(q))
+    k, v = _only_in_range(k, pattern), _only_in_range(v, pattern)
     square, allowed = _visible(q, k, pattern)
     if pattern.softcap is None:
         out, lse = _flash(q, k, v, 0.0, square, attn_mask=_additive(allowed, q), scale=pattern.scale)
@@ -86,8 +85,10 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor,
 def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor | None, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
+    dout, q, k, v, out = as_batch(dout), as_batch(q), as_batch(k), as_batch(v), as_batch(out)
     if not q.numel() or not k.numel():
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    k, v = _only_in_range(k, pattern), _only_in_range(v, pattern)
     square, allowed = _visible(q, k, pattern)
     if pattern.softcap is None and dlse is None:
         lse = lse.masked_fill(lse == float("-inf"), float("inf"))  # e^(s - lse) = 0 for any s
@@ -107,6 +108,19 @@ def _backward(
     dq = (ds @ k.to(p.dtype)).view_as(q)
     dk = ds.mT @ q.to(p.dtype).reshape(*groups, q.shape[3])
     return dq.to(q.dtype), dk.to(k.dtype), (p.mT @ dout).to(v.dtype)
+
+
+def _only_in_range(x: Tensor, pattern: Pattern) -> Tensor:
+    """Keys or values with 0 outside of the key ranges: what lies there may be anything, and 0 * NaN is NaN."""
+    if pattern.key_start is None and pattern.key_end is None:
+        return x
+    key = torch.arange(x.shape[2], device=x.device).view(-1, 1)
+    outside = torch.zeros_like(key, dtype=torch.bool)
+    if pattern.key_start is not None:
+        outside = outside | (key < pattern.key_start.view(-1, 1, 1, 1))
+    if pattern.key_end is not None:
+        outside = outside | (key >= pattern.key_end.view(-1, 1, 1, 1))
+    return x.masked_fill(outside, 0)
 
 
 def _visible(q: Tensor, k: Tensor, pattern: Pattern) -> tuple[bool, Tensor | None]:
@@ -138,13 +152,13 @@ def _additive(allowed: Tensor | None, q: Tensor) -> Tensor | None:
     return torch.zeros(allowed.shape, dtype=q.dtype, device=q.device).masked_fill_(~allowed, float("-inf"))
 
 
-def _scores(q: Tensor, k: Tensor, allowed: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor | float]:
+def _scores(q: Tensor, k: Tensor, allowed: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """Scores (batch, kv_heads, group * seq_q, seq_k), -inf where not allowed, and their slope against q k^T."""
     batch, heads, seq_q, head_dim = q.shape
     dtype = accumulation_dtype(q)
     groups = batch, k.shape[1], -1
     products = q.to(dtype).reshape(*groups, head_dim) @ k.to(dtype).mT
-    scores, slope = products * pattern.scale, pattern.scale
+    scores, slope = products * pattern.scale, torch.tensor(pattern.scale, dtype=dtype, device=q.device)
     if pattern.softcap is not None:
         tanh = torch.tanh(products * (pattern.scale / pattern.softcap))
         scores, slope = pattern.softcap * tanh, pattern.scale * (1 - tanh * tanh)

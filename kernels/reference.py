@@ -172,21 +172,9 @@ def attention(
             options = dict(causal=causal, scale=scale, window=window, softcap=softcap)
             out[:, i:i_end], lse[:, i:i_end] = (x[0] for x in attention(rows, keys, values, return_lse=True, **options))
         return (out, lse) if return_lse else out
-    batch, heads, seq_q, head_dim = q.shape
-    seq_k, group = k.shape[2], heads // k.shape[1]
-    start = torch.zeros(batch) if key_start is None else key_start
-    end = torch.full((batch,), seq_k) if key_end is None else key_end
-    start, end = (x.to(q.device).view(-1, 1, 1, 1) for x in (start, end))
-    j = torch.arange(seq_k, device=q.device)
-    i = torch.arange(seq_q, device=q.device).view(-1, 1) + end - seq_q
-    allowed = ((start <= j) & (j < end)).expand(batch, heads, seq_q, seq_k)
-    if causal:
-        allowed = allowed & (j <= i)
-    if window is not None:
-        allowed = allowed & ((i - j).abs() < window)
-    if mask is not None:
-        allowed = allowed & mask
-    s = q @ k.repeat_interleave(group, 1).mT * (head_dim**-0.5 if scale is None else scale)
+    allowed = allowed_keys(q, k, causal, window, mask, key_start, key_end)
+    seq_k, group = k.shape[2], q.shape[1] // k.shape[1]
+    s = q @ k.repeat_interleave(group, 1).mT * (q.shape[3] ** -0.5 if scale is None else scale)
     s = s if softcap is None else softcap * torch.tanh(s / softcap)
     empty = ~allowed.any(-1)
     # a row of nothing but -inf would have NaN for gradients
@@ -194,3 +182,23 @@ def attention(
     out = (s.softmax(-1) @ v.repeat_interleave(group, 1)).masked_fill(empty.unsqueeze(-1), 0)
     lse = s.logsumexp(-1) if seq_k else s.new_zeros(empty.shape)
     return (out, lse.masked_fill(empty, float("-inf"))) if return_lse else out
+
+
+def allowed_keys(
+    q: Tensor, k: Tensor, causal: bool, window: int | None, mask: Tensor | None,
+    key_start: Tensor | None, key_end: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Whether query i may attend to key j: boolean (batch, heads, seq_q, seq_k)."""
+    batch, heads, seq_q, _ = q.shape
+    seq_k = k.shape[2]
+    start = torch.zeros(batch, device=q.device) if key_start is None else key_start
+    end = torch.full((batch,), seq_k, device=q.device) if key_end is None else key_end
+    start, end = start.view(-1, 1, 1, 1), end.view(-1, 1, 1, 1)
+    j = torch.arange(seq_k, device=q.device)
+    i = torch.arange(seq_q, device=q.device).view(-1, 1) + end - seq_q
+    allowed = ((start <= j) & (j < end)).expand(batch, heads, seq_q, seq_k)
+    if causal:
+        allowed = allowed & (j <= i)
+    if window is not None:
+        allowed = allowed & ((i - j).abs() < window)
+    return allowed if mask is None else allowed & mask
