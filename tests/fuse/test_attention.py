@@ -28,6 +28,7 @@ PADDING = {
     "a row of padding": [[1] * 9, [0] * 9],
     "right": [[1] * 9, [1] * 6 + [0] * 3],
     "a hole": [[1] * 9, [1] * 2 + [0] * 3 + [1] * 4],
+    "too short": [[1] * 7, [1] * 7],
 }
 CALLS = {
     "prefill": dict(q_length=9, kv_length=9),
@@ -52,7 +53,9 @@ def test_masks_mean_what_transformers_means(pattern, padding, call):
     assert torch.equal(dense_mask(mask, q_length, kv_length, is_causal=True).expand_as(expected), expected)
     is_dense = mask is not None and mask.dtype == torch.bool
     may_be_dense = pattern == "window" or "static" in call
-    assert is_dense == (padding in ("right", "a hole") and may_be_dense), "plain patterns must not become dense masks"
+    assert is_dense == (padding in ("right", "a hole", "too short") and may_be_dense), (
+        "plain patterns must not become dense masks"
+    )
 
 
 def test_masks_while_compiling():

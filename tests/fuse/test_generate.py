@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import llama_fast
+from llama_fast import ops
 from tests.fuse.models import assert_within_rule, generate, logits, logits_in_float64, make, random_ids
 from tests.parity import not_interpreted
 
@@ -46,6 +47,26 @@ def test_left_padded_rows_are_equal_to_rows_alone(family, way, device):
     together = generate(model, ids, attention_mask=mask, **options)
     assert torch.equal(together[:1], generate(model, ids[:1], **options))
     assert torch.equal(together[1:, 5:], generate(model, ids[1:, 5:], **options))
+
+
+def test_decoding_takes_its_own_kernel_and_copies_nothing(device, monkeypatch):
+    model, ids = make(device=device), random_ids(device=device)
+    llama_fast.fuse(model, verify=False)
+    cache = DynamicCache(config=model.config)
+    seen, attention_decode = [], ops.attention_decode
+
+    def decode(q, k, v, *args, **options):
+        seen.append((k, v))
+        return attention_decode(q, k, v, *args, **options)
+
+    monkeypatch.setattr(ops, "attention_decode", decode)
+    logits(model, ids, past_key_values=cache)
+    assert not seen
+    logits(model, ids[:, :1], past_key_values=cache)
+    assert [(k.data_ptr(), v.data_ptr()) for k, v in seen] == [
+        (layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers
+    ]
+    model.train()(ids[:, :1], labels=ids[:, :1], shift_labels=ids[:, 1:2]).loss.backward()  # it has no gradient
 
 
 def test_assisted_generation(device):

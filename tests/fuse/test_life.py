@@ -57,9 +57,11 @@ def test_copies_are_fused_and_can_be_unfused(way, ids, device):
 def test_saved_models_keep_no_trace(ids, device, tmp_path):
     model = make(device=device)
     plain, keys, text = logits(model, ids), list(model.state_dict()), repr(model)
+    classes = [str(type(module)) for module in model.modules()]
     llama_fast.fuse(model, mode="training")
     assert list(model.state_dict()) == keys
     assert repr(model) == text
+    assert [str(type(module)) for module in model.modules()] == classes, "they are looked up by name"
     model.save_pretrained(tmp_path)
     assert "llama_fast" not in (tmp_path / "config.json").read_text()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).to(device).eval()
@@ -211,11 +213,14 @@ def test_where_residuals_are_added(ids, device, monkeypatch):
     assert counts == dict(linear=6, rms_norm=2)
 
 
+@pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
-def test_autocast(family, ids, device):
-    """The same dtypes as before, and no further from float64: residual sums stay in float32."""
+def test_autocast(family, watched, ids, device):
+    """The same dtypes as before, and no further from float64: residual sums stay in float32, wherever they are formed."""
     plain, fused = make(family, device), make(family, device)
     llama_fast.fuse(fused, mode="training")
+    if watched:
+        fused.model.layers[0].self_attn.o_proj.register_forward_hook(lambda *_: None)
     with torch.autocast(device.type, torch.bfloat16):
         ours, theirs = logits(fused, ids), logits(plain, ids)
         fused.train()

@@ -11,6 +11,7 @@ from transformers import OlmoConfig, OlmoForCausalLM
 
 import llama_fast
 from llama_fast import ops
+from llama_fast.fusion.layers import FusedCausalLM
 from llama_fast.fusion.swap import Fused
 from tests.fuse.models import SIZES, logits, make, random_ids
 from tests.parity import not_interpreted
@@ -94,11 +95,23 @@ def test_one_wrong_layer_is_left_and_the_others_are_swapped(device):
     torch.testing.assert_close(logits(model, ids), before)
 
 
-def test_bfloat16_masks_are_checked_too(device, monkeypatch):
-    """In bfloat16 a small change of the attention must not drown in the residual stream."""
+@pytest.mark.parametrize("family", ["llama", "gpt-neox"])
+def test_bfloat16_masks_are_checked_too(family, device, monkeypatch):
+    """In bfloat16 a wrong attention must not drown in the residual stream, where a layer can only be checked as a whole."""
     monkeypatch.setattr(ops, "attention", lambda q, k, v, *, causal=True, **o: ATTENTION(q, k, v, causal=False, **o))
-    report = llama_fast.fuse(make(device=device, dtype=torch.bfloat16))
+    report = llama_fast.fuse(make(family, device, torch.bfloat16))
     assert report.count("attention") == 0
+
+
+def test_padding_is_checked_too(device, monkeypatch):
+    monkeypatch.setattr(ops, "attention", lambda q, k, v, *, key_start=None, **o: ATTENTION(q, k, v, **o))
+    assert llama_fast.fuse(make(device=device)).count("attention") == 0
+
+
+def test_a_check_that_checks_nothing_fails(device, monkeypatch):
+    monkeypatch.setattr(FusedCausalLM, "_has_plain_loss", lambda self: False)
+    (left,) = llama_fast.fuse(make(device=device), mode="training").left
+    assert left.reason == "its check failed: its loss was computed from its logits"
 
 
 def test_a_failing_op_is_a_reason(device, monkeypatch):
