@@ -15,6 +15,7 @@ backward (`attention_backward`): q, k, v, out, and lse in float32.
 Papers: Dao et al., FlashAttention, 2022 (arXiv:2205.14135); Dao, FlashAttention-2, 2023 (arXiv:2307.08691).
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -170,17 +171,23 @@ the copies of a tile are issued only when the one before it is done, and then wa
 def plan_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern, gpu: Gpu) -> LaunchPlan:
     """Forward, for `q, k, v` as `as_batch` makes them; `out` as `empty_rows` does, `lse` contiguous."""
     batch, heads, seq_q, head_dim = q.shape
-    kv_heads, seq_k = k.shape[1:3]
-    tile = tile_for(TILES, q, gpu)
-    if seq_q < tile.block_m and pattern.cu_seqlens_q is None:
-        tile = replace(
-            tile, block_m=max(16, next_power_of_2(seq_q)), num_warps=4 if head_dim <= 128 else tile.num_warps
-        )
+    _, kv_heads, seq_k, _ = k.shape
+    itemsize = q.element_size()
     return plan_tiles(
         attention_kernel, q, k, v, pattern, dict(p_out=out, p_lse=lse),
-        rows=seq_q, pairs=batch * heads, pair_bytes=2 * seq_k * head_dim * q.element_size() * kv_heads // max(1, heads),
-        over_keys=True, tile=fit_stages(tile, q, tile.block_m, 2 * tile.block_n, gpu),
+        rows=seq_q, pairs=batch * heads, pair_bytes=2 * seq_k * head_dim * itemsize * kv_heads // max(1, heads),
+        over_keys=True, tile=_tile(head_dim, itemsize, max(16, next_power_of_2(min(seq_q, 128))), gpu),
     )  # fmt: skip
+
+
+@functools.cache
+def _tile(head_dim: int, itemsize: int, block_m: int, gpu: Gpu) -> Tile:
+    """The table's tile, or a lower one for fewer queries than it has rows."""
+    tile = tile_for(TILES, head_dim, itemsize, gpu)
+    if block_m < tile.block_m:
+        num_warps = 4 if head_dim <= 128 else tile.num_warps
+        tile = replace(tile, block_m=block_m, block_n=min(64, tile.block_n), num_warps=num_warps)
+    return fit_stages(tile, head_dim, itemsize, tile.block_m, 2 * tile.block_n, gpu)
 
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
@@ -323,9 +330,10 @@ def attention(
         _check_restrictions(q, k, mask, key_start, key_end)
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    for name, value in (("scale", scale), ("softcap", softcap)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, got {softcap}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     out, lse = attention_op(
@@ -335,19 +343,20 @@ def attention(
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, is_packed: bool) -> None:
-    layout = "(heads, total, head_dim) with cu_seqlens" if is_packed else "(batch, heads, seq, head_dim)"
-    for name, x in (("q", q), ("k", k)):
-        if x.ndim != (3 if is_packed else 4):
-            raise ValueError(f"{name} must be {layout}, got shape {tuple(x.shape)}")
-    require_shape("v", v, k.shape)
-    if k.shape[-1] != q.shape[-1] or (not is_packed and k.shape[0] != q.shape[0]):
+    q_shape, k_shape, ndim = q.shape, k.shape, 3 if is_packed else 4
+    if len(q_shape) != ndim or len(k_shape) != ndim:
+        name, shape = ("q", q_shape) if len(q_shape) != ndim else ("k", k_shape)
+        layout = "(heads, total, head_dim) with cu_seqlens" if is_packed else "(batch, heads, seq, head_dim)"
+        raise ValueError(f"{name} must be {layout}, got shape {tuple(shape)}")
+    require_shape("v", v, k_shape)
+    heads, head_dim, kv_heads = q_shape[-3], q_shape[-1], k_shape[-3]
+    if k_shape[-1] != head_dim or (not is_packed and k_shape[0] != q_shape[0]):
         same = "head_dim" if is_packed else "batch and head_dim"
-        raise ValueError(f"k must have q's {same}: q has shape {tuple(q.shape)}, k {tuple(k.shape)}")
-    heads, kv_heads = q.shape[-3], k.shape[-3]
+        raise ValueError(f"k must have q's {same}: q has shape {tuple(q_shape)}, k {tuple(k_shape)}")
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"the heads of q must be a multiple of those of k, got {heads} and {kv_heads}")
-    if not 1 <= q.shape[-1] <= 256:
-        raise ValueError(f"head_dim must be from 1 to 256, got {q.shape[-1]}")
+    if not 1 <= head_dim <= 256:
+        raise ValueError(f"head_dim must be from 1 to 256, got {head_dim}")
 
 
 def _check_packed(

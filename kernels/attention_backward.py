@@ -14,6 +14,7 @@ them if causal, against 10 for one kernel that adds up dq with atomics in no fix
 Paper: Dao, FlashAttention-2, 2023 (arXiv:2307.08691).
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -192,10 +193,11 @@ def add_to_dk_dv(
     p_q += o_row * q_stride_s + o_d
     p_dout += o_row * dout_stride_s + o_d
     tiles = count_tiles(lo, a, b, hi, BLOCK_M, MASKED)
+    first = tile_start(0, lo, a, b, BLOCK_M, MASKED)
+    end = hi if MASKED else b
+    start = first
     i_g = 0
-    i_tile = 0
     for _ in range(0, tiles * GROUP):  # heads and tiles in one loop: its pipeline never runs dry between heads
-        start = tile_start(i_tile, lo, a, b, BLOCK_M, MASKED)
         o_m = start + tl.arange(0, BLOCK_M)
         m_m = o_m < q_hi
         o_q = tl.cast(i_g, tl.int64) * q_stride_h + tl.cast(start, tl.int64) * q_stride_s
@@ -221,11 +223,13 @@ def add_to_dk_dv(
             b_ds *= 1.0 - b_s * b_s
         b_dv = tl.dot(b_p.to(b_dout.dtype), b_dout, b_dv, input_precision=INPUT_PRECISION)
         b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=INPUT_PRECISION)
-        i_tile += 1
+        start += BLOCK_M
+        if MASKED:
+            start = tl.where((start >= a) & (start < b), b, start)
         if GROUP > 1:
-            is_last = i_tile == tiles
+            is_last = start >= end
             i_g += is_last.to(tl.int32)
-            i_tile = tl.where(is_last, 0, i_tile)
+            start = tl.where(is_last, first, start)
     return b_dk, b_dv
 
 
@@ -311,7 +315,7 @@ DQ_TILES = {
 DK_DV_TILES = {
     "sm_80": (Tile(64, 128, 8, 3), Tile(32, 64, 4, 3), Tile(32, 32, 8, 2)),
     "sm_90": (Tile(64, 128, 8, 3), Tile(64, 128, 8, 3), Tile(32, 64, 8, 2)),
-    "sm_100": (Tile(64, 128, 8, 3), Tile(64, 128, 8, 3), Tile(32, 64, 8, 2)),
+    "sm_100": (Tile(64, 128, 8, 3), Tile(64, 128, 8, 2), Tile(32, 64, 8, 2)),
     "gfx942": (Tile(32, 128, 4, 2), Tile(32, 64, 4, 2), Tile(32, 32, 4, 2)),
     "float32": (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(16, 16, 4, 1)),
 }
@@ -334,19 +338,26 @@ def plan_attention_backward(
         p_dout=dout, p_rows=rows, ROWS=lse.numel(),
         dout_stride_b=dout.stride(0), dout_stride_h=dout.stride(1), dout_stride_s=dout.stride(2),
     )  # fmt: skip
-    tile = tile_for(DQ_TILES, q, gpu)
+    dq_tile, dk_dv_tile = _tiles(head_dim, q.element_size(), gpu)
     plan_dq = plan_tiles(
         attention_dq_kernel, q, k, v, pattern, arguments | dict(p_out=out, p_lse=lse, p_dlse=dlse, p_dq=dq),
-        rows=seq_q, pairs=batch * heads, pair_bytes=row_bytes * seq_k // group, over_keys=True,
-        tile=fit_stages(tile, q, 2 * tile.block_m, 2 * tile.block_n, gpu),
+        rows=seq_q, pairs=batch * heads, pair_bytes=row_bytes * seq_k // group, over_keys=True, tile=dq_tile,
     )  # fmt: skip
-    tile = tile_for(DK_DV_TILES, q, gpu)
     plan_dk_dv = plan_tiles(
         attention_dk_dv_kernel, q, k, v, pattern, arguments | dict(p_dk=dk, p_dv=dv),
-        rows=seq_k, pairs=batch * kv_heads, pair_bytes=row_bytes * seq_q * group, over_keys=False,
-        tile=fit_stages(tile, q, 2 * tile.block_n, 2 * tile.block_m, gpu),
+        rows=seq_k, pairs=batch * kv_heads, pair_bytes=row_bytes * seq_q * group, over_keys=False, tile=dk_dv_tile,
     )  # fmt: skip
     return [plan_dq, plan_dk_dv]
+
+
+@functools.cache
+def _tiles(head_dim: int, itemsize: int, gpu: Gpu) -> tuple[Tile, Tile]:
+    """For dq, and for dk and dv."""
+    dq, dk_dv = tile_for(DQ_TILES, head_dim, itemsize, gpu), tile_for(DK_DV_TILES, head_dim, itemsize, gpu)
+    return (
+        fit_stages(dq, head_dim, itemsize, 2 * dq.block_m, 2 * dq.block_n, gpu),
+        fit_stages(dk_dv, head_dim, itemsize, 2 * dk_dv.block_n, 2 * dk_dv.block_m, gpu),
+    )
 
 
 def _kernel(

@@ -18,7 +18,6 @@ may run zero times it waits after every single HGMMA (its warning C7515).
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -234,9 +233,9 @@ class Tile:
     num_stages: int
 
 
-def tile_for(tiles: dict[str, tuple[Tile, Tile, Tile]], q: Tensor, gpu: Gpu) -> Tile:
+def tile_for(tiles: dict[str, tuple[Tile, Tile, Tile]], head_dim: int, itemsize: int, gpu: Gpu) -> Tile:
     """From a table with three tiles for each kind of GPU: head_dim up to 64, 128 and 256."""
-    if q.element_size() == 4:
+    if itemsize == 4:
         kind = "float32"
     elif not gpu.is_nvidia:
         kind = "gfx942"
@@ -244,15 +243,18 @@ def tile_for(tiles: dict[str, tuple[Tile, Tile, Tile]], q: Tensor, gpu: Gpu) -> 
         kind = "sm_90"
     else:
         kind = "sm_100" if 100 <= gpu.compute_capability < 120 else "sm_80"
-    head_dim = q.shape[-1]
     return tiles[kind][0 if head_dim <= 64 else 1 if head_dim <= 128 else 2]
 
 
-def fit_stages(tile: Tile, q: Tensor, resident_rows: int, streamed_rows: int, gpu: Gpu) -> Tile:
+def fit_stages(tile: Tile, head_dim: int, itemsize: int, resident_rows: int, streamed_rows: int, gpu: Gpu) -> Tile:
     """`tile` with the stages that shared memory holds: the tables suit the largest GPU of a kind, sm_86 has 99 KB."""
-    row_bytes = _block_d(q) * q.element_size()
-    stages = (gpu.shared_bytes // row_bytes - resident_rows) // streamed_rows
+    stages = (gpu.shared_bytes // (block_d(head_dim) * itemsize) - resident_rows) // streamed_rows
     return replace(tile, num_stages=max(1, min(tile.num_stages, stages))) if gpu.is_nvidia else tile
+
+
+def block_d(head_dim: int) -> int:
+    """The columns of a tile: a power of two, and at least what a tensor core takes."""
+    return max(16, next_power_of_2(head_dim))
 
 
 def read_pattern(options: tuple[Any, ...]) -> Pattern:
@@ -270,8 +272,9 @@ def as_batch(x: Tensor) -> Tensor:
 
 def empty_rows(x: Tensor) -> Tensor:
     """Uninitialised, of `x`'s shape, in memory as (batch, seq, heads, head_dim), or (total, heads, head_dim) if packed."""
-    rows = x.transpose(-2, -3)
-    return torch.empty_like(rows, memory_format=torch.contiguous_format).transpose(-2, -3)
+    heads, seq, head_dim = x.shape[-3:]
+    strides = (head_dim, heads * head_dim, 1)
+    return x.new_empty_strided(x.shape, strides if x.ndim == 3 else (seq * heads * head_dim, *strides))
 
 
 def as_empty_rows(x: Tensor) -> Tensor:
@@ -283,33 +286,38 @@ def plan_tiles(
     kernel: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, arguments: dict[str, Any], *,
     rows: int, pairs: int, pair_bytes: int, over_keys: bool, tile: Tile,
 ) -> LaunchPlan:  # fmt: skip
-    """The plan of an attention kernel, with `arguments` beside those that all of them take.
+    """The plan of an attention kernel, with `arguments` (added to) beside those that all of them take.
 
     `rows` are what programs share in tiles, of each of `pairs` (batch row, head); `pair_bytes` is what the programs of a
     pair read again and again, and `over_keys` says whether that is keys. `q, k, v` are as `as_batch` makes them.
     """
     batch, heads, seq_q, head_dim = q.shape
-    kv_heads, seq_k = k.shape[1:3]
-    sequences = None if pattern.cu_seqlens_q is None else pattern.cu_seqlens_q.numel() - 1
+    _, kv_heads, seq_k, _ = k.shape
+    mask, key_start, key_end, cu_seqlens_q, cu_seqlens_k, causal, window, scale, softcap = pattern
     block, walked = (tile.block_m, tile.block_n) if over_keys else (tile.block_n, tile.block_m)
-    tiles = cdiv(rows, block) if sequences is None else rows // block + sequences + 1
-    mask = None if pattern.mask is None else pattern.mask.expand(batch, heads, seq_q, seq_k)
-    mask_strides = (0, 0, 0, 0) if mask is None else mask.stride()
-    strides = dict(zip(_STRIDES, (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *mask_strides), strict=True))
-    # a window that reaches over everything would only make border tiles
-    window = None if pattern.window is None or pattern.window >= max(seq_q, seq_k) else pattern.window
+    sequences, tiles = 0, cdiv(rows, block)
+    if cu_seqlens_q is not None:
+        sequences = cu_seqlens_q.numel() - 1
+        tiles = rows // block + sequences + 1
+    mask_strides: tuple[int, ...] = (0, 0, 0, 0)
+    if mask is not None:
+        mask = mask.expand(batch, heads, seq_q, seq_k)
+        mask_strides = mask.stride()
+    if window is not None and window >= max(seq_q, seq_k):
+        window = None  # it reaches over everything, and would only make border tiles
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *mask_strides)
+    arguments.update(zip(_STRIDES, strides, strict=True))
+    arguments.update(
+        p_q=q, p_k=k, p_v=v, p_mask=mask, p_key_start=key_start, p_key_end=key_end, p_cu_q=cu_seqlens_q,
+        p_cu_k=cu_seqlens_k, HEADS=heads, SEQ_Q=seq_q, SEQ_K=seq_k, SEQUENCES=sequences, TILES=tiles, PAIRS=pairs,
+        SECTION=max(1, min(pairs, SECTION_BYTES // max(1, pair_bytes))), scale=scale, softcap=softcap, window=window,
+    )  # fmt: skip
     return LaunchPlan(
         kernel,
         grid=(tiles * pairs,),
-        arguments=arguments | strides | dict(
-            p_q=q, p_k=k, p_v=v, p_mask=mask, p_key_start=pattern.key_start, p_key_end=pattern.key_end,
-            p_cu_q=pattern.cu_seqlens_q, p_cu_k=pattern.cu_seqlens_k,
-            HEADS=heads, SEQ_Q=seq_q, SEQ_K=seq_k, SEQUENCES=sequences or 0, TILES=tiles, PAIRS=pairs,
-            SECTION=max(1, min(pairs, SECTION_BYTES // max(1, pair_bytes))),
-            scale=pattern.scale, softcap=pattern.softcap, window=window,
-        ),
+        arguments=arguments,
         constants=dict(
-            CAUSAL=pattern.causal, GROUP=heads // max(1, kv_heads), HEAD_DIM=head_dim, BLOCK_D=_block_d(q),
+            CAUSAL=causal, GROUP=heads // max(1, kv_heads), HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, MASKED_BLOCK=max(16, walked // 2),
             INPUT_PRECISION="tf32" if allow_tf32(q) else "ieee",
         ),
@@ -322,7 +330,3 @@ _STRIDES = (
     "q_stride_b", "q_stride_h", "q_stride_s", "k_stride_b", "k_stride_h", "k_stride_s", "v_stride_b", "v_stride_h",
     "v_stride_s", "mask_stride_b", "mask_stride_h", "mask_stride_m", "mask_stride_n",
 )  # fmt: skip
-
-
-def _block_d(q: Tensor) -> int:
-    return max(16, next_power_of_2(q.shape[-1]))
