@@ -131,7 +131,7 @@ def attention_dq_kernel(
     b_delta = tl.sum(b_out.to(tl.float32) * b_dout.to(tl.float32), axis=1)
     if p_dlse is not None:
         b_delta -= tl.load(p_dlse + o_lse, mask=m_m, other=0.0)
-    # base 2; +inf makes p = 0 for whatever score of a query that may attend to nothing
+    # in base 2; with +inf for -inf p is 0 for any score, also for the keys out of range that share a tile with others
     b_lse = tl.load(p_lse + o_lse, mask=m_m, other=0.0) * LOG2E
     b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse)
     tl.store(p_rows + o_lse, b_lse, mask=m_m)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_fast import ops
-from llama_fast.kernels import reference
+from llama_fast.kernels import attention_common, reference
 from llama_fast.kernels.attention import attention_op
 from llama_fast.kernels.attention_backward import attention_backward_op
 from llama_fast.kernels.launch import INTERPRETED
@@ -327,6 +327,16 @@ def test_only_what_needs_a_gradient_gets_one(device):
     ops.attention(q, k, v).sum().backward()
     assert v.grad is not None
     assert q.grad is None
+
+
+@triton_only
+def test_order_of_programs(device, monkeypatch):
+    """In sections of four of the six pairs of batch row and head, as for longer sequences."""
+    tensors = inputs(device, 3, 2, 1, 150, 150, 16)
+    whole = _with_gradients(*tensors)
+    monkeypatch.setattr(attention_common, "SECTION_BYTES", 4 * 150 * 16 * 2)
+    for a, b in zip(whole, _with_gradients(*tensors), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_same_bits_every_run(device):
