@@ -222,18 +222,15 @@ def plan_cross_entropy_backward(
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for m, vocab, smoothing, softcap in (
-        (8192, 32000, 0.0, None),
-        (8192, 128256, 0.0, None),
-        (4096, 256000, 0.1, 30.0),
-    ):
+    m, loss = 8192, torch.empty((), device="meta")
+    labels, losses = torch.empty(m, dtype=torch.int64, device="meta"), torch.empty(m, device="meta")
+    lse = torch.empty(m, 2, device="meta")
+    yield str(m), plan_reduce_losses(losses, labels, loss, loss, -100)
+    for vocab, smoothing, softcap in ((128256, 0.0, None), (256000, 0.1, 30.0)):
         objective = Objective(-100, smoothing, 0.0, softcap)
         logits = torch.empty(m, vocab, dtype=torch.bfloat16, device="meta")
-        labels, losses = torch.empty(m, dtype=torch.int64, device="meta"), torch.empty(m, device="meta")
-        loss, lse = torch.empty((), device="meta"), torch.empty(m, 2, device="meta")
         shape = f"{m}x{vocab}" + ("+smoothing+softcap" if smoothing else "")
         yield shape, plan_cross_entropy(logits, labels, losses, lse, objective)
-        yield shape, plan_reduce_losses(losses, labels, loss, loss, -100)
         yield shape, plan_cross_entropy_backward(logits, labels, lse, logits, objective, dloss=loss, count=loss)
 
 
@@ -421,7 +418,8 @@ def cross_entropy(
     """Cross entropy of softcap * tanh(logits / softcap) with the labels, plus z_loss * logsumexp^2, of each token.
 
     Args:
-        logits: (..., vocab), float16, bfloat16 or float32 (float64 on the CPU).
+        logits: (..., vocab), float16, bfloat16 or float32 (float64 on the CPU). Rows need one stride: `logits[:, :-1]` of
+            a batch is copied, so shift the labels instead.
         labels: (...,), int64: the class of each token, or `ignore_index`.
         ignore_index: tokens with this label have no loss and no gradient.
         label_smoothing: the part of the target, 0 to 1, that is spread over all classes.

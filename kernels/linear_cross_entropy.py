@@ -74,19 +74,17 @@ def plan_add_weight_gradient(
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for vocab, in_features in ((128256, 2048), (128256, 4096)):
-        tokens = chunk_tokens(in_features)
-        logits, hidden = (
-            torch.empty(tokens, size, dtype=torch.bfloat16, device="meta") for size in (vocab, in_features)
-        )
-        dweight, losses = torch.empty(vocab, in_features, device="meta"), torch.empty(tokens, device="meta")
-        lse = torch.empty(tokens, 2, device="meta")
-        labels = torch.empty(tokens, dtype=torch.int64, device="meta")
-        objective, shape = Objective(-100, 0.0, 0.0, None), f"{tokens}x{vocab}x{in_features}"
-        yield shape, plan_cross_entropy(logits, labels, losses, lse, objective)
-        yield shape, plan_cross_entropy_backward(logits, labels, lse, logits, objective, dloss=None, count=None)
-        for plan in plan_add_weight_gradient(logits, hidden, dweight, first=False, gpu=gpu):
-            yield shape, plan
+    vocab, in_features = 128256, 4096
+    tokens = chunk_tokens(in_features)
+    logits, hidden = (torch.empty(tokens, size, dtype=torch.bfloat16, device="meta") for size in (vocab, in_features))
+    labels, lse = torch.empty(tokens, dtype=torch.int64, device="meta"), torch.empty(tokens, 2, device="meta")
+    losses = torch.empty(tokens, device="meta")
+    objective, shape = Objective(-100, 0.0, 0.0, None), f"{tokens}x{vocab}x{in_features}"
+    yield shape, plan_cross_entropy(logits, labels, losses, lse, objective)
+    yield shape, plan_cross_entropy_backward(logits, labels, lse, logits, objective, dloss=None, count=None)
+    dweight = torch.empty(vocab, in_features, device="meta")
+    for plan in plan_add_weight_gradient(logits, hidden, dweight, first=False, gpu=gpu):
+        yield shape, plan
 
 
 def _walk(
