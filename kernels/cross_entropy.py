@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -244,21 +245,19 @@ def losses_kernel(logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, o
 def losses_pytorch(logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, objective: Objective) -> None:
     """The same with PyTorch's ops."""
     ignore_index, smoothing, z_loss, softcap = objective
-    require_labels(labels, logits.shape[-1], ignore_index)
     z = _capped(logits, softcap)
-    counts = labels != ignore_index
-    shift, log_sum = lse.unbind(-1)
-    torch.amax(z, -1, out=shift)
-    shift[shift == -torch.inf] = 0.0
-    torch.sum((z - shift.unsqueeze(-1)).exp_(), -1, out=log_sum)
-    log_sum.log_()
-    label_z = z.gather(-1, torch.where(counts, labels, 0).unsqueeze(-1)).squeeze(-1)
-    loss = log_sum - (label_z - shift)
+    log_p = torch.log_softmax(z, -1)
+    try:
+        loss = F.nll_loss(log_p, labels, ignore_index=ignore_index, reduction="none")
+    except IndexError:
+        require_labels(labels, logits.shape[-1], ignore_index)
+        raise
+    lse[:, 0], lse[:, 1] = z.amax(-1), -log_p.amax(-1)
     if smoothing:
-        loss += smoothing * (label_z - z.mean(-1))
+        loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1)
     if z_loss:
         loss += z_loss * lse.sum(-1).square()
-    losses.copy_(loss.masked_fill_(~counts, 0.0))
+    losses.copy_(loss.masked_fill_(labels == ignore_index, 0.0))
 
 
 def gradient_kernel(
@@ -282,7 +281,7 @@ def gradient_pytorch(
     if count is not None:
         g = torch.where(counts, g / count, 0.0)
     z = _capped(logits, softcap)
-    dz = (z - lse[:, :1]).sub_(lse[:, 1:]).exp_()
+    dz = torch.softmax(z, -1)
     if z_loss:
         dz *= 1 + 2 * z_loss * lse.sum(-1, keepdim=True)
     if smoothing:
@@ -291,7 +290,9 @@ def gradient_pytorch(
     dz.scatter_add_(-1, label, torch.full_like(label, smoothing - 1.0, dtype=dz.dtype))
     if softcap is not None:
         dz *= 1 - (z / softcap).square()
-    dlogits.copy_(dz.mul_(g.unsqueeze(-1)).masked_fill_(~counts.unsqueeze(-1), 0.0))
+    torch.mul(dz, g.unsqueeze(-1), out=dlogits)
+    if not counts.all():
+        dlogits[~counts] = 0.0  # also where the logits are NaN
 
 
 def _capped(logits: Tensor, softcap: float | None) -> Tensor:
