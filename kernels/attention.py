@@ -38,6 +38,7 @@ from .attention_common import (
     Tile,
     as_batch,
     count_tiles,
+    empty_lse,
     empty_rows,
     fit_stages,
     key_tiles,
@@ -56,7 +57,6 @@ from .attention_common import (
 )
 from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autocast, register_autograd
-from .rows import accumulation_dtype
 from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
 
 
@@ -220,7 +220,7 @@ def _pytorch(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Te
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     _require_one_dtype(q, k, v)
-    return empty_rows(q), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q))
+    return empty_rows(q), empty_lse(q)
 
 
 def _require_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> None:
