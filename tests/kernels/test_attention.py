@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from llama_fast import ops
 from llama_fast.kernels import attention_common, reference
-from llama_fast.kernels.attention import attention_op
+from llama_fast.kernels.attention import attention_op, example_plans
 from llama_fast.kernels.attention_backward import attention_backward_op
-from llama_fast.kernels.launch import INTERPRETED
+from llama_fast.kernels.launch import GPUS, INTERPRETED
 from llama_fast.kernels.parity import relative_error
 from tests.parity import assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
 
@@ -343,6 +343,15 @@ def test_order_of_programs(device, monkeypatch):
 def test_same_bits_every_run(device):
     q, k, v = inputs(device, 1, 4, 1, 140, 140, 32)
     assert_same_bits(lambda: _with_gradients(q, k, v))
+
+
+@not_interpreted
+def test_products_are_not_waited_for_one_by_one():
+    """On sm_90 the HGMMAs of a product run back to back: two waits at most in each of the two loops, and one behind it."""
+    for shape, plan in example_plans(GPUS["sm_90"]):
+        sass = plan.compile(GPUS["sm_90"]).asm["sass"]
+        assert sass.count("HGMMA") >= 20, f"{plan.kernel.__name__} {shape}"
+        assert sass.count("WARPGROUP.DEPBAR") <= 6, f"{plan.kernel.__name__} {shape}"
 
 
 PATTERNS = {
