@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 OLDEST_TRITON := .cache/triton-3.6.0
 WORKERS ?= 2
 
-.PHONY: demo test check install test-oldest-triton bench clean
+.PHONY: demo test check install test-oldest-triton clean
 
 demo: $(INSTALLED)  ## swap fused layers into a LLaMA: parity, throughput, latency
 	@$(BIN)/llama-fast demo

@@ -275,11 +275,11 @@ def _pytorch(
     """Rows one by one over exactly their keys; all at once where these are the same slice of an unpaged cache."""
     _require_one_dtype(q, k_cache, v_cache)
     max_len = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
-    end = cache_lens.clamp(0, max_len)
-    start = torch.zeros_like(end) if key_start is None else key_start.clamp(min=0)
+    ends = [min(max(end, 0), max_len) for end in cache_lens.tolist()]
+    starts = [0] * len(ends) if key_start is None else [max(start, 0) for start in key_start.tolist()]
     if window is not None:
-        start = start.maximum(end - window)
-    ranges = list(zip(start.tolist(), end.tolist(), strict=True))
+        starts = [max(start, end - window) for start, end in zip(starts, ends, strict=True)]
+    ranges = list(zip(starts, ends, strict=True))
     # the query heads of a kv head are the queries of one call: no GQA left, nothing to repeat
     queries = q.reshape(q.shape[0], k_cache.shape[1], q.shape[1] // k_cache.shape[1], q.shape[3])
     if block_table is None and len(set(ranges)) == 1:

@@ -86,7 +86,7 @@ def _print_demo(result: "DemoResult") -> None:
     plain, fused = result.plain, result.fused
     name = "the embedded model" if Path(result.model).name == "demo_model" else result.model
     console.print(f"[bold]{name}[/], {result.dtype}, on [bold]{result.implementation}[/]")
-    console.print(result.report)
+    console.print(result.report.table())
 
     same, total = result.identical_tokens, len(plain.token_ids)
     verdict = "[green]pass[/]" if result.logits_pass else "[red]FAIL[/]"
