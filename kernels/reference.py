@@ -169,8 +169,10 @@ def attention(
         bounds = pairwise(cu_seqlens_q.tolist()), pairwise(cu_seqlens_k.tolist())
         for (i, i_end), (j, j_end) in zip(*bounds, strict=True):
             rows, keys, values = q[None, :, i:i_end], k[None, :, j:j_end], v[None, :, j:j_end]
-            options = dict(causal=causal, scale=scale, window=window, softcap=softcap)
-            out[:, i:i_end], lse[:, i:i_end] = (x[0] for x in attention(rows, keys, values, return_lse=True, **options))
+            one = attention(
+                rows, keys, values, causal=causal, scale=scale, window=window, softcap=softcap, return_lse=True
+            )
+            out[:, i:i_end], lse[:, i:i_end] = (x[0] for x in one)
         return (out, lse) if return_lse else out
     allowed = allowed_keys(q, k, causal, window, mask, key_start, key_end)
     seq_k, group = k.shape[2], q.shape[1] // k.shape[1]

@@ -274,6 +274,18 @@ class _Reader:
             self.stuck_at, self.why = where, why
 
 
+def count_sentences(text: str) -> tuple[int, int]:
+    """How many passages of `text` some template of some plot writes, whatever facts they tell, and how many it has in all."""
+    known, total, at = 0, 0, 0
+    templates = {template for plot in PLOTS for slot in plot.slots for template in slot if template}
+    while at < len(text):
+        ends = [match.end() for template in templates if (match := _pattern(template).match(text, at))]
+        known, total = known + bool(ends), total + 1
+        stop = re.compile(r'[.!?]"?(?: |$)').search(text, at)
+        at = max(ends) if ends else stop.end() if stop else len(text)
+    return known, total
+
+
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
     """A template as a regular expression with one group for each field, and the space up to the next sentence."""
