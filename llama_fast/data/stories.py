@@ -276,6 +276,7 @@ class _Reader:
 
 def count_sentences(text: str) -> tuple[int, int]:
     """How many passages of `text` some template of some plot writes, whatever facts they tell, and how many it has in all."""
+    text = re.sub(r"\b([Aa])n ", r"\1 ", text)
     known, total, at = 0, 0, 0
     templates = {template for plot in PLOTS for slot in plot.slots for template in slot if template}
     while at < len(text):

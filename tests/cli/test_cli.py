@@ -49,7 +49,6 @@ def test_inspect_writes_the_documented_rows(tmp_path):
         (["inspect", "--op", "matmul"], "--op: 'matmul' is not known"),
         (["inspect", "--json", "/no/such/folder/rows.json"], "the folder /no/such/folder does not exist"),
         (["demo", "--model", "/no/such/model"], "/no/such/model"),
-        (["demo", "--prompt", ""], "the prompt is empty"),
         (["demo", "--new-tokens", "1"], "--new-tokens"),
         (["demo", "--dtype", "int8"], "--dtype"),
     ],
