@@ -261,7 +261,7 @@ def _kernel(
     for plan in plan_attention_decode(
         q, k_cache, v_cache, cache_lens.contiguous(), out, key_start=None if key_start is None else key_start.contiguous(),
         block_table=None if block_table is None else block_table.contiguous(), scale=scale, window=window,
-        softcap=softcap, allow_tf32=q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32,
+        softcap=softcap, allow_tf32=q.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32",
         gpu=gpu_of(q.device),
     ):  # fmt: skip
         plan.launch()
@@ -284,8 +284,8 @@ def _pytorch(
     queries = q.reshape(q.shape[0], k_cache.shape[1], q.shape[1] // k_cache.shape[1], q.shape[3])
     if block_table is None and len(set(ranges)) == 1:
         keys = slice(*ranges[0])
-        return _attend(queries, k_cache[:, :, keys], v_cache[:, :, keys], scale, softcap).reshape(q.shape)
-    out = torch.empty_like(queries)
+        return _attend(queries, k_cache[:, :, keys], v_cache[:, :, keys], scale, softcap).reshape(q.shape).contiguous()
+    out = queries.new_empty(queries.shape)
     for i, (first, last) in enumerate(ranges):
         k, v = (_row_keys(cache, i, first, last, block_table) for cache in (k_cache, v_cache))
         out[i] = _attend(queries[i, None], k, v, scale, softcap)[0]

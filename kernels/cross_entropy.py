@@ -399,13 +399,16 @@ class _CrossEntropy(torch.autograd.Function):
         with below_autograd():
             loss, lse, count = cross_entropy_op(logits, labels, *options)
         ctx.mark_non_differentiable(lse, count)
+        ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(logits, labels, lse, count)
         ctx.objective = options[:-1]
         return loss, lse, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if dloss is None:
+            return (None,) * len(ctx.needs_input_grad)
         return cross_entropy_backward_op(dloss, *ctx.saved_tensors, *ctx.objective), *(None,) * 6
 
 

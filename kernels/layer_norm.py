@@ -36,6 +36,7 @@ from torch.autograd.function import once_differentiable
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
 from .library import below_autograd, register, register_autograd
 from .rows import (
+    BACKWARD_WHOLE_ROW_LIMIT,
     COLUMN_BLOCK,
     WHOLE_ROW_LIMIT,
     accumulation_dtype,
@@ -46,9 +47,6 @@ from .rows import (
     row_tile,
 )
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device, require_shape
-
-BACKWARD_WHOLE_ROW_LIMIT = WHOLE_ROW_LIMIT // 2
-"""Beside the row, a program keeps its parts of dweight and dbias in registers: half the row that the forward pass keeps."""
 
 
 @triton.jit
@@ -347,7 +345,7 @@ def _pytorch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
 def _add_pytorch(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = x + residual
+    total = (x + residual).contiguous()
     y, mean, rstd = _pytorch(total, weight, bias, eps)
     return y, total, mean, rstd
 
@@ -429,12 +427,15 @@ class _LayerNorm(torch.autograd.Function):
         with below_autograd():
             y, mean, rstd = layer_norm_op(x, weight, bias, eps)
         ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         return y, mean, rstd
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
         dh, dweight, dbias = _gradients(ctx, dy, None)
         return dh, dweight, dbias, None
 
@@ -447,12 +448,15 @@ class _AddLayerNorm(torch.autograd.Function):
         with below_autograd():
             y, total, mean, rstd = add_layer_norm_op(x, residual, weight, bias, eps)
         ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(total, weight, bias, mean, rstd)
         return y, total, mean, rstd
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dsum: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return dsum, dsum, None, None, None
         dh, dweight, dbias = _gradients(ctx, dy, dsum)
         return dh, dh, dweight, dbias, None
 

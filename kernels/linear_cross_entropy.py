@@ -219,6 +219,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             outputs = linear_cross_entropy_op(hidden, weight, labels, bias, *options[:-3], *needed)
         _, lse, count, *gradients = outputs
         ctx.mark_non_differentiable(lse, count, *gradients)
+        ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.reduction, ctx.options = reduction, (*objective, chunk)
         if reduction == "none":
             ctx.save_for_backward(hidden, weight, labels, bias, lse)
@@ -229,7 +230,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if dloss is None:
+            return (None,) * len(ctx.needs_input_grad)
         if ctx.reduction == "none":
             gradients = linear_cross_entropy_backward_op(dloss, *ctx.saved_tensors, *ctx.options, *ctx.needed)
         else:

@@ -10,7 +10,7 @@ Backward, with x_hat = h * rstd, g = dy * (weight + offset), c = mean(g * x_hat)
 
     dh = rstd * (g - x_hat * c) + dsum        dweight = sum over rows of dy * x_hat
 
-Kept for backward: h, and rstd in float32. Rows up to 16k elements take one pass, in which a program walks over many rows
+Kept for backward: h, and rstd in float32. Rows up to 8k elements take one pass, in which a program walks over many rows
 with its part of dweight in registers; longer ones take two: c of each row, then tiles of columns. Either way float32
 partials of dweight are added by a second kernel in a fixed order: no atomics, the same bits every run.
 
@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
 from .library import below_autograd, register, register_autograd
 from .rows import (
+    BACKWARD_WHOLE_ROW_LIMIT,
     COLUMN_BLOCK,
     WHOLE_ROW_LIMIT,
     accumulation_dtype,
@@ -202,8 +203,8 @@ def plan_rms_norm_backward(
 ) -> list[LaunchPlan]:  # fmt: skip
     """Backward over rows (M, N), as launches in order; `dsum` is the gradient of x + residual, if it has one."""
     m, n = h.shape
-    tile = row_tile(n, gpu)
-    is_long = n > WHOLE_ROW_LIMIT
+    tile = row_tile(n, gpu, limit=BACKWARD_WHOLE_ROW_LIMIT)
+    is_long = n > BACKWARD_WHOLE_ROW_LIMIT
     programs = column_programs(m, n, gpu) if is_long else row_programs(m, tile, gpu)
     partial = None if dweight is None else dweight.new_empty((programs, n), dtype=torch.float32)
     inputs = dict(
@@ -285,14 +286,14 @@ def _pytorch(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tup
     rstd = h.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     y = h * rstd
     if weight is not None:
-        y *= weight + offset if offset else weight
-    return y.to(_result_dtype(x, weight)), rstd.squeeze(-1)
+        y *= weight.to(h.dtype) + offset if offset else weight
+    return y.to(_result_dtype(x, weight)).contiguous(), rstd.squeeze(-1)
 
 
 def _add_pytorch(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, offset: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    total = x + residual
+    total = (x + residual).contiguous()
     y, rstd = _pytorch(total, weight, eps, offset)
     return y, total, rstd
 
@@ -302,14 +303,14 @@ def _backward_pytorch(
 ) -> tuple[Tensor, Tensor]:
     dy, rstd = dy.to(rstd.dtype), rstd.unsqueeze(-1)
     x_hat = h * rstd
-    g = dy if weight is None else dy * (weight + offset)
+    g = dy if weight is None else dy * (weight.to(dy.dtype) + offset)
     dh = (g - x_hat * (g * x_hat).mean(-1, keepdim=True)) * rstd
     if dsum is not None:
         dh += dsum
     if not weight_grad:
-        return dh.to(h.dtype), h.new_empty(0)
+        return dh.to(h.dtype).contiguous(), h.new_empty(0)
     assert weight is not None
-    return dh.to(h.dtype), (dy * x_hat).sum_to_size(weight.shape).to(weight.dtype)
+    return dh.to(h.dtype).contiguous(), (dy * x_hat).sum_to_size(weight.shape).to(weight.dtype)
 
 
 def _fake(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
@@ -359,13 +360,16 @@ class _RMSNorm(torch.autograd.Function):
         with below_autograd():
             y, rstd = rms_norm_op(x, weight, eps, offset)
         ctx.mark_non_differentiable(rstd)
+        ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(x, weight, rstd)
         ctx.offset = offset
         return y, rstd
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
         h, weight, rstd = ctx.saved_tensors
         weight_grad = ctx.needs_input_grad[1]
         dh, dweight = rms_norm_backward_op(dy, None, h, weight, rstd, ctx.offset, weight_grad)
@@ -380,13 +384,16 @@ class _AddRMSNorm(torch.autograd.Function):
         with below_autograd():
             y, total, rstd = add_rms_norm_op(x, residual, weight, eps, offset)
         ctx.mark_non_differentiable(rstd)
+        ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(total, weight, rstd)
         ctx.offset = offset
         return y, total, rstd
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dsum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return dsum, dsum, None, None, None
         h, weight, rstd = ctx.saved_tensors
         weight_grad = ctx.needs_input_grad[2]
         dh, dweight = rms_norm_backward_op(dy, dsum, h, weight, rstd, ctx.offset, weight_grad)

@@ -13,6 +13,9 @@ from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
 WHOLE_ROW_LIMIT = 16384
 """The longest row that one program keeps in registers: 32 elements a thread with 16 warps. Longer rows are read in tiles."""
 
+BACKWARD_WHOLE_ROW_LIMIT = WHOLE_ROW_LIMIT // 2
+"""The same in a backward pass, where a program also keeps its parts of weight gradients: at 16k RMSNorm spilled 160 to 308 bytes."""
+
 LONG_ROW_BLOCK = 8192
 """Tile of a row longer than that: 16 elements a thread with 16 warps, two 16-byte loads in flight in bf16."""
 

@@ -112,6 +112,7 @@ def test_opcheck(requires_grad, device):
     weight = torch.randn(70, device=device, requires_grad=requires_grad)
     torch.library.opcheck(rms_norm_op, (x, weight, 1e-6, 0.0))
     torch.library.opcheck(add_rms_norm_op, (x, residual, weight, 1e-6, 1.0))
+    torch.library.opcheck(add_rms_norm_op, (x.transpose(0, 1), residual.transpose(0, 1), weight, 1e-6, 1.0))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
