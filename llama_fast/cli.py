@@ -98,17 +98,18 @@ def _print_demo(result: "DemoResult") -> None:
     console.print(table)
 
     title = f"Speed, medians of {result.rounds} interleaved rounds on {result.implementation}"
-    table = Table("speed", title=title, title_justify="left")
-    for column in ("transformers", "fused", "fused / transformers"):
+    table = Table(title=title, title_justify="left")
+    table.add_column("speed", no_wrap=True)
+    for column in ("transformers", "fused", "ratio"):
         table.add_column(column, justify="right")
-    for label, unit, before, after in (
-        ("throughput", "tokens/s", plain.tokens_per_second, fused.tokens_per_second),
-        ("time to first token", "ms", plain.first_token_ms, fused.first_token_ms),
-        ("time per token", "ms", plain.token_ms, fused.token_ms),
-        ("peak memory", "MiB", plain.peak_memory_mib, fused.peak_memory_mib),
+    for label, before, after in (
+        ("throughput, tokens/s", plain.tokens_per_second, fused.tokens_per_second),
+        ("time to first token, ms", plain.first_token_ms, fused.first_token_ms),
+        ("time per token, ms", plain.token_ms, fused.token_ms),
+        ("peak memory, MiB", plain.peak_memory_mib, fused.peak_memory_mib),
     ):
         if before is not None and after is not None:
-            table.add_row(label, f"{before:.2f} {unit}", f"{after:.2f} {unit}", f"{after / before:.2f}x")
+            table.add_row(label, f"{before:,.2f}", f"{after:,.2f}", f"{after / before:.2f}x")
     console.print(table)
     if not result.implementation.endswith(": Triton"):
         console.print(

@@ -64,5 +64,5 @@ def test_demo_proves_parity_and_names_the_implementation():
     assert "all 24" in output
     assert "pass" in output
     assert "FAIL" not in output
-    for figure in ("tokens/s", "time to first token", "time per token", "peak memory"):
+    for figure in ("throughput, tokens/s", "time to first token, ms", "time per token, ms", "peak memory, MiB"):
         assert figure in output
