@@ -48,6 +48,11 @@ class Gpu:
             return GPUTarget("cuda", self.compute_capability, self.warp_size)
         return GPUTarget("hip", self.arch, self.warp_size)
 
+    @property
+    def has_pdl(self) -> bool:
+        """Whether kernels can be launched while the one before still runs (programmatic dependent launch)."""
+        return self.compute_capability >= 90 and not INTERPRETED
+
 
 GPUS = {
     gpu.arch: gpu
@@ -86,7 +91,8 @@ class LaunchPlan:
     """A kernel with everything its launch needs.
 
     `arguments` are the kernel's run-time parameters by name (tensors, numbers, None), `constants` its constexprs,
-    `options` what Triton's compiler takes beside warps and stages (`launch_pdl=True`, `maxnreg=128`).
+    `options` what Triton's compiler takes beside warps and stages (`maxnreg=128`). With `pdl` the kernel may start before
+    the one before it has ended, and itself waits for that (`gdc_wait`): only where `Gpu.has_pdl`.
     """
 
     kernel: Any  # triton.JITFunction, or InterpretedFunction under TRITON_INTERPRET
@@ -96,6 +102,11 @@ class LaunchPlan:
     num_warps: int = 4
     num_stages: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+    pdl: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pdl:
+            self.options = self.options | {"launch_pdl": True}
 
     @property
     def device(self) -> torch.device:

@@ -3,6 +3,7 @@
 from .kernels.attention import attention
 from .kernels.attention_decode import attention_decode
 from .kernels.cross_entropy import cross_entropy
+from .kernels.decode_layer import norm_qkv_rope, norm_swiglu
 from .kernels.layer_norm import layer_norm
 from .kernels.linear import linear
 from .kernels.linear_cross_entropy import linear_cross_entropy
@@ -19,6 +20,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_cross_entropy",
+    "norm_qkv_rope",
+    "norm_swiglu",
     "rms_norm",
     "rope",
     "softmax",
