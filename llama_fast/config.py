@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Each family's fields, with the values its transformers class has where a config.json leaves them out.
 _COMMON: dict[str, Any] = dict(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
@@ -43,7 +48,7 @@ _ARCHITECTURES = {
 _PARTLY_ROTATED = ("phi3", "stablelm")  # transformers' other families rotate the whole head whatever the config says
 
 # Fields that change no number of the forward pass: training, bookkeeping, defaults of generation.
-_WITHOUT_EFFECT = frozenset(
+_WITHOUT_EFFECT = _names(
     """architectures attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
     chunk_size_feed_forward classifier_dropout cls_token_id decoder_start_token_id diversity_penalty do_sample dtype
     early_stopping embd_pdrop encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
@@ -53,7 +58,7 @@ _WITHOUT_EFFECT = frozenset(
     pretraining_tp problem_type remove_invalid_values repetition_penalty resid_pdrop return_dict
     return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
     tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p
-    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache""".split()
+    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache"""
 )
 # Fields that change the result, with the one value that leaves it as it is.
 _NEUTRAL: dict[str, Any] = dict(
@@ -61,9 +66,11 @@ _NEUTRAL: dict[str, Any] = dict(
     lm_head_bias=False, pruned_heads={}, qk_layernorm=False, rope_interleaved=False, tie_encoder_decoder=False,
     use_parallel_residual=False, use_sliding_window=False, attention_bias=False, mlp_bias=False,
 )  # fmt: skip
-_ROPE_FIELDS = frozenset(
-    "rope_theta rope_scaling rope_parameters partial_rotary_factor original_max_position_embeddings".split()
+_META_FIELDS = _names(
+    """dim n_layers n_heads n_kv_heads vocab_size multiple_of ffn_dim_multiplier norm_eps rope_theta use_scaled_rope
+    rope_scaling_factor max_seq_len max_batch_size model_parallel_size"""
 )
+_ROPE_FIELDS = _names("rope_theta rope_scaling rope_parameters partial_rotary_factor original_max_position_embeddings")
 # rope_type: what it needs, what it may have. (`finetuned` is a note of the YaRN authors; nothing reads it.)
 _ROPE_TYPES: dict[str, tuple[set[str], set[str]]] = {
     "default": (set(), set()),
@@ -166,7 +173,9 @@ class DecoderConfig:
             raise ValueError(f"hidden_act must be 'silu' (the MLP is SwiGLU), got {values['hidden_act']!r}")
         heads, eos = values["num_attention_heads"], values["eos_token_id"]
         if values["head_dim"] is None and values["hidden_size"] % heads:
-            raise ValueError(f"hidden_size ({values['hidden_size']}) must be a multiple of num_attention_heads ({heads})")
+            raise ValueError(
+                f"hidden_size ({values['hidden_size']}) must be a multiple of num_attention_heads ({heads})"
+            )
         bias = bool(values.get("attention_bias"))
         return cls(
             model_type=model_type,
@@ -252,11 +261,7 @@ class DecoderConfig:
         -1 in Llama 1 and 2: the caller takes that from the embedding, and the rest follows from the vocabulary, the
         RoPE base and whether it is scaled, as in Meta's releases (Llama 3 has 128256 tokens and a base of 500000).
         """
-        known = set(
-            "dim n_layers n_heads n_kv_heads vocab_size multiple_of ffn_dim_multiplier norm_eps rope_theta "
-            "use_scaled_rope rope_scaling_factor max_seq_len max_batch_size model_parallel_size".split()
-        )
-        if unknown := [name for name in params if name not in known and params[name] is not None]:
+        if unknown := [name for name in params if name not in _META_FIELDS and params[name] is not None]:
             raise ValueError(f"params.json has fields that are not known here: {', '.join(unknown)}")
         dim, heads = params["dim"], params["n_heads"]
         inner, multiple = int(8 * dim / 3), params["multiple_of"]

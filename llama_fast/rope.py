@@ -93,7 +93,7 @@ def _dynamic_base(rope: RopeConfig, rotary_dim: int, trained: int, length: "int 
         length = trained
     elif isinstance(length, int):
         length = max(length, trained)
-    factor = rope.parameters["factor"]
+    factor: float = rope.parameters["factor"]
     return rope.theta * ((factor * length / trained) - (factor - 1)) ** (rotary_dim / (rotary_dim - 2))
 
 

@@ -1,0 +1,57 @@
+"""What a model needs of a device's memory, told before it fails."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+class NotEnoughMemoryError(ValueError):
+    """A model does not fit on its device; the message says what takes how much, and which argument helps."""
+
+
+@dataclass(frozen=True)
+class MemoryLedger:
+    """Bytes: what the weights, the cache of keys and values, and a step's workspace take, and what the device has free."""
+
+    weights: int
+    kv_cache: int
+    workspace: int
+    available: int
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.kv_cache + self.workspace
+
+    def check(self) -> None:
+        """Raises NotEnoughMemoryError where more is needed than there is."""
+        if self.needed <= self.available:
+            return
+        if self.weights + self.workspace > self.available:
+            advice = "the weights alone are too large: choose a smaller model or, if they are float32, dtype='bfloat16'"
+        else:
+            room = _gib(self.available - self.weights - self.workspace)
+            advice = f"the KV cache is too large: {room} are left for it, so give a smaller max_cache_tokens="
+        raise NotEnoughMemoryError(f"the model does not fit on the device: {advice}\n{self}")
+
+    def __str__(self) -> str:
+        rows = [("weights", self.weights), ("KV cache", self.kv_cache), ("workspace", self.workspace)]
+        rows += [("needed", self.needed), ("available", self.available)]
+        return "\n".join(f"  {name:<10}{_gib(size):>12}" for name, size in rows)
+
+
+def available_bytes(device: torch.device | str) -> int:
+    """How much memory can be had now: a GPU's free memory; for the CPU that of the machine, or of its container if less."""
+    device = torch.device(device)
+    if device.type != "cpu":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(meminfo["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, max(int(most) - int(used.read_text()), 0))
+    return free
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
