@@ -1,0 +1,483 @@
+"""The engine: prompts in, text out.
+
+    llm = LLM("path-or-hub-id")
+    for out in llm.generate(["Once upon a time"], SamplingParams(temperature=0.8)):
+        print(out.text)
+
+A step schedules tokens (`scheduler`), runs the decoder over the paged cache (`paged`, on a GPU as one `graphs` replay when all
+rows decode), and samples on the device (`sampling`). On a GPU the host reads the tokens of a step only after it has
+launched the next, so the GPU never waits for it; a sequence that ends has then computed one token too many, which is dropped.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress
+from torch import Tensor
+
+from . import checkpoint
+from .cache import BlockPool, KVCache, bytes_per_token
+from .checkpoint_layout import weight_bytes
+from .completion import Completion, Output, TokenLogprob
+from .config import DecoderConfig
+from .graphs import DecodingGraph
+from .memory import MemoryLedger, available_bytes
+from .model import Decoder, Fusions
+from .paged import PagedContext, StepInputs
+from .sampling import Logprobs, Needs, Sampled, Sampler, SamplingParams, logprobs_of
+from .scheduler import Chunk, Scheduler
+from .scheduler import Sequence as TokenSequence
+from .tokenizer import Tokenizer
+
+EMBEDDED_MODEL = Path(__file__).parent / "demo_model"
+Prompt = str | Sequence[int]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MEMORY_SHARE = {"cuda": 0.9, "cpu": 0.5}  # of what is free, that weights, cache and workspace may take
+_LOGPROB_ROWS = 128  # prompt tokens whose logits are there at a time: 64 MB of float32 for 128k of vocabulary
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that a stream has settled. The last piece carries the whole `completion`."""
+
+    text: str
+    completion: Completion | None = None
+
+
+class Request:
+    """A prompt on its way through the engine: `completion` grows, and `done` says when it is whole."""
+
+    def __init__(self, outputs: list[Output], sequences: list[TokenSequence]) -> None:
+        self._outputs, self.sequences = outputs, sequences
+        self.completion = outputs[0].completion
+        self.completion.outputs = [output.completion for output in outputs]
+
+    @property
+    def done(self) -> bool:
+        return all(output.completion.finish_reason is not None for output in self._outputs)
+
+    def new_text(self) -> str:
+        """The text of the first output that was settled since this was last asked."""
+        return self._outputs[0].new_text()
+
+
+@dataclass(eq=False)
+class _Run:
+    """A sequence of a request, as the engine sees it."""
+
+    output: Output
+    params: SamplingParams
+    seed: int
+    empty: bool  # no token may be generated: its one token is dropped
+    followers: list[TokenSequence] = field(
+        default_factory=list
+    )  # start when its prompt is in the cache, and find it there
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A step on its way: what the host reads when it is done."""
+
+    chunks: list[Chunk]
+    sampled: Sampled | None
+    prompt_logprobs: list[tuple[Chunk, Logprobs]]
+    done: torch.cuda.Event | None
+
+
+class LLM:
+    """A decoder, its cache and its tokenizer, ready to generate.
+
+    Args:
+        model: a folder or the name of a model on the Hugging Face hub; None: the small one inside the package.
+        dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto": the checkpoint's own on a GPU; float32 on a CPU, unless
+            the checkpoint is bfloat16 and the CPU multiplies it in hardware.
+        device: "cuda", "cuda:1", "cpu", or "auto": a GPU if there is one.
+        max_batch: sequences that run at once; others wait.
+        max_cache_tokens: size of the KV cache; None: `max_batch` full contexts, or what fits in the memory that is free.
+        max_context: the longest sequence; None: what the model was made for.
+        step_tokens: tokens that one step computes at most; longer prompts are computed in chunks.
+        block_size: tokens of a block of the cache.
+        fusions: which kernels are fused in a decoding step; None: all, where Triton runs.
+        cuda_graphs: whether a decoding step on a GPU is replayed as a graph.
+        progress: show a progress bar while loading, and a line when a graph is captured, on a terminal's stderr.
+
+    Raises:
+        ValueError: the model is not found or not understood, or does not fit the device; the message says what to do.
+    """
+
+    def __init__(
+        self, model: str | Path | None = None, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto",
+        max_batch: int = 16, max_cache_tokens: int | None = None, max_context: int | None = None,
+        step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, cuda_graphs: bool = True,
+        progress: bool = True,
+    ) -> None:  # fmt: skip
+        for name, value in (("max_batch", max_batch), ("step_tokens", step_tokens), ("block_size", block_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.device = _device(device)
+        self._console = Console(stderr=True, quiet=not progress)
+        opened = checkpoint.open_checkpoint(checkpoint.find(EMBEDDED_MODEL if model is None else model))
+        self.config = config = opened.config
+        self.dtype = _dtype(dtype, opened.dtype, self.device)
+        self.tokenizer = Tokenizer(opened.folder)
+        self.max_context = config.max_positions if max_context is None else max_context
+        blocks, self.ledger = _plan_memory(
+            config, self.dtype, self.device, max_batch, max_cache_tokens, self.max_context, step_tokens, block_size
+        )
+        self.decoder = self._load(opened, fusions)
+        self._cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=self.dtype)
+        self._pool = BlockPool(blocks, block_size)
+        self._scheduler = Scheduler(self._pool, max_batch=max_batch, step_tokens=step_tokens)
+        self._sampler = Sampler(config.vocab_size, max_batch, eos_ids=self.tokenizer.eos_ids, device=self.device)
+        self._last_tokens = torch.zeros(max_batch + 1, dtype=torch.int64, device=self.device)
+        self._runs: dict[TokenSequence, _Run] = {}
+        # the longest sequence: a token past it would have no place
+        self._longest = min(self.max_context, blocks * block_size)
+        # where what a key is depends on how long its sequence is, equal beginnings are not equal
+        self._prefixes_are_reusable = config.rope.rope_type not in ("dynamic", "longrope")
+        self._graphs: dict[tuple[int, Needs], DecodingGraph] | None = (
+            {} if cuda_graphs and self.device.type == "cuda" else None
+        )
+        self._launched: _Launched | None = None
+
+    # --- what users call ---------------------------------------------------------------------------------------------
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """The completions of prompts (strings or lists of token ids), in their order, whatever order they end in."""
+        many: list[Prompt] = list(prompts) if _is_list_of_prompts(prompts) else [prompts]  # type: ignore[list-item,arg-type]
+        each = [params or SamplingParams()] * len(many) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(many):
+            raise ValueError(f"params must be one or as many as the prompts, {len(many)}, got {len(each)}")
+        requests: list[Request] = []
+        try:
+            for prompt, one in zip(many, each, strict=True):
+                requests.append(self.submit(prompt, one))
+            while not all(request.done for request in requests):
+                self.step()
+        finally:
+            for request in requests:
+                self.cancel(request)
+        return [request.completion for request in requests]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """The text of a prompt's completion, as it is settled. Leaving the loop cancels the request."""
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise ValueError(f"n must be 1 to stream, got {params.n}")
+        request = self.submit(prompt, params)
+        try:
+            while not request.done:
+                self.step()
+                text = request.new_text()
+                if text and not request.done:
+                    yield Piece(text)
+            yield Piece(text, request.completion)
+        finally:
+            self.cancel(request)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Completion:
+        """The reply to a conversation, `[{"role": "user", "content": "..."}, ...]`, by the model's own chat template."""
+        return self.generate([self.tokenizer.chat(messages)], params)[0]
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
+        """Queues a prompt; `step` works on it until `request.done`.
+
+        Raises:
+            ValueError: the prompt is empty or longer than the context or the cache, or `params` do not fit the model.
+        """
+        params = params or SamplingParams()
+        ids = self._encode(prompt)
+        params.check_vocabulary(self.config.vocab_size, self.tokenizer.eos_ids)
+        room = self._longest - len(ids)
+        most = room if params.max_tokens is None else min(params.max_tokens, room)
+        reuse = params.prompt_logprobs is None and self._prefixes_are_reusable
+        runs = {}
+        for seed in params.seeds():
+            completion = Completion(ids, logprobs=None if params.logprobs is None else [])
+            output = Output(completion, params, self.tokenizer, ending_ids=params.ending_ids(self.tokenizer.eos_ids))
+            sequence = TokenSequence(list(ids), max(1, most), reuse_prefix=reuse)
+            runs[sequence] = _Run(output, params, seed, empty=most == 0)
+        first, *rest = runs
+        runs[first].followers = rest
+        request = Request([run.output for run in runs.values()], list(runs))
+        if params.prompt_logprobs is not None:
+            request.completion.prompt_logprobs = []
+        elif most == 0:
+            for run in runs.values():
+                run.output.end("length")
+            return request
+        self._runs |= runs
+        self._scheduler.add(first)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends what of a request still runs; its completions keep what they have."""
+        for sequence in request.sequences:
+            if run := self._runs.pop(sequence, None):
+                self._scheduler.finish(sequence)
+                run.output.end("cancelled")
+
+    def step(self) -> None:
+        """Computes the next tokens of the requests that were submitted; nothing if there are none."""
+        self._recompute_turned()
+        chunks = self._scheduler.schedule()
+        launched = self._launch(chunks) if chunks else None
+        if self.device.type == "cuda":  # read one step late
+            launched, self._launched = self._launched, launched
+        if launched is not None:
+            self._read(launched)
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _launch(self, chunks: list[Chunk]) -> _Launched:
+        for chunk in chunks:
+            self._give_row(chunk.sequence)
+        sampling = [chunk for chunk in chunks if chunk.samples]
+        rows = [chunk.sequence.row for chunk in sampling]
+        needs = self._sampler.needs(rows)
+        prompts = [chunk for chunk in chunks if chunk.size > 1]
+        asked = [chunk for chunk in chunks if self._wants_prompt_logprobs(chunk)]
+        prompt_logprobs: list[tuple[Chunk, Logprobs]] = []
+        sampled = None
+        if self._graphs is not None and len(sampling) == len(chunks) and not prompts and not asked:
+            sampled = self._replay(self._graphs, chunks, rows, needs)
+        else:
+            inputs = StepInputs.of(chunks, self._cache, self.device)
+            hidden = self._forward(inputs, prompts)
+            prompt_logprobs = self._prompt_logprobs(chunks, asked, hidden)
+            if sampling:
+                ends = [end for chunk, end in zip(chunks, _ends(chunks), strict=True) if chunk.samples]
+                last = hidden if len(ends) == len(hidden) else hidden[torch.tensor(ends, device=self.device)]
+                sampled = self._sample(last, torch.tensor(rows, device=self.device), needs)
+        for chunk in sampling:
+            chunk.sequence.pending += 1
+        if self.device.type != "cuda":
+            return _Launched(chunks, sampled, prompt_logprobs, None)
+        on_host = None if sampled is None else _to_host(sampled)
+        done = torch.cuda.Event()
+        done.record()
+        return _Launched(chunks, on_host, prompt_logprobs, done)
+
+    def _forward(self, inputs: StepInputs, prompts: Sequence[Chunk] = ()) -> Tensor:
+        ids = inputs.token_ids
+        if self.device.type == "cuda":  # where the host has not read the last tokens yet
+            ids = torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
+        return self.decoder(ids, PagedContext(self._cache, inputs, prompts))
+
+    def _sample(self, hidden: Tensor, rows: Tensor, needs: Needs) -> Sampled:
+        sampled = self._sampler.sample(self.decoder.logits(hidden), rows, needs)
+        self._last_tokens[rows] = sampled.token_ids
+        return sampled
+
+    def _replay(
+        self, graphs: dict[tuple[int, Needs], DecodingGraph], chunks: list[Chunk], rows: list[int], needs: Needs
+    ) -> Sampled:
+        """A decoding step as a CUDA graph, padded to a power of two of rows."""
+        size = 1 << (len(chunks) - 1).bit_length()
+        blocks = -(-self._longest // self._cache.block_size)
+        padding = [self._sampler.padding_row] * (size - len(chunks))
+        if (size, needs) not in graphs:
+            self._console.print(f"capturing the decoding step of {size} rows")
+            idle = StepInputs.of([], self._cache, self.device, rows=size, blocks=blocks)
+            idle_rows = torch.full((size,), self._sampler.padding_row, device=self.device)
+            graphs[size, needs] = DecodingGraph(
+                lambda inputs, rows, needs: self._sample(self._forward(inputs), rows, needs), idle, idle_rows, needs
+            )
+        inputs = StepInputs.of(chunks, self._cache, self.device, rows=size, blocks=blocks)
+        sampled = graphs[size, needs].replay(inputs, torch.tensor(rows + padding, device=self.device))
+        return sampled
+
+    def _give_row(self, sequence: TokenSequence) -> None:
+        """Tells the sampler about a sequence that has just been given a row."""
+        if not sequence.restarted:
+            return
+        sequence.restarted = False
+        run = self._runs[sequence]
+        self._sampler.add(
+            sequence.row, run.params, seed=run.seed, prompt_ids=sequence.prompt, output_ids=sequence.output
+        )
+
+    def _recompute_turned(self) -> None:
+        """A sequence that outgrows the trained length of a `longrope` model turns its keys otherwise: all are computed again."""
+        limit = self.decoder.rotary.recompute_after
+        if limit is None:
+            return
+        for sequence in [s for s in self._scheduler.running if s.rotary_length <= limit < s.known]:
+            sequence.rotary_length = sequence.known
+            self._scheduler.preempt(sequence)
+
+    # --- log-probabilities of prompts --------------------------------------------------------------------------------
+
+    def _wants_prompt_logprobs(self, chunk: Chunk) -> bool:
+        run = self._runs[chunk.sequence]
+        return run.output.completion.prompt_logprobs is not None and chunk.start < len(chunk.sequence.prompt) - 1
+
+    def _prompt_logprobs(self, chunks: list[Chunk], asked: list[Chunk], hidden: Tensor) -> list[tuple[Chunk, Logprobs]]:
+        """Of the tokens of the prompt that follow those of a chunk, some at a time."""
+        found = []
+        for chunk, end in zip(chunks, _ends(chunks), strict=True):
+            if chunk not in asked:
+                continue
+            count = self._runs[chunk.sequence].params.prompt_logprobs
+            assert count is not None
+            targets = torch.tensor(chunk.sequence.prompt[chunk.start + 1 : chunk.end + 1], device=self.device)
+            rows = hidden[end + 1 - chunk.size :][: len(targets)]
+            parts = [
+                logprobs_of(self.decoder.logits(some), some_targets, count)
+                for some, some_targets in zip(rows.split(_LOGPROB_ROWS), targets.split(_LOGPROB_ROWS), strict=True)
+            ]
+            whole = (torch.cat([getattr(part, name) for part in parts]) for name in ("chosen", "top", "top_ids"))
+            found.append((chunk, Logprobs(*whole)))
+        return found
+
+    # --- reading a step ----------------------------------------------------------------------------------------------
+
+    def _read(self, launched: _Launched) -> None:
+        if launched.done is not None:
+            launched.done.synchronize()
+        for chunk, logprobs in launched.prompt_logprobs:
+            self._add_prompt_logprobs(chunk, logprobs)
+        ended = self._read_tokens(launched) if launched.sampled is not None else []
+        self._scheduler.publish(launched.chunks)
+        for sequence in ended:
+            self._scheduler.finish(sequence)
+            del self._runs[sequence]
+
+    def _read_tokens(self, launched: _Launched) -> list[TokenSequence]:
+        """Hands each sequence its token; returns those that have ended."""
+        assert launched.sampled is not None
+        sampling = [chunk.sequence for chunk in launched.chunks if chunk.samples]
+        logprobs = launched.sampled.logprobs
+        ended = []
+        for i, (sequence, token_id) in enumerate(zip(sampling, launched.sampled.token_ids.tolist(), strict=False)):
+            sequence.pending -= 1
+            run = self._runs.get(sequence)
+            if run is None:  # it ended, or was cancelled, while this was computed
+                continue
+            sequence.output.append(token_id)
+            for follower in run.followers:
+                self._scheduler.add(follower)
+            run.followers = []
+            logprob = None
+            if logprobs is not None and run.params.logprobs is not None:
+                logprob = _token_logprob(logprobs, i, token_id, run.params.logprobs)
+            if run.empty:
+                run.output.end("length")
+            if run.empty or run.output.push(token_id, logprob, last=sequence.complete):
+                ended.append(sequence)
+        return ended
+
+    def _add_prompt_logprobs(self, chunk: Chunk, logprobs: Logprobs) -> None:
+        run = self._runs.get(chunk.sequence)
+        if run is None:
+            return
+        found = run.output.completion.prompt_logprobs
+        assert found is not None
+        targets = chunk.sequence.prompt[chunk.start + 1 : chunk.end + 1]
+        for i, token_id in enumerate(targets):
+            if chunk.start + i == len(found):  # a prompt that lost its blocks is computed twice
+                found.append(_token_logprob(logprobs, i, token_id, logprobs.top.shape[1]))
+
+    # --- setting up --------------------------------------------------------------------------------------------------
+
+    def _load(self, opened: checkpoint.Checkpoint, fusions: Fusions | None) -> Decoder:
+        decoder = Decoder(opened.config, device=self.device, dtype=self.dtype, fusions=fusions)
+        with Progress(*Progress.get_default_columns(), DownloadColumn(), console=self._console, transient=True) as bar:
+            task = bar.add_task("loading")
+            opened.fill(decoder, lambda done, total: bar.update(task, completed=done, total=total))
+        return decoder.eval()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not all(isinstance(i, int) and 0 <= i < self.config.vocab_size for i in ids):
+            raise ValueError(
+                f"a prompt must be a string or token ids from 0 to {self.config.vocab_size - 1}, got {prompt!r}"
+            )
+        if not ids:
+            raise ValueError("the prompt is empty, and this model begins no text by itself: give at least one token")
+        if len(ids) > self._longest:
+            what = "context" if self._longest == self.max_context else "KV cache (give a larger max_cache_tokens)"
+            raise ValueError(f"the prompt has {len(ids)} tokens, and the {what} holds {self._longest}")
+        return ids
+
+
+def _ends(chunks: Sequence[Chunk]) -> list[int]:
+    """The index of each chunk's last token among the tokens of the step."""
+    return [end - 1 for end in itertools.accumulate(chunk.size for chunk in chunks)]
+
+
+def _to_host(sampled: Sampled) -> Sampled:
+    """A copy in pinned memory, on its way."""
+    logprobs = sampled.logprobs
+    if logprobs is not None:
+        fields = (logprobs.chosen, logprobs.top, logprobs.top_ids)
+        logprobs = Logprobs(*(tensor.to("cpu", non_blocking=True) for tensor in fields))
+    return Sampled(sampled.token_ids.to("cpu", non_blocking=True), logprobs)
+
+
+def _token_logprob(logprobs: Logprobs, row: int, token_id: int, count: int) -> TokenLogprob:
+    ids, values = logprobs.top_ids[row, :count].tolist(), logprobs.top[row, :count].tolist()
+    return TokenLogprob(token_id, logprobs.chosen[row].item(), dict(zip(ids, values, strict=True)))
+
+
+def _is_list_of_prompts(prompts: Any) -> bool:
+    return not isinstance(prompts, str) and not (len(prompts) > 0 and isinstance(prompts[0], int))
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f'device must be "auto", "cuda", "cuda:N" or "cpu", got {device!r}') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: PyTorch sees no GPU here; use device='cpu'")
+    if device.type not in ("cuda", "cpu"):
+        raise ValueError(f'device must be "auto", "cuda", "cuda:N" or "cpu", got {device.type!r}')
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
+def _dtype(dtype: str | torch.dtype, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        if device.type != "cpu" or (stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()):
+            return stored
+        return torch.float32
+    chosen = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if chosen is None:
+        raise ValueError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))} or that torch dtype, got {dtype!r}")
+    return chosen
+
+
+def _plan_memory(
+    config: DecoderConfig, dtype: torch.dtype, device: torch.device, max_batch: int, max_cache_tokens: int | None,
+    max_context: int, step_tokens: int, block_size: int,
+) -> tuple[int, MemoryLedger]:  # fmt: skip
+    """How many blocks the cache has, and what the device must hold. Raises NotEnoughMemoryError before anything is made."""
+    weights = weight_bytes(config, dtype)
+    # activations of a step; logits in float32 with the sampler's copies of them
+    widest = max(2 * config.intermediate_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
+    tokens = min(step_tokens, max_batch * max_context)
+    workspace = tokens * (4 * config.hidden_size + 2 * widest) * dtype.itemsize
+    workspace += 6 * max(max_batch, _LOGPROB_ROWS) * config.vocab_size * 4
+    available = int(available_bytes(device) * _MEMORY_SHARE[device.type])
+    block_bytes = block_size * bytes_per_token(config, dtype)
+    if max_cache_tokens is None:
+        wanted = max_batch * -(-max_context // block_size)
+        blocks = max(1, min(wanted, (available - weights - workspace) // block_bytes))
+    else:
+        blocks = -(-max_cache_tokens // block_size)
+    ledger = MemoryLedger(weights, (blocks + 1) * block_bytes, workspace, available)
+    ledger.check()
+    return blocks, ledger

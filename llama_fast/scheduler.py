@@ -1,0 +1,191 @@
+"""Which tokens the next step computes: continuous batching over a paged cache.
+
+There is one rule for prompts and for decoding. A sequence has `known` tokens, of which `computed` have their keys and values
+in the cache; a step computes some of the rest. Decoding is the case where one token is left; a long prompt is computed in
+chunks, beside the decoding of others; a sequence that lost its blocks computes everything again. Sequences are served in
+the order of their arrival, and the last to arrive is the first to lose its blocks.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass, field
+
+from .cache import BlockPool, block_keys
+
+_arrivals = itertools.count()
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Tokens that grow by one a step. `known` counts tokens whose number is settled, though one may not be read back yet."""
+
+    prompt: list[int]
+    max_tokens: int  # to generate
+    reuse_prefix: bool = True
+    output: list[int] = field(default_factory=list)
+    pending: int = 0  # tokens sampled on the device that the host has not read
+    computed: int = 0
+    reused: int = 0  # tokens of the prompt that were found in the cache
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)  # hashes of the blocks made known
+    finished: bool = False
+    rotary_length: int = (
+        0  # the length that its positions are turned for at least: that of the prompt, `recompute` raises it
+    )
+    restarted: bool = False  # it has been given a row that the sampler does not know of yet
+    row: int = -1  # of the sampler's state, while it runs
+    arrival: int = field(default_factory=lambda: next(_arrivals))
+
+    def __post_init__(self) -> None:
+        self.rotary_length = max(self.rotary_length, len(self.prompt))
+
+    @property
+    def known(self) -> int:
+        return len(self.prompt) + len(self.output) + self.pending
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and output, as far as the host has read."""
+        return self.prompt + self.output
+
+    def span(self, start: int, end: int) -> list[int]:
+        """Tokens [start, end); -1 - row for the one that only the device knows."""
+        prompt = len(self.prompt)
+        read = self.prompt[start:end] + self.output[max(0, start - prompt) : max(0, end - prompt)]
+        return read + [-1 - self.row] * (end - start - len(read))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all its tokens have been sampled."""
+        return len(self.output) + self.pending >= self.max_tokens
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens [start, end) of a sequence, to be computed in this step; `samples` says that the next token is then sampled."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    samples: bool
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+class Scheduler:
+    """Decides, step by step; touches no tensor.
+
+    Args:
+        pool: the blocks of the cache.
+        max_batch: sequences that run at once.
+        step_tokens: tokens of one step, decoding and prompts together.
+    """
+
+    def __init__(self, pool: BlockPool, *, max_batch: int, step_tokens: int) -> None:
+        self.pool, self.max_batch, self.step_tokens = pool, max_batch, step_tokens
+        self.waiting: deque[Sequence] = deque()
+        self._free_rows = list(range(max_batch))
+        self.running: list[Sequence] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Ends a sequence, whatever its state, and gives its blocks back."""
+        sequence.finished = True
+        if sequence in self.running:
+            self._stop(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """The chunks of the next step: decoding sequences first, then prompts, oldest first.
+
+        Every sequence must fit the pool alone, all its tokens to be generated included: then the oldest always proceeds.
+        """
+        chunks: list[Chunk] = []
+        budget, preempted = self.step_tokens, False
+        # those that decode go first: a long prompt must not hold them up
+        ready = [s for s in self.running if not s.complete and s.known > s.computed]
+        for sequence in sorted(ready, key=lambda s: (s.known - s.computed > 1, s.arrival)):
+            if not budget:
+                break
+            while sequence in self.running and not self._take_blocks(sequence):
+                preempted = True
+                self.preempt(max(self.running, key=lambda s: s.arrival))
+            if sequence in self.running:
+                chunks.append(self._chunk(sequence, budget))
+                budget -= chunks[-1].size
+        while budget and self.waiting and len(self.running) < self.max_batch and not preempted:
+            sequence = self.waiting[0]
+            if sequence.pending or not self._admit(sequence):
+                break
+            self.running.append(self.waiting.popleft())
+            sequence.row, sequence.restarted = self._free_rows.pop(), True
+            chunks.append(self._chunk(sequence, budget))
+            budget -= chunks[-1].size
+        chunks = [chunk for chunk in chunks if chunk.sequence in self.running]
+        for chunk in chunks:
+            chunk.sequence.computed = chunk.end
+        return sorted(chunks, key=lambda chunk: chunk.size > 1)
+
+    def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
+        end = min(sequence.known, sequence.computed + budget)
+        return Chunk(sequence, sequence.computed, end, samples=end == sequence.known)
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Blocks for all its tokens, known beginnings first; False, and nothing taken, when there are too few."""
+        if sequence.reuse_prefix:
+            # the last token is computed anyhow: its logits are what is asked for
+            keys = block_keys(sequence.tokens[:-1], self.pool.block_size)
+            sequence.blocks = self.pool.reuse(keys)
+            sequence.keys = keys[: len(sequence.blocks)]
+            sequence.computed = sequence.reused = len(sequence.blocks) * self.pool.block_size
+        if self._take_blocks(sequence):
+            return True
+        self._release(sequence)
+        return False
+
+    def _take_blocks(self, sequence: Sequence) -> bool:
+        """Blocks for all tokens of a sequence; False, and nothing taken, when there are too few."""
+        missing = -(-sequence.known // self.pool.block_size) - len(sequence.blocks)
+        if missing > self.pool.free:
+            return False
+        for _ in range(missing):
+            sequence.blocks.append(self.pool.take(sequence.blocks[-1] if sequence.blocks else None))
+        return True
+
+    def preempt(self, victim: Sequence) -> None:
+        """Takes the blocks of a running sequence away; it waits in front of all others to compute everything again."""
+        self._stop(victim)
+        self.waiting.appendleft(victim)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free_rows.append(sequence.row)
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks, sequence.keys, sequence.computed = [], [], 0
+
+    def publish(self, chunks: AbstractSequence[Chunk]) -> None:
+        """Makes the blocks that a computed step has filled known, as far as the host knows their tokens."""
+        size = self.pool.block_size
+        for sequence in (chunk.sequence for chunk in chunks):
+            full = min(sequence.computed, len(sequence.prompt) + len(sequence.output)) // size
+            if sequence.finished or len(sequence.keys) >= full:
+                continue
+            done = len(sequence.keys)
+            parent = sequence.keys[-1] if sequence.keys else b""
+            new = block_keys(sequence.tokens[done * size : full * size], size, parent)
+            for block, key in zip(sequence.blocks[done:full], new, strict=True):
+                self.pool.publish(block, key)
+            sequence.keys += new
