@@ -121,11 +121,12 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     tensors = _stored(files, numbered=is_meta)
     if is_meta:
         config, slots = _open_meta(folder, tensors, len(files))
+        named = None
     else:
-        config = _untied_if_different(DecoderConfig.from_huggingface(_json(folder / "config.json")), tensors)
-        slots = huggingface_slots(config)
+        values = _json(folder / "config.json")
+        config = _untied_if_different(DecoderConfig.from_huggingface(values), tensors)
+        slots, named = huggingface_slots(config), _named_dtype(values)
     _compare(folder, tensors, slots, tied=config.tied_embeddings)
-    named = None if is_meta else _named_dtype(_json(folder / "config.json"))
     stored = next(tensors[name].dtype for name, slot in slots.items() if slot.parameter == "embedding.weight")
     assert isinstance(stored, torch.dtype)  # _compare has seen to it
     return Checkpoint(folder, config, named or stored, tensors, slots)
@@ -185,9 +186,10 @@ def _open_meta(folder: Path, tensors: Mapping[str, StoredTensor], ranks: int) ->
 def _untied_if_different(config: DecoderConfig, tensors: Mapping[str, StoredTensor]) -> DecoderConfig:
     """A tied config beside a head and an embedding that differ is wrong: both are used, as transformers does."""
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
-    if not config.tied_embeddings or head is None or embedding is None or torch.equal(head.read(), embedding.read()):
+    if not config.tied_embeddings or head is None or embedding is None:
         return config
-    return replace(config, tied_embeddings=False)
+    same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype) and torch.equal(head.read(), embedding.read())
+    return config if same else replace(config, tied_embeddings=False)
 
 
 def _compare(folder: Path, tensors: Mapping[str, StoredTensor], slots: Mapping[str, Slot], *, tied: bool) -> None:
@@ -274,6 +276,8 @@ def _stored_pickle(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{path} must hold tensors by name, got {name!r}: {type(tensor).__name__}")
         yield name, StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.detach)
 
 

@@ -51,7 +51,7 @@ class RotaryTable:
         rope, sizes = config.rope, (config.rotary_dim, config.max_positions)
         frequencies, self._scaling = inverse_frequencies(rope, *sizes)
         self._frequencies = _both_halves(frequencies).to(device)
-        self._exponents = _both_halves(_exponents(config.rotary_dim)).to(device)
+        self._exponents = _exponents(config.rotary_dim).to(device)
         self.recompute_after: int | None = None
         if rope.rope_type == "longrope":
             trained = self.recompute_after = int(rope.parameters["original_max_position_embeddings"])
@@ -76,11 +76,11 @@ class RotaryTable:
             return self._frequencies
         trained = self._config.max_positions
         base = _dynamic_base(self._config.rope, self._config.rotary_dim, trained, lengths.clamp(min=trained))
-        return torch.where(lengths > trained, 1.0 / base**self._exponents, self._frequencies)
+        return torch.where(lengths > trained, _both_halves(1.0 / base**self._exponents), self._frequencies)
 
 
 def _both_halves(x: Tensor) -> Tensor:
-    return torch.cat((x, x))
+    return torch.cat((x, x), dim=-1)
 
 
 def _exponents(rotary_dim: int) -> Tensor:
