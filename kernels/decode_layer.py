@@ -104,6 +104,9 @@ def _project_pairs(
     else:
         b_acc = tl.zeros([2 * BLOCK_P, BLOCK_M], dtype=tl.float32)
         b_squares = tl.zeros([BLOCK_K, BLOCK_M], dtype=tl.float32)
+        if p_norm is not None:  # loaded a tile ahead: 256 bytes are too few for a copy of 4 bytes a thread
+            o_first = tl.arange(0, BLOCK_K)
+            b_norm = tl.load(p_norm + o_first, mask=o_first < K, other=0.0)
 
     for start in tl.range(0, K, BLOCK_K, num_stages=NUM_STAGES):
         o_k = (start + tl.arange(0, BLOCK_K)).to(tl.int64)
@@ -125,8 +128,8 @@ def _project_pairs(
             if p_norm is not None:
                 b_wide = b_x.to(tl.float32)
                 b_squares += b_wide * b_wide
-                b_norm = tl.load(p_norm + o_k, mask=m_k, other=0.0).to(tl.float32)
-                b_x = (b_wide * b_norm[:, None]).to(b_w.dtype)
+                b_x = (b_wide * b_norm.to(tl.float32)[:, None]).to(b_w.dtype)
+                b_norm = tl.load(p_norm + o_k + BLOCK_K, mask=o_k + BLOCK_K < K, other=0.0)
             b_acc = tl.dot(b_w, b_x, b_acc, input_precision=INPUT_PRECISION)
 
     if BLOCK_M == 1:
@@ -154,6 +157,7 @@ def norm_qkv_rope_kernel(
     i_head = tl.program_id(0) // HEAD_BLOCKS
     i_block = tl.program_id(0) % HEAD_BLOCKS
     is_rest = i_block >= TURNED_BLOCKS
+    is_turned = (i_block < TURNED_BLOCKS) & (i_head < HEADS + KV_HEADS)
     i_block = tl.where(is_rest, i_block - TURNED_BLOCKS, i_block)
     pairs = tl.where(is_rest, REST, HALF).to(tl.int64)
     first = tl.where(is_rest, 2 * HALF, 0)
@@ -166,7 +170,7 @@ def norm_qkv_rope_kernel(
     o_m = tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
     o_p = (i_block * BLOCK_P + tl.arange(0, BLOCK_P))[:, None]
     mask = (o_p < pairs) & (o_m < M)
-    m_angle = mask & (is_rest == 0) & (i_head < HEADS + KV_HEADS)
+    m_angle = mask & is_turned
     b_cos = tl.load(p_cos + o_m * angle_stride + o_p, mask=m_angle, other=1.0).to(tl.float32)  # [BLOCK_P, BLOCK_M]
     b_sin = tl.load(p_sin + o_m * angle_stride + o_p, mask=m_angle, other=0.0).to(tl.float32)
     b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1)

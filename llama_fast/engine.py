@@ -105,6 +105,7 @@ class LLM:
         block_size: tokens of a block of the cache.
         fusions: which kernels are fused in a decoding step; None: all, where Triton runs.
         cuda_graphs: whether a decoding step on a GPU is replayed as a graph.
+        read_late: whether the host reads a step's tokens after it has launched the next; None: on a GPU.
         progress: show a progress bar while loading, and a line when a graph is captured, on a terminal's stderr.
 
     Raises:
@@ -114,7 +115,7 @@ class LLM:
     def __init__(
         self, model: str | Path | None = None, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto",
         max_batch: int = 16, max_cache_tokens: int | None = None, max_context: int | None = None,
-        step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, cuda_graphs: bool = True,
+        step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, cuda_graphs: bool = True, read_late: bool | None = None,
         progress: bool = True,
     ) -> None:  # fmt: skip
         for name, value in (("max_batch", max_batch), ("step_tokens", step_tokens), ("block_size", block_size)):
@@ -144,6 +145,7 @@ class LLM:
         self._graphs: dict[tuple[int, Needs], DecodingGraph] | None = (
             {} if cuda_graphs and self.device.type == "cuda" else None
         )
+        self._late = self.device.type == "cuda" if read_late is None else read_late
         self._launched: _Launched | None = None
 
     # --- what users call ---------------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ class LLM:
         self._recompute_turned()
         chunks = self._scheduler.schedule()
         launched = self._launch(chunks) if chunks else None
-        if self.device.type == "cuda":  # read one step late
+        if self._late:
             launched, self._launched = self._launched, launched
         if launched is not None:
             self._read(launched)
@@ -244,59 +246,58 @@ class LLM:
         for chunk in chunks:
             self._give_row(chunk.sequence)
         sampling = [chunk for chunk in chunks if chunk.samples]
-        rows = [chunk.sequence.row for chunk in sampling]
-        needs = self._sampler.needs(rows)
+        needs = self._sampler.needs(chunk.sequence.row for chunk in sampling)
         prompts = [chunk for chunk in chunks if chunk.size > 1]
         asked = [chunk for chunk in chunks if self._wants_prompt_logprobs(chunk)]
         prompt_logprobs: list[tuple[Chunk, Logprobs]] = []
         sampled = None
         if self._graphs is not None and len(sampling) == len(chunks) and not prompts and not asked:
-            sampled = self._replay(self._graphs, chunks, rows, needs)
+            sampled = self._replay(self._graphs, chunks, needs)
         else:
             inputs = StepInputs.of(chunks, self._cache, self.device)
             hidden = self._forward(inputs, prompts)
             prompt_logprobs = self._prompt_logprobs(chunks, asked, hidden)
             if sampling:
                 ends = [end for chunk, end in zip(chunks, _ends(chunks), strict=True) if chunk.samples]
-                last = hidden if len(ends) == len(hidden) else hidden[torch.tensor(ends, device=self.device)]
-                sampled = self._sample(last, torch.tensor(rows, device=self.device), needs)
+                if len(ends) == len(hidden):
+                    sampled = self._sample(hidden, inputs.rows, needs)
+                else:
+                    last = torch.tensor(ends, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+                    sampled = self._sample(hidden[last], inputs.rows[last], needs)
         for chunk in sampling:
             chunk.sequence.pending += 1
-        if self.device.type != "cuda":
+        if self.device.type == "cpu":
             return _Launched(chunks, sampled, prompt_logprobs, None)
         on_host = None if sampled is None else _to_host(sampled)
-        done = torch.cuda.Event()
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         return _Launched(chunks, on_host, prompt_logprobs, done)
 
     def _forward(self, inputs: StepInputs, prompts: Sequence[Chunk] = ()) -> Tensor:
         ids = inputs.token_ids
-        if self.device.type == "cuda":  # where the host has not read the last tokens yet
+        if self._late:
             ids = torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
-        return self.decoder(ids, PagedContext(self._cache, inputs, prompts))
+        hidden: Tensor = self.decoder(ids, PagedContext(self._cache, inputs, prompts))
+        return hidden
 
     def _sample(self, hidden: Tensor, rows: Tensor, needs: Needs) -> Sampled:
         sampled = self._sampler.sample(self.decoder.logits(hidden), rows, needs)
         self._last_tokens[rows] = sampled.token_ids
         return sampled
 
-    def _replay(
-        self, graphs: dict[tuple[int, Needs], DecodingGraph], chunks: list[Chunk], rows: list[int], needs: Needs
-    ) -> Sampled:
+    def _replay(self, graphs: dict[tuple[int, Needs], DecodingGraph], chunks: list[Chunk], needs: Needs) -> Sampled:
         """A decoding step as a CUDA graph, padded to a power of two of rows."""
         size = 1 << (len(chunks) - 1).bit_length()
-        blocks = -(-self._longest // self._cache.block_size)
-        padding = [self._sampler.padding_row] * (size - len(chunks))
+        padded: dict[str, int] = {
+            "rows": size, "blocks": -(-self._longest // self._cache.block_size), "padding_row": self._sampler.padding_row
+        }  # fmt: skip
         if (size, needs) not in graphs:
             self._console.print(f"capturing the decoding step of {size} rows")
-            idle = StepInputs.of([], self._cache, self.device, rows=size, blocks=blocks)
-            idle_rows = torch.full((size,), self._sampler.padding_row, device=self.device)
+            idle = StepInputs.of([], self._cache, self.device, **padded)
             graphs[size, needs] = DecodingGraph(
-                lambda inputs, rows, needs: self._sample(self._forward(inputs), rows, needs), idle, idle_rows, needs
+                lambda inputs: self._sample(self._forward(inputs), inputs.rows, needs), idle
             )
-        inputs = StepInputs.of(chunks, self._cache, self.device, rows=size, blocks=blocks)
-        sampled = graphs[size, needs].replay(inputs, torch.tensor(rows + padding, device=self.device))
-        return sampled
+        return graphs[size, needs].replay(StepInputs.of(chunks, self._cache, self.device, **padded))
 
     def _give_row(self, sequence: TokenSequence) -> None:
         """Tells the sampler about a sequence that has just been given a row."""
@@ -335,7 +336,9 @@ class LLM:
             rows = hidden[end + 1 - chunk.size :][: len(targets)]
             parts = [
                 logprobs_of(self.decoder.logits(some), some_targets, count)
-                for some, some_targets in zip(rows.split(_LOGPROB_ROWS), targets.split(_LOGPROB_ROWS), strict=True)
+                for some, some_targets in zip(
+                    torch.split(rows, _LOGPROB_ROWS), torch.split(targets, _LOGPROB_ROWS), strict=True
+                )
             ]
             whole = (torch.cat([getattr(part, name) for part in parts]) for name in ("chosen", "top", "top_ids"))
             found.append((chunk, Logprobs(*whole)))
@@ -374,7 +377,7 @@ class LLM:
                 logprob = _token_logprob(logprobs, i, token_id, run.params.logprobs)
             if run.empty:
                 run.output.end("length")
-            if run.empty or run.output.push(token_id, logprob, last=sequence.complete):
+            if run.empty or run.output.push(token_id, logprob, last=len(sequence.output) >= sequence.max_tokens):
                 ended.append(sequence)
         return ended
 

@@ -78,6 +78,17 @@ class Linear(nn.Module):
         return ops.linear(x, self.weight, self.bias, residual=residual)
 
 
+class Embedding(nn.Module):
+    """A row of weights for each token."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, **where: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size, **where))
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return F.embedding(token_ids, self.weight)
+
+
 class Norm(nn.Module):
     """RMSNorm, or LayerNorm with a bias, over the last dimension."""
 
@@ -88,9 +99,13 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.empty(size, **where)) if layer_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None:
-            return ops.rms_norm(x, self.weight, self.eps)
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        normed = (
+            ops.rms_norm(x, self.weight, self.eps)
+            if self.bias is None
+            else ops.layer_norm(x, self.weight, self.bias, self.eps)
+        )
+        assert isinstance(normed, Tensor)  # a pair only with a residual
+        return normed
 
 
 class Attention(nn.Module):
@@ -168,7 +183,8 @@ class Layer(nn.Module):
 
     @staticmethod
     def _add(x: Tensor, projection: Linear, inner: Tensor, fusions: Fusions) -> Tensor:
-        return projection(inner, residual=x) if fusions.residual else x + projection(inner)
+        y: Tensor = projection(inner, residual=x) if fusions.residual else x + projection(inner)
+        return y
 
 
 class Decoder(nn.Module):
@@ -183,8 +199,7 @@ class Decoder(nn.Module):
         self.config = config
         device = torch.get_default_device() if device is None else device
         self.fusions = Fusions.where(device) if fusions is None else fusions
-        self.embedding = nn.Module()
-        self.embedding.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size, **where))
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, **where)
         self.layers = nn.ModuleList(Layer(config, i, **where) for i in range(config.num_layers))
         self.norm = Norm(config.hidden_size, config.norm_eps, layer_norm=config.layer_norm, **where)
         self.head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size, **where)
@@ -192,7 +207,7 @@ class Decoder(nn.Module):
 
     def forward(self, token_ids: Tensor, context: Context) -> Tensor:
         """The hidden states before the last norm, (tokens, hidden), of `token_ids` (tokens,)."""
-        x = F.embedding(token_ids, self.embedding.weight)
+        x: Tensor = self.embedding(token_ids)
         cos, sin = self.rotary.rows(context.positions, context.lengths)
         for layer in self.layers:
             x = layer(x, cos, sin, context, self.fusions)
@@ -200,5 +215,5 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, vocab) for the rows of `forward`'s hidden states whose next token is asked for."""
-        head = self.embedding if self.head is None else self.head
-        return ops.linear(self.norm(hidden), head.weight)
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return ops.linear(self.norm(hidden), weight)

@@ -1,8 +1,6 @@
 """A step of generation on the device: its input tensors, and the decoder's `Context` over the paged cache."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,61 +10,72 @@ from .cache import KVCache
 from .scheduler import Chunk
 
 
-@dataclass(frozen=True)
 class StepInputs:
-    """What a step reads beside weights and cache. Rows that decode come first, tokens of prompts after them."""
+    """What a step reads beside weights and cache, in two tensors, so that two copies bring it to a GPU.
 
-    token_ids: Tensor  # (tokens,) int64; -1 - row stands for the token last sampled in that row
-    positions: Tensor  # (tokens,) int64
-    lengths: Tensor  # (tokens,) int64: of the token's sequence, as `RotaryTable.rows` counts it
-    slots: Tensor  # (tokens,) int64: where its keys and values go
-    cache_lens: Tensor  # (decoding rows,) int32
-    block_table: Tensor  # (decoding rows, most blocks of a row) int32
+    Chunks of one token (decoding rows) come first, tokens of longer chunks after them.
+
+    Attributes:
+        token_ids: (tokens,) int64; -1 - row stands for the token last sampled in that row.
+        positions: (tokens,) int64, of each token in its own sequence.
+        lengths: (tokens,) int64, of its sequence, as `RotaryTable.rows` counts it.
+        slots: (tokens,) int64, where its keys and values go.
+        rows: (tokens,) int64, the sampler's row of its sequence.
+        cache_lens: (decoding rows,) int32.
+        block_table: (decoding rows, most blocks of a row) int32.
+    """
+
+    def __init__(self, of_tokens: Tensor, of_rows: Tensor, rows: int) -> None:
+        self._of_tokens, self._of_rows = of_tokens, of_rows
+        self.token_ids, self.positions, self.lengths, self.slots, self.rows = of_tokens.unbind(0)
+        self.cache_lens, self.block_table = (
+            of_rows[:rows],
+            of_rows[rows:].view(rows, (len(of_rows) - rows) // max(1, rows)),
+        )
 
     @classmethod
     def of(
         cls, chunks: Sequence[Chunk], cache: KVCache, device: torch.device, *, rows: int | None = None,
-        blocks: int | None = None,
+        blocks: int | None = None, padding_row: int = 0,
     ) -> "StepInputs":  # fmt: skip
         """The inputs of `chunks`; with `rows` and `blocks` padded to so many decoding rows and blocks a row.
 
-        A padding row computes token 0 at position 0 and keeps it where nobody reads.
+        A padding row computes token 0 at position 0, keeps it where nobody reads, and is `padding_row` of the sampler.
         """
-        ids: list[int] = []
-        positions: list[int] = []
-        lengths: list[int] = []
-        ends: list[int] = []
-        slots: list[int] = []
+        of_tokens: list[list[int]] = [[], [], [], [], []]
+        token_ids, positions, lengths, slots, sampler_rows = of_tokens
+        cache_lens: list[int] = []
         tables: list[list[int]] = []
         size = cache.block_size
         for chunk in chunks:
             sequence, span = chunk.sequence, range(chunk.start, chunk.end)
-            ids += sequence.span(chunk.start, chunk.end)
+            token_ids += sequence.span(chunk.start, chunk.end)
             positions += span
             lengths += [max(sequence.rotary_length, i + 1) for i in span]
-            ends.append(chunk.end)
             slots += [sequence.blocks[i // size] * size + i % size for i in span]
+            sampler_rows += [sequence.row] * chunk.size
             if chunk.size == 1:
+                cache_lens.append(chunk.end)
                 tables.append(sequence.blocks)
         padding = 0 if rows is None else rows - len(tables)
+        for values, pad in zip(of_tokens, (0, 0, 1, cache.blocks * size, padding_row), strict=True):
+            values += [pad] * padding
+        cache_lens += [0] * padding
         width = max(map(len, tables), default=0) if blocks is None else blocks
-        tables = [table + [0] * (width - len(table)) for table in tables] + [[0] * width] * padding
-        rest: dict[str, Any] = {"device": device}
-
-        def tensor(values: Any, pad: int, dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values + [pad] * padding, dtype=dtype).to(device, non_blocking=True)
-
+        for table in [*tables, *[[]] * padding]:
+            cache_lens += table
+            cache_lens += [0] * (width - len(table))
+        pinned = device.type == "cuda"
         return cls(
-            tensor(ids, 0, torch.int64), tensor(positions, 0, torch.int64), tensor(lengths, 1, torch.int64),
-            tensor(slots, cache.blocks * size, torch.int64),
-            tensor(ends[: len(tables) - padding], 0, torch.int32),
-            torch.tensor(tables, dtype=torch.int32).to(**rest),
-        )  # fmt: skip
+            torch.tensor(of_tokens, dtype=torch.int64, pin_memory=pinned).to(device, non_blocking=True),
+            torch.tensor(cache_lens, dtype=torch.int32, pin_memory=pinned).to(device, non_blocking=True),
+            len(tables) + padding,
+        )
 
     def copy_(self, other: "StepInputs") -> None:
         """Takes over the values of `other`, in place: for a CUDA graph, which reads where it read when it was captured."""
-        for field in fields(self):
-            getattr(self, field.name).copy_(getattr(other, field.name), non_blocking=True)
+        self._of_tokens.copy_(other._of_tokens, non_blocking=True)
+        self._of_rows.copy_(other._of_rows, non_blocking=True)
 
 
 class PagedContext:

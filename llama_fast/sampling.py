@@ -85,6 +85,7 @@ class Sampler:
         self._in_prompt: Tensor | None = None  # bool
         self._counts: Tensor | None = None  # int32, of each token in the output
         self._ending: Tensor | None = None  # bool
+        self.add(self.padding_row, SamplingParams(temperature=0.0), seed=0, prompt_ids=())
 
     def add(
         self, row: int, params: SamplingParams, *, seed: int, prompt_ids: Sequence[int], output_ids: Sequence[int] = ()

@@ -1,4 +1,4 @@
-"""Rotary position embeddings of every type against transformers' own modules, to the bit."""
+"""Rotary position embeddings of every type against transformers' own modules, to the bit (but one, by its last)."""
 
 import json
 from typing import Any
@@ -84,7 +84,13 @@ def test_rows_are_transformers(name, length):
     actual = RotaryTable(config).rows(positions, torch.full_like(positions, length))
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours.dtype == torch.float32 and ours.shape == (length, config.rotary_dim)
-        assert torch.equal(ours, theirs[0])
+        if name == "dynamic" and length == 1000:
+            # PyTorch's pow of 1000 bases is vectorised and that of one is not: they may differ in the last bit, which
+            # moves an angle by at most itself times an eps (and the cosine by one more)
+            angles = positions[:, None] * torch.cat((module.inv_freq, module.inv_freq))
+            assert ((ours - theirs[0]).abs() <= torch.finfo(torch.float32).eps * (1 + angles)).all()
+        else:
+            assert torch.equal(ours, theirs[0])
 
 
 @pytest.mark.parametrize("name", [name for name in ROPES if "rope_scaling" in ROPES[name]])
