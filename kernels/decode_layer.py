@@ -157,7 +157,7 @@ def norm_qkv_rope_kernel(
     i_head = tl.program_id(0) // HEAD_BLOCKS
     i_block = tl.program_id(0) % HEAD_BLOCKS
     is_rest = i_block >= TURNED_BLOCKS
-    is_turned = (i_block < TURNED_BLOCKS) & (i_head < HEADS + KV_HEADS)
+    turned = tl.where(is_rest | (i_head >= HEADS + KV_HEADS), 0, HALF)  # of the pairs
     i_block = tl.where(is_rest, i_block - TURNED_BLOCKS, i_block)
     pairs = tl.where(is_rest, REST, HALF).to(tl.int64)
     first = tl.where(is_rest, 2 * HALF, 0)
@@ -170,7 +170,7 @@ def norm_qkv_rope_kernel(
     o_m = tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
     o_p = (i_block * BLOCK_P + tl.arange(0, BLOCK_P))[:, None]
     mask = (o_p < pairs) & (o_m < M)
-    m_angle = mask & is_turned
+    m_angle = mask & (o_p < turned)
     b_cos = tl.load(p_cos + o_m * angle_stride + o_p, mask=m_angle, other=1.0).to(tl.float32)  # [BLOCK_P, BLOCK_M]
     b_sin = tl.load(p_sin + o_m * angle_stride + o_p, mask=m_angle, other=0.0).to(tl.float32)
     b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1)
