@@ -5,13 +5,14 @@
 The types differ in the inverse frequencies alone. Two of them depend on how long the sequence is: `dynamic` (its base
 grows beyond the trained length) and `longrope` (another set of factors beyond it). Each row counts its own sequence, so
 what else is in a batch changes nothing. All is float32 in the order of operations of transformers, so that positions
-in the thousands, where one rounding turns a head visibly, come out with the same bits.
+in the thousands, where one rounding turns a head visibly, come out with the same bits (but `dynamic`, by its last ones).
 
 Sources: Su et al. 2021 (arXiv:2104.09864); Chen et al. 2023, linear (arXiv:2306.15595); Peng et al. 2023, YaRN and
 dynamic NTK (arXiv:2309.00071); Ding et al. 2024, LongRoPE (arXiv:2402.13753); Llama 3.1.
 """
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ def inverse_frequencies(
     `length` is that of the sequence, None for any up to the trained one; only `dynamic` and `longrope` look at it.
     """
     if rope.rope_type == "dynamic":
-        return 1.0 / _dynamic_base(rope, rotary_dim, max_positions, length) ** _exponents(rotary_dim), 1.0
+        base = _dynamic_base(rope, rotary_dim, max_positions, float(max(length or 0, max_positions)))
+        return 1.0 / base ** _exponents(rotary_dim), 1.0
     if rope.rope_type == "yarn":
         return _yarn(rope, rotary_dim, max_positions)
     if rope.rope_type == "longrope":
@@ -75,7 +77,9 @@ class RotaryTable:
         if self._config.rope.rope_type != "dynamic":
             return self._frequencies
         trained = self._config.max_positions
-        base = _dynamic_base(self._config.rope, self._config.rotary_dim, trained, lengths.clamp(min=trained))
+        # in float64: PyTorch's float32 pow differs in its last bit with the place of a row among others
+        stretched = lengths.clamp(min=trained).double()
+        base = _dynamic_base(self._config.rope, self._config.rotary_dim, trained, stretched).float()
         return torch.where(lengths > trained, _both_halves(1.0 / base**self._exponents), self._frequencies)
 
 
@@ -87,14 +91,14 @@ def _exponents(rotary_dim: int) -> Tensor:
     return torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
 
 
-def _dynamic_base(rope: RopeConfig, rotary_dim: int, trained: int, length: "int | Tensor | None") -> "float | Tensor":
-    """The base that stretches the slowest pair by `factor` times what the sequence is longer than the trained length."""
-    if length is None:
-        length = trained
-    elif isinstance(length, int):
-        length = max(length, trained)
+_Length = TypeVar("_Length", float, Tensor)
+
+
+def _dynamic_base(rope: RopeConfig, rotary_dim: int, trained: int, length: _Length) -> _Length:
+    """The base for a sequence of `length`, at least the trained one: the slowest pair turns the slower the longer it is."""
     factor: float = rope.parameters["factor"]
-    return rope.theta * ((factor * length / trained) - (factor - 1)) ** (rotary_dim / (rotary_dim - 2))
+    base: _Length = rope.theta * ((factor * length / trained) - (factor - 1)) ** (rotary_dim / (rotary_dim - 2))
+    return base
 
 
 def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:
