@@ -216,6 +216,7 @@ class DecoderConfig:
             max_position_embeddings=self.max_positions,
             tie_word_embeddings=self.tied_embeddings,
             bos_token_id=self.bos_token_id,
+            pad_token_id=None,  # said, for Phi-3's default is 32000 whatever the vocabulary
             eos_token_id=list(eos) if len(eos) > 1 else eos[0] if eos else None,
             rope_parameters={
                 "rope_type": self.rope.rope_type,

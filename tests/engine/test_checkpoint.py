@@ -90,6 +90,7 @@ class OnePrompt:
 
     def __init__(self, length: int) -> None:
         self.positions, self.lengths = torch.arange(length), torch.full((length,), length)
+        self.slots = None
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
