@@ -5,16 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import ops
+    from .engine import LLM
     from .fusion import fuse, unfuse
+    from .sampling import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "fuse", "ops", "unfuse"]
+__all__ = ["LLM", "SamplingParams", "__version__", "fuse", "ops", "unfuse"]
+
+_HOMES = {"LLM": ".engine", "SamplingParams": ".sampling"}
 
 
 def __getattr__(name: str) -> Any:
     """Imports on first use: the ops need Triton, `fuse` and `unfuse` transformers."""
     if name == "ops":
         return import_module(".ops", __name__)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
     if name in ("fuse", "unfuse"):
         try:
             return getattr(import_module(".fusion", __name__), name)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from .demo import DemoResult
+    from .engine import LLM
 
 
 class Device(str, Enum):
@@ -41,11 +43,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+errors = Console(stderr=True)
 
 
 def fail(message: str) -> typer.Exit:
     """Prints an error for the user and gives the exit to raise."""
-    Console(stderr=True).print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    errors.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
 
 
@@ -70,7 +73,6 @@ def demo(
     where = default_device() if device == Device.auto else torch.device(device.value)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise fail("--device cuda: PyTorch sees no GPU here; use --device cpu")
-    errors = Console(stderr=True)
     try:
         with errors.status("starting") as status:
             result = job.run_demo(
@@ -118,6 +120,121 @@ def _print_demo(result: "DemoResult") -> None:
     console.print(f"\n[bold]{escape(result.prompt)}[/]{escape(fused.text)}", highlight=False)
     if plain.text != fused.text:
         console.print(f"\n[dim]plain transformers wrote:[/] {escape(plain.text)}", highlight=False)
+
+
+ModelArgument = Annotated[str | None, typer.Argument(help="A folder or a hub id; the embedded model by default.")]
+MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that together reach this probability.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DTypeName = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+CacheTokens = Annotated[int | None, typer.Option(min=1, help="Size of the KV cache; by default what fits.")]
+
+
+@app.command()
+def generate(
+    model: ModelArgument = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="What the text starts with; - reads it from stdin.")
+    ] = None,
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    seed: Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be given again.")] = None,
+    device: DeviceName = "auto",
+    dtype: DTypeName = "auto",
+    max_cache_tokens: CacheTokens = None,
+) -> None:
+    """Complete prompts, and show the text as it comes. Figures go to stderr, text alone to stdout."""
+    from .sampling import SamplingParams
+    from .terminal import stream
+
+    if not prompt:
+        raise fail('give at least one prompt: llama-fast generate -p "Once upon a time"')
+    prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
+    try:
+        params = SamplingParams(
+            max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
+            stop=stop or (),
+        )  # fmt: skip
+        llm = _open(model, device, dtype, max_cache_tokens, max_batch=1)
+        for text in prompts:
+            console.print(f"[bold]{escape(text)}[/]", end="", highlight=False, soft_wrap=True)
+            streamed = stream(llm, text, params, _write)
+            console.print()
+            errors.print(f"[dim]{streamed}[/]", highlight=False)
+            if streamed.interrupted:
+                raise typer.Exit(130)
+    except (OSError, ValueError) as error:
+        raise fail(str(error)) from None
+
+
+@app.command()
+def chat(
+    model: ModelArgument = None,
+    system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    seed: Seed = None,
+    device: DeviceName = "auto",
+    dtype: DTypeName = "auto",
+    max_cache_tokens: CacheTokens = None,
+) -> None:
+    """Talk with a model. /reset starts again, /quit or Ctrl-D ends; Ctrl-C ends a reply."""
+    from .sampling import SamplingParams
+    from .terminal import Conversation
+
+    try:
+        params = SamplingParams(
+            max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        )
+        llm = _open(model, device, dtype, max_cache_tokens, max_batch=1)
+        llm.tokenizer.chat([{"role": "user", "content": ""}])  # a model without a template says so at once
+        conversation = Conversation(llm, params, system)
+    except (OSError, ValueError) as error:
+        raise fail(str(error)) from None
+    errors.print("[dim]/reset starts again, /quit ends, Ctrl-C ends a reply[/]", highlight=False)
+    while (text := _ask()) not in (None, "/quit"):
+        if text == "/reset":
+            conversation.reset()
+        elif text:
+            try:
+                streamed = conversation.say(text, _write)
+            except ValueError as error:
+                errors.print(f"[red]error:[/] {escape(str(error))}; /reset starts again", highlight=False)
+                continue
+            console.print()
+            errors.print(f"[dim]{streamed}[/]", highlight=False)
+
+
+def _open(model: str | None, device: str, dtype: str, max_cache_tokens: int | None, **settings: Any) -> "LLM":
+    from .engine import LLM
+
+    return LLM(model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens, **settings)
+
+
+def _ask() -> str | None:
+    """A line from the user; None at the end of input, or for Ctrl-C before anything was typed."""
+    try:
+        return console.input("[bold]> [/]").strip()
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+        return None
+
+
+def _write(text: str) -> None:
+    """Text as it is: no markup, no wrapping, at once."""
+    console.file.write(text)
+    console.file.flush()
 
 
 @app.command()
