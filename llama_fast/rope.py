@@ -80,7 +80,7 @@ class RotaryTable:
         # in float64: PyTorch's float32 pow differs in its last bit with the place of a row among others
         stretched = lengths.clamp(min=trained).double()
         base = _dynamic_base(self._config.rope, self._config.rotary_dim, trained, stretched).float()
-        return torch.where(lengths > trained, _both_halves(1.0 / base**self._exponents), self._frequencies)
+        return _both_halves(1.0 / base**self._exponents)
 
 
 def _both_halves(x: Tensor) -> Tensor:
