@@ -200,8 +200,7 @@ class Sampler:
     @staticmethod
     def _draw(scores: Tensor, reals: Tensor, integers: Tensor, needs: Needs) -> Tensor:
         temperature = reals[:, _TEMPERATURE].where(reals[:, _TEMPERATURE] >= GREEDY_BELOW, 1.0)
-        # the largest becomes 0 first: dividing it by a small temperature would overflow
-        scores = (scores - scores.amax(-1, keepdim=True)) / temperature.float()[:, None]
+        scores = scores / temperature.float()[:, None]
         if needs.width:
             scores = keep_likeliest(scores, integers[:, _TOP_K], reals[:, _TOP_P], needs.width)
         if needs.min_p:
@@ -302,8 +301,8 @@ def draw(scores: Tensor, uniform: Tensor) -> Tensor:
     """
     reached = _weights(scores, scores.amax(-1, keepdim=True)).cumsum(-1)
     total = reached[:, -1:]
-    # the product may round up to the total
-    target = torch.minimum((uniform[:, None] * total).to(torch.int64), total - 1)
+    # less than the total: a product by at most 1 - 2^-53 never rounds up to it
+    target = (uniform[:, None] * total).to(torch.int64)
     token_ids = torch.searchsorted(reached, target, right=True)[:, 0]
     # NaN scores have no total: what comes of them is a token all the same, for the embedding that reads it next
     return token_ids.clamp(max=scores.shape[-1] - 1)

@@ -232,10 +232,9 @@ class DetokenizedStream:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
         shown = [token_id for token_id in prompt_ids if token_id not in self._skipped]
-        # The last tokens whose text was given, as the context that tells spaces, then those whose text was not yet, or in part
+        # tokens whose text was given, as the context that tells spaces, then those whose text was not yet, or in part
         self._window = shown[-_PROMPT_CONTEXT:]
         self._given = len(self._decode(self._window).removesuffix(_INCOMPLETE))
-        self._boundary = len(self._window)  # where the tokens begin that came since all text was given
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special=False)
@@ -254,16 +253,9 @@ class DetokenizedStream:
         text = self._decode(self._window)
         final = self._final(text)
         piece, self._given = final[self._given :], max(len(final), self._given)
-        if len(final) == len(text):
-            self._forget()
+        if len(final) == len(text):  # all is given: this token alone tells how the text goes on
+            self._window, self._given = [token_id], len(self._decode([token_id]))
         return piece
-
-    def _forget(self) -> None:
-        """Keeps of the window the tokens since the last boundary, if their text can stand for all before it."""
-        latest = self._window[self._boundary :]
-        if text := self._decode(latest):
-            self._window, self._given = latest, len(text)
-        self._boundary = len(self._window)
 
     def flush(self) -> str:
         """The rest of the text, once no more tokens come; what is still incomplete becomes U+FFFD."""

@@ -24,7 +24,7 @@ def sampler_for(
 
 
 def scores_of(logits: Tensor, params: SamplingParams, **how) -> Tensor:
-    """The scores that are drawn from, for rows that all ask for `params`; each row's largest is 0 if they are random."""
+    """The scores that are drawn from, for rows that all ask for `params`."""
     captured = []
 
     def keep(scores: Tensor, _: Tensor) -> Tensor:
@@ -176,6 +176,10 @@ def test_uniform_numbers_are_from_zero_to_one_and_unlike_their_neighbours(device
     for shifted in (numbers[1:] - numbers[:-1], numbers[:, 1:] - numbers[:, :-1]):
         assert abs(shifted.abs().mean() - 1 / 3) < 4 * math.sqrt(1 / 18) / 190
     assert len(numbers.unique()) == numbers.numel()
+    # a seed that is another's later state begins a stream of its own
+    state = torch.tensor([5, 5 + 0x9E3779B97F4A7C15 - 2**64], device=device)
+    ahead, behind = uniform(state, torch.tensor([1, 0], device=device)).tolist()
+    assert ahead != behind
 
 
 def test_the_last_number_gives_the_last_token_that_has_a_weight(device) -> None:
@@ -246,6 +250,15 @@ def test_penalties_see_the_tokens_as_they_are_chosen(device) -> None:
     assert sorted(chosen) == sorted([*range(VOCAB)] * 2) and len(set(chosen[:VOCAB])) == VOCAB
 
 
+def test_a_row_without_a_filter_keeps_all_beside_rows_with_one(device) -> None:
+    sampler, needs = sampler_for(SamplingParams(seed=1), SamplingParams(seed=1, top_k=2), device=device, output=[])
+    assert needs.width == 2
+    logits, rows = torch.zeros(2, VOCAB, device=device), torch.arange(2, device=device)
+    logits[:, :2] = 0.01
+    drawn = torch.stack([sampler.sample(logits, rows, needs).token_ids for _ in range(100)]).cpu()
+    assert len(drawn[:, 0].unique()) > 30 and drawn[:, 1].unique().tolist() == [0, 1]
+
+
 def test_greedy_takes_the_first_of_the_largest_and_leaves_the_logits_alone(device) -> None:
     logits = torch.tensor([[1.0, 5.0, 5.0]], device=device).bfloat16()
     before = logits.clone()
@@ -271,7 +284,7 @@ def test_logprobs_are_those_of_the_raw_logits(logits) -> None:
 
 
 def test_a_batch_needs_what_its_rows_need(device) -> None:
-    sampler, needs = sampler_for(*MANY, SamplingParams(logprobs=2), device=device)
+    sampler, needs = sampler_for(*MANY, SamplingParams(logprobs=2), SamplingParams(logprobs=0), device=device)
     everything = dict(bias=True, penalties=True, min_tokens=True, random=True, width=VOCAB, min_p=True, logprobs=2)
     assert needs == Needs(**everything)
     assert sampler.needs([1]) == sampler.needs([]) == sampler.needs([sampler.padding_row]) == Needs()

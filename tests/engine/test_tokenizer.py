@@ -283,6 +283,11 @@ def test_text_after_a_prompt_goes_on_where_the_prompt_ends(tokenizer, data) -> N
     assert tokenizer.decode(prompt) + "".join(pieces) == tokenizer.decode(prompt + ids)
 
 
+def test_text_after_bos_alone_starts_like_a_text(tokenizer) -> None:
+    bos, *ids = tokenizer.encode("owl")
+    assert "".join(streamed(tokenizer, ids, [bos])) == "owl"
+
+
 def test_a_character_comes_whole_with_its_last_byte(tmp_path) -> None:
     ours = Tokenizer(write(tmp_path, byte_level()))
     ids = ours.encode("🦙a")[1:]
