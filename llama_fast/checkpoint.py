@@ -92,7 +92,8 @@ def find(path_or_id: str | Path) -> Path:
         try:
             return _from_hub(name, offline)
         except (LocalEntryNotFoundError, HfHubHTTPError, ValueError) as error:
-            tried.append(f"{where}: {error}")
+            nothing_cached = offline and type(error) is LocalEntryNotFoundError  # its own words are about traffic
+            tried.append(f"{where}: {'it is not there' if nothing_cached else error}")
     raise ValueError(f"no model {name!r}:\n  " + "\n  ".join(tried))
 
 
