@@ -101,6 +101,11 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
+    def forget(self) -> None:
+        """Makes no block known any more."""
+        self._hash_of.clear()
+        self._block_of.clear()
+
     def _forget(self, block: int) -> None:
         key = self._hash_of.pop(block, None)
         if key is not None:

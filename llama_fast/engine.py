@@ -28,7 +28,7 @@ from .config import DecoderConfig
 from .graphs import DecodingGraph
 from .memory import MemoryLedger, available_bytes
 from .model import Decoder, Fusions
-from .paged import PagedContext, StepInputs
+from .paged import OneSequence, PagedContext, StepInputs
 from .sampling import Logprobs, Needs, Sampled, Sampler, SamplingParams, logprobs_of
 from .scheduler import Chunk, Scheduler
 from .scheduler import Sequence as TokenSequence
@@ -188,6 +188,16 @@ class LLM:
     def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Completion:
         """The reply to a conversation, `[{"role": "user", "content": "..."}, ...]`, by the model's own chat template."""
         return self.generate([self.tokenizer.chat(messages)], params)[0]
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
+        """The logits after each token of one sequence, (tokens, vocab), without the cache: to compare models."""
+        ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.device)
+        return self.decoder.logits(self.decoder(ids, OneSequence(len(ids), self.device)))
+
+    def forget_prefixes(self) -> None:
+        """Forgets which beginnings the cache holds: the next requests compute all of their prompts."""
+        self._pool.forget()
 
     # --- requests ----------------------------------------------------------------------------------------------------
 

@@ -119,3 +119,23 @@ class PagedContext:
         consecutive = blocks == list(range(first, last))
         chosen = cache[first:last] if consecutive else cache[torch.tensor(blocks, device=cache.device)]
         return chosen.transpose(0, 1).flatten(1, 2)[:, : chunk.end]
+
+
+class OneSequence:
+    """The `Context` of one whole sequence, without a cache."""
+
+    slots = None
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self.positions = torch.arange(tokens, device=device)
+        self.lengths = torch.full_like(self.positions, tokens)
+        self._k = self._v = torch.empty(0)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+        self._k, self._v = k, v
+
+    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+        return ops.attention(q[None], self._k[None], self._v[None], window=window)[0].transpose(0, 1).flatten(1)
+
+    def cache(self, layer: int) -> tuple[Tensor, Tensor]:
+        raise AssertionError("there is no cache")
