@@ -68,9 +68,13 @@ def attention_decode_kernel(
     v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX_SPLITS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One split: normalized output and log2-sum-exp. With p_lse None it is the only one, and its output the result."""
     HEAD_BLOCKS: tl.constexpr = (GROUP + BLOCK_H - 1) // BLOCK_H
+    if PDL:  # before anything is read: see decode_layer.py
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     i_b = (tl.program_id(0) // (KV_HEADS * HEAD_BLOCKS)).to(tl.int64)
     i_kv = tl.program_id(0) // HEAD_BLOCKS % KV_HEADS
     i_split = tl.program_id(1)
@@ -137,9 +141,12 @@ def attention_decode_kernel(
 def attention_decode_combine_kernel(
     p_partial, p_lse, p_out, p_cache_lens, p_key_start, max_len, window, splits,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Adds the splits of one query head, BLOCK_S at a time: the order depends on how many the row has, nothing else."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     i_bh = tl.program_id(0).to(tl.int64)
     start, end, split_keys = _key_range(p_cache_lens, p_key_start, i_bh // HEADS, max_len, window, MAX_SPLITS, BLOCK_N)
     count = tl.cdiv(tl.maximum(end - start, 0), split_keys)
@@ -202,13 +209,14 @@ def plan_attention_decode(
         constants=dict(
             KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE=None if block_table is None else page,
             MAX_SPLITS=max_splits, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_D=block_d,
-            INPUT_PRECISION="tf32" if allow_tf32 else "ieee",
+            INPUT_PRECISION="tf32" if allow_tf32 else "ieee", PDL=gpu.has_pdl,
         ),
         # float32 without TF32 has no tensor cores: 4 warps spill (924 bytes a thread on sm_90), 8 do not
         num_warps=8 if q.dtype == torch.float32 and gpu.is_nvidia else 4,
         # One tile is loaded while another is computed on. NVIDIA: two buffers for 3 stages, and for 5 if the addresses
         # of k and v wait for the block table; AMD: one in LDS (64 KB would be all of it) and one in registers for 2.
         num_stages=(3 if block_table is None else 5) if gpu.is_nvidia else 2,
+        pdl=gpu.has_pdl,
     )  # fmt: skip
     if lse is None:
         return [split]
@@ -221,9 +229,10 @@ def plan_attention_decode(
         ),
         constants=dict(
             HEADS=heads, HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n,
-            BLOCK_S=8192 // block_d, BLOCK_D=block_d,
+            BLOCK_S=8192 // block_d, BLOCK_D=block_d, PDL=gpu.has_pdl,
         ),
         num_warps=8,
+        pdl=gpu.has_pdl,
     )  # fmt: skip
     return [split, combine]
 

@@ -45,8 +45,8 @@ from .validate import require_floating, require_kernel_dtype, require_same, requ
 BYTES_IN_FLIGHT = 48 * 1024
 """Of weight, a multiprocessor: an H200 needs 36 KB (4.8 TB/s over 132 SMs at a latency of 1 us)."""
 
-MAX_STAGES = 6
-"""Depth of the ring: 6 of the largest stage (24 KB of weight and x) are 144 KB of shared memory, sm_80 has 163."""
+MAX_STAGES = 11
+"""Depth of the ring: 10 stages of 12 KB (8 of weight, 4 of x) are 120 KB of shared memory, sm_80 has 163."""
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def _wait_for_previous_kernel(
 
     Programmatic dependent launch, the argument for memory order: the kernel may start once every program of the one before
     has said `gdc_launch_dependents`, long before that one has written anything. `gdc_wait` returns when the kernel before
-    has ended and all its writes are visible. Every program of a kernel launched this way waits, before it reads or writes
+    has ended and all its writes are visible. Every thread of every program of a kernel launched this way waits, before it reads or writes
     anything but this prefetch, so a kernel ends only after all kernels before it have ended, and what holds for one
     predecessor holds for all: whatever is read (x, slots, cos, the cache) was written, and whatever is written over (q, y,
     the cache, memory that the allocator handed on) has been read. A kernel that does not take part starts after the one
@@ -173,7 +173,7 @@ def norm_qkv_rope_kernel(
     m_angle = mask & (o_p < turned)
     b_cos = tl.load(p_cos + o_m * angle_stride + o_p, mask=m_angle, other=1.0).to(tl.float32)  # [BLOCK_P, BLOCK_M]
     b_sin = tl.load(p_sin + o_m * angle_stride + o_p, mask=m_angle, other=0.0).to(tl.float32)
-    b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1)
+    b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1).to(tl.int32)  # 64 bits a slot would spill
 
     b_a, b_b = _project_pairs(
         p_x, p_norm, p_weight, p_bias, o_n, m_row, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
@@ -188,17 +188,15 @@ def norm_qkv_rope_kernel(
         tl.store(p_q_row + pairs, b_second, mask=mask)
     else:
         i_kv = ((i_head - HEADS) % KV_HEADS).to(tl.int64)
+        i_page = (b_slot // PAGE).to(tl.int64)
+        i_entry = (b_slot % PAGE).to(tl.int64)
         mask = mask & (b_slot >= 0)
         if i_head < HEADS + KV_HEADS:
-            p_k_row = (
-                p_k + b_slot // PAGE * k_stride_b + b_slot % PAGE * k_stride_n + i_kv * k_stride_h + o_d * k_stride_d
-            )
+            p_k_row = p_k + i_page * k_stride_b + i_kv * k_stride_h + i_entry * k_stride_n + o_d * k_stride_d
             tl.store(p_k_row, b_first, mask=mask)
             tl.store(p_k_row + pairs * k_stride_d, b_second, mask=mask)
         else:
-            p_v_row = (
-                p_v + b_slot // PAGE * v_stride_b + b_slot % PAGE * v_stride_n + i_kv * v_stride_h + o_d * v_stride_d
-            )
+            p_v_row = p_v + i_page * v_stride_b + i_kv * v_stride_h + i_entry * v_stride_n + o_d * v_stride_d
             tl.store(p_v_row, b_first, mask=mask)
             tl.store(p_v_row + pairs * v_stride_d, b_second, mask=mask)
 
@@ -233,8 +231,8 @@ class Tile(NamedTuple):
 # two bytes for each two bytes of a weight row: 16 rows a program make that 1/8 of the traffic.
 _ONE_ROW_TILES = (Tile(8, 512), Tile(4, 1024))
 
-# 16 KB of weight a stage: 64 rows, which sm_90's own tensor core instruction takes, or 32.
-_TILES = (Tile(32, 256), Tile(16, 512))
+# 64 rows, which sm_90's own tensor core instruction takes, or 32. (Rows of 512 bytes took 255 registers and spilled.)
+_TILES = (Tile(32, 256), Tile(16, 256))
 
 PROGRAMS_PER_MULTIPROCESSOR = 4
 """That are sure to be resident: of 4 warps, with up to 128 registers a thread."""
@@ -271,6 +269,8 @@ def _plan_pairs(
                 BLOCK_M=1 if m == 1 else FEW_ROWS, BLOCK_P=tile.block_p, BLOCK_K=block_k, EVEN_K=k % block_k == 0,
                 NUM_STAGES=_stages(programs(tile), 2 * tile.block_p * tile.row_bytes, gpu), PDL=gpu.has_pdl,
             ),
+            # float32 without TF32 has no tensor cores, and 4 warps spill
+            num_warps=8 if m > 1 and constants["INPUT_PRECISION"] == "ieee" and x.element_size() == 4 else 4,
             pdl=gpu.has_pdl,
         )
     )  # fmt: skip

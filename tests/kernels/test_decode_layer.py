@@ -4,6 +4,7 @@ Caches and outputs hold NaN where nothing may be written, or has to be.
 """
 
 import dataclasses
+from itertools import islice
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_fast import ops
-from llama_fast.kernels import reference
+from llama_fast.kernels import attention_decode, reference
 from llama_fast.kernels.decode_layer import (
     example_plans,
     norm_qkv_rope_op,
@@ -381,13 +382,13 @@ def test_dependent_launch_is_in_the_plan_and_in_the_code():
         gpu = GPUS[arch]
         plans = [plan for shape, plan in example_plans(gpu) if shape.startswith(("1x2048", "4x2048"))]
         assert len(plans) == 4
-        for plan in plans:
+        for plan in plans + [plan for _, plan in islice(attention_decode.example_plans(gpu), 2)]:
             assert plan.pdl == plan.constants["PDL"] == plan.options.get("launch_pdl", False) == has_pdl
             assembly = plan.compile(gpu).asm["ptx" if gpu.is_nvidia else "amdgcn"]
             assert ("griddepcontrol" in assembly) == has_pdl
             if has_pdl:
                 before, after = assembly.split("griddepcontrol.wait")
-                assert "prefetch.global.L2" in before
+                assert ("prefetch.global.L2" in before) == any(plan is other for other in plans)
                 assert not any(access in before for access in ("ld.global", "cp.async", "st.global"))
                 assert "griddepcontrol.launch_dependents" in after
 
