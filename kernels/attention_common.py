@@ -22,8 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
-from .linear import allow_tf32
+from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, next_power_of_2
 from .rows import accumulation_dtype, contiguous
 
 LOG2E = tl.constexpr(1.4426950408889634)

@@ -29,10 +29,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_common import LOG2E, tanh
-from .launch import Gpu, LaunchPlan, cdiv, empty_contiguous, gpu_of, next_power_of_2
+from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
 from .rows import accumulation_dtype
-from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape, require_tensors
 
 TILE_BYTES = 16384
 """Of k, and of v, in one tile: 8 16-byte loads of each for a thread of 4 warps (4 on AMD, whose warps are twice as wide)."""
@@ -261,8 +261,7 @@ def _kernel(
     for plan in plan_attention_decode(
         q, k_cache, v_cache, cache_lens.contiguous(), out, key_start=None if key_start is None else key_start.contiguous(),
         block_table=None if block_table is None else block_table.contiguous(), scale=scale, window=window,
-        softcap=softcap, allow_tf32=q.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32",
-        gpu=gpu_of(q.device),
+        softcap=softcap, allow_tf32=allow_tf32(q), gpu=gpu_of(q.device),
     ):  # fmt: skip
         plan.launch()
     return out
@@ -393,6 +392,7 @@ def _check(
     block_table: Tensor | None,
 ) -> None:
     require_floating(q=q, k_cache=k_cache, v_cache=v_cache)
+    require_tensors(cache_lens=cache_lens)
     _require_int32(cache_lens=cache_lens, key_start=key_start, block_table=block_table)
     require_same_device(
         q=q, k_cache=k_cache, v_cache=v_cache, cache_lens=cache_lens, key_start=key_start, block_table=block_table

@@ -46,7 +46,14 @@ from .rows import (
     row_programs,
     row_tile,
 )
-from .validate import require_floating, require_kernel_dtype, require_same, require_same_device, require_shape
+from .validate import (
+    require_floating,
+    require_floating_or_none,
+    require_kernel_dtype,
+    require_same,
+    require_same_device,
+    require_shape,
+)
 
 
 @triton.jit
@@ -498,7 +505,8 @@ def layer_norm(
 
     Source: arXiv:1607.06450.
     """
-    require_floating(x=x, weight=weight, bias=bias, residual=residual)
+    require_floating(x=x)
+    require_floating_or_none(weight=weight, bias=bias, residual=residual)
     require_same_device(x=x, weight=weight, bias=bias, residual=residual)
     if x.ndim == 0:
         raise ValueError("x must have at least one dimension, got a scalar")

@@ -26,11 +26,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .activation import activation_slope
-from .launch import Gpu, LaunchPlan, as_rows, cdiv, gpu_of
+from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, register, register_autocast, register_autograd
 from .matmul import plan_linear
 from .rows import accumulation_dtype, plan_sum_rows
-from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+from .validate import (
+    require_floating,
+    require_floating_or_none,
+    require_kernel_dtype,
+    require_same_device,
+    require_shape,
+)
 
 
 @triton.jit
@@ -127,11 +133,6 @@ def _launch(
     )  # fmt: skip
     for plan in plans:
         plan.launch()
-
-
-def allow_tf32(x: Tensor) -> bool:
-    """PyTorch's switch. (Its `allow_tf32` raises once a program has used `fp32_precision`, which knows both.)"""
-    return x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _backward_kernel(
@@ -311,7 +312,8 @@ def linear(
         TypeError: a tensor is not floating point, or `x`, `weight` and `bias` differ in dtype.
         ValueError: a shape, device or `activation` does not fit.
     """
-    require_floating(x=x, weight=weight, bias=bias, residual=residual)
+    require_floating(x=x, weight=weight)
+    require_floating_or_none(bias=bias, residual=residual)
     require_same_device(x=x, weight=weight, bias=bias, residual=residual)
     if x.ndim == 0:
         raise ValueError("x must have at least one dimension, got a scalar")

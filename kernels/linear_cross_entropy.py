@@ -42,12 +42,18 @@ from .cross_entropy import (
     reduce_losses,
     require_loss_arguments,
 )
-from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, gpu_of
+from .launch import INTERPRETED, Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, register, register_autocast, register_autograd
-from .linear import allow_tf32, require_dtype
+from .linear import require_dtype
 from .matmul import plan_linear
 from .rows import accumulation_dtype
-from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+from .validate import (
+    require_floating,
+    require_floating_or_none,
+    require_kernel_dtype,
+    require_same_device,
+    require_shape,
+)
 
 LEAST_CHUNK = 1024
 """Tokens of a chunk of a narrow model."""
@@ -278,7 +284,8 @@ def linear_cross_entropy(
         ValueError: a shape, device or option does not fit; on the CPU, a label is out of range. On a GPU a label out of
             range makes the loss and the gradients NaN.
     """
-    require_floating(hidden=hidden, weight=weight, bias=bias)
+    require_floating(hidden=hidden, weight=weight)
+    require_floating_or_none(bias=bias)
     require_same_device(hidden=hidden, weight=weight, bias=bias)
     if hidden.ndim == 0:
         raise ValueError("hidden must have at least one dimension, got a scalar")

@@ -39,7 +39,14 @@ from .rows import (
     row_programs,
     row_tile,
 )
-from .validate import require_floating, require_kernel_dtype, require_same, require_same_device, require_shape
+from .validate import (
+    require_floating,
+    require_floating_or_none,
+    require_kernel_dtype,
+    require_same,
+    require_same_device,
+    require_shape,
+)
 
 
 @triton.jit
@@ -425,7 +432,8 @@ def rms_norm(
 
     Source: arXiv:1910.07467.
     """
-    require_floating(x=x, weight=weight, residual=residual)
+    require_floating(x=x)
+    require_floating_or_none(weight=weight, residual=residual)
     require_same_device(x=x, weight=weight, residual=residual)
     if x.ndim == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
