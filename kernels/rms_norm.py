@@ -33,6 +33,7 @@ from .rows import (
     COLUMN_BLOCK,
     WHOLE_ROW_LIMIT,
     accumulation_dtype,
+    cast,
     column_programs,
     contiguous,
     plan_sum_rows,
@@ -289,12 +290,12 @@ def _backward_kernel(
 
 
 def _pytorch(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
-    h = x.to(accumulation_dtype(x))
+    h = cast(x, accumulation_dtype(x))
     rstd = h.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     y = h * rstd
     if weight is not None:
         y *= weight.to(h.dtype) + offset if offset else weight
-    return y.to(_result_dtype(x, weight)).contiguous(), rstd.squeeze(-1)
+    return cast(y, _result_dtype(x, weight)).contiguous(), rstd.squeeze(-1)
 
 
 def _add_pytorch(
@@ -342,7 +343,7 @@ def _backward_fake(
 
 
 def _result_dtype(x: Tensor, weight: Tensor | None) -> torch.dtype:
-    return x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+    return x.dtype if weight is None or weight.dtype == x.dtype else torch.promote_types(x.dtype, weight.dtype)
 
 
 rms_norm_op = register(
