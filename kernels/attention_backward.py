@@ -134,6 +134,7 @@ def attention_dq_kernel(
     # in base 2; with +inf for -inf p is 0 for any score, also for the keys out of range that share a tile with others
     b_lse = tl.load(p_lse + o_lse, mask=m_m, other=0.0) * LOG2E
     b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse)
+    b_delta = tl.where(b_lse == float("inf"), 0.0, b_delta)  # the gradient of logaddexp(-inf, -inf) is NaN
     tl.store(p_rows + o_lse, b_lse, mask=m_m)
     tl.store(p_rows + ROWS + o_lse, b_delta, mask=m_m)
 
@@ -330,7 +331,7 @@ def plan_attention_backward(
     does, `lse` and `dlse` contiguous."""
     batch, heads, seq_q, head_dim = q.shape
     kv_heads, seq_k = k.shape[1:3]
-    group = heads // max(1, kv_heads)
+    group = heads // kv_heads
     row_bytes = 2 * head_dim * q.element_size()  # of k and v, or of q and dout
     # of every query: lse in base 2, then delta
     rows = torch.empty((2, *lse.shape), dtype=torch.float32, device=q.device)

@@ -20,6 +20,7 @@ while the lengths grow. Programs beyond a row's last split end at once.
 Sources: Dao et al., Flash-Decoding for long-context inference, 2023; Kwon et al., PagedAttention, 2023 (arXiv:2309.06180).
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -32,7 +33,14 @@ from .attention_common import LOG2E, tanh
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
 from .rows import accumulation_dtype
-from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape, require_tensors
+from .validate import (
+    require_floating,
+    require_int32,
+    require_kernel_dtype,
+    require_same_device,
+    require_shape,
+    require_tensors,
+)
 
 TILE_BYTES = 16384
 """Of k, and of v, in one tile: 8 16-byte loads of each for a thread of 4 warps (4 on AMD, whose warps are twice as wide)."""
@@ -51,10 +59,10 @@ NOT_SPECIALIZED = ["max_len", "window", "splits"]
 @triton.jit
 def _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
     """The keys [start, end) of row i_b, and how many of them each of its splits takes."""
-    end = tl.minimum(tl.load(p_cache_lens + i_b), max_len)
+    end = tl.minimum(tl.maximum(tl.load(p_cache_lens + i_b), 0), max_len)
     start = 0
-    if p_key_start is not None:
-        start = tl.maximum(start, tl.load(p_key_start + i_b))
+    if p_key_start is not None:  # cut, as all arguments are: the splits of one near 2^31 would wrap around
+        start = tl.minimum(tl.maximum(tl.load(p_key_start + i_b), 0), end)
     if window is not None:
         start = tl.maximum(start, end - window)
     blocks = tl.cdiv(tl.maximum(end - start, 1), BLOCK_N)
@@ -142,7 +150,7 @@ def attention_decode_combine_kernel(
     """Adds the splits of one query head, BLOCK_S at a time: the order depends on how many the row has, nothing else."""
     i_bh = tl.program_id(0).to(tl.int64)
     start, end, split_keys = _key_range(p_cache_lens, p_key_start, i_bh // HEADS, max_len, window, MAX_SPLITS, BLOCK_N)
-    count = tl.cdiv(tl.maximum(end - start, 0), split_keys)
+    count = tl.cdiv(end - start, split_keys)
     o_d = tl.arange(0, BLOCK_D)
     b_max = float("-inf")
     b_sum = 0.0
@@ -375,8 +383,10 @@ def attention_decode(
     _check(q, k_cache, v_cache, cache_lens, key_start, block_table)
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap must be positive, got {softcap}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, got {softcap}")
+    if scale is not None and not -math.inf < scale < math.inf:
+        raise ValueError(f"scale must be finite, got {scale}")
     if torch.is_grad_enabled() and (q.requires_grad or k_cache.requires_grad or v_cache.requires_grad):
         raise RuntimeError("attention_decode has no gradient: use attention, or call it under torch.no_grad()")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -393,10 +403,10 @@ def _check(
 ) -> None:
     require_floating(q=q, k_cache=k_cache, v_cache=v_cache)
     require_tensors(cache_lens=cache_lens)
-    _require_int32(cache_lens=cache_lens, key_start=key_start, block_table=block_table)
     require_same_device(
         q=q, k_cache=k_cache, v_cache=v_cache, cache_lens=cache_lens, key_start=key_start, block_table=block_table
     )
+    require_int32(cache_lens=cache_lens, key_start=key_start, block_table=block_table)
     if q.ndim != 4 or q.shape[2] != 1:
         raise ValueError(f"q must have shape (batch, heads, 1, head_dim), got {tuple(q.shape)}")
     batch, heads, _, head_dim = q.shape
@@ -413,12 +423,9 @@ def _check(
     require_shape("cache_lens", cache_lens, (batch,))
     if key_start is not None:
         require_shape("key_start", key_start, (batch,))
-    if block_table is not None and (block_table.ndim != 2 or block_table.shape[0] != batch):
+    if block_table is None:
+        return
+    if block_table.ndim != 2 or block_table.shape[0] != batch:
         raise ValueError(f"block_table must have shape ({batch}, max_blocks), got {tuple(block_table.shape)}")
-
-
-def _require_int32(**tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and not (isinstance(tensor, Tensor) and tensor.dtype == torch.int32):
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} must be an int32 tensor, got {found}")
+    if k_cache.shape[2] == 0:
+        raise ValueError(f"k_cache's blocks must hold at least one key, got shape {tuple(k_cache.shape)}")

@@ -103,7 +103,7 @@ def _backward(
     dout, out = dout.to(p.dtype).reshape(*groups, q.shape[3]), out.to(p.dtype).reshape(*groups, q.shape[3])
     delta = (dout * out).sum(-1)
     if dlse is not None:
-        delta = delta - dlse.reshape(groups)
+        delta = delta - dlse.masked_fill(lse == float("-inf"), 0).reshape(groups)
     ds = p * (dout @ v.to(p.dtype).mT - delta.unsqueeze(-1)) * slope
     dq = (ds @ k.to(p.dtype)).view_as(q)
     dk = ds.mT @ q.to(p.dtype).reshape(*groups, q.shape[3])

@@ -29,6 +29,13 @@ def require_floating_or_none(**tensors: Tensor | None) -> None:
             require_floating(**{name: tensor})
 
 
+def require_int32(**tensors: Tensor | None) -> None:
+    """Every one that is given must be an int32 tensor."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != torch.int32:
+            raise TypeError(f"{name} must be int32, got {tensor.dtype}")
+
+
 def require_kernel_dtype(**tensors: Tensor | None) -> None:
     """The Triton kernels compute in float32: they refuse float64 by name."""
     for name, tensor in tensors.items():

@@ -145,11 +145,23 @@ def test_a_mask_that_allows_all_changes_nothing(device):
         ((0, 50, 80, 10), None),  # left padding
         (None, (90, 33, 0, 60)),  # a cache that is not full
         ((5, 70, 20, 90), (64, 90, 20, 30)),  # both, two of them empty
+        ((-(2**31), 2**31 - 1, 0, 30), (2**31 - 1, 90, -(2**31), -7)),  # cut to the keys that there are
     ],
 )
 def test_key_ranges(start, end, causal, device):
     ranges = {name: int32(device, *x) for name, x in (("key_start", start), ("key_end", end)) if x is not None}
     assert_attention(*inputs(device, 4, 2, 1, 40, 90, 16), causal=causal, **ranges)
+
+
+def test_lse_of_a_query_without_keys_passes_no_nan_on(device):
+    """Two parts merged by logaddexp: the gradient of logaddexp(-inf, -inf) is NaN."""
+    leaves = [x.requires_grad_() for x in inputs(device, 1, 2, 1, 30, 30, 16, torch.float32)]
+    _, lse = ops.attention(*leaves, key_start=int32(device, 13), return_lse=True)
+    merged = torch.logaddexp(lse, lse)
+    assert torch.equal(merged.isinf(), torch.arange(30, device=device).lt(13).expand(1, 2, 30))
+    expected = torch.autograd.grad(lse[..., 13:].sum(), leaves, retain_graph=True)
+    for a, b in zip(torch.autograd.grad(merged.sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("window", [None, 25])
@@ -454,6 +466,7 @@ ROW_BOUNDS = torch.zeros(2, dtype=torch.int32)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        (_bad(mask=[True]), TypeError, "mask must be a torch.Tensor, got list"),
         (_bad(q=[1.0]), TypeError, "q must be a torch.Tensor, got list"),
         (_bad(q=torch.ones(2, 4, 5, 16, dtype=torch.int64)), TypeError, "q must be float16"),
         (
@@ -466,7 +479,8 @@ ROW_BOUNDS = torch.zeros(2, dtype=torch.int32)
         (_bad(v=torch.ones(2, 2, 8, 16)), ValueError, r"v must have shape \(2, 2, 7, 16\), got \(2, 2, 8, 16\)"),
         (_bad(k=(1, 2, 7, 16)), ValueError, "k must have q's batch and head_dim"),
         (_bad(k=(2, 2, 7, 8)), ValueError, "k must have q's batch and head_dim"),
-        (_bad(k=(2, 3, 7, 16)), ValueError, "the heads of q must be a multiple of those of k, got 4 and 3"),
+        (_bad(k=(2, 3, 7, 16)), ValueError, "must be a positive multiple of those of k, got 4 and 3"),
+        (_bad(q=(2, 0, 5, 16)), ValueError, "must be a positive multiple of those of k, got 0 and 2"),
         (_bad(q=(2, 4, 5, 258), k=(2, 2, 7, 258)), ValueError, "head_dim must be from 1 to 256, got 258"),
         (_bad(scale=0.0), ValueError, "scale must be positive and finite, got 0.0"),
         (_bad(softcap=-1.0), ValueError, "softcap must be positive and finite, got -1.0"),
