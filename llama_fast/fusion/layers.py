@@ -40,22 +40,26 @@ class FusedRMSNorm(Fused):
 
     eps_name: ClassVar[str]
     offset: ClassVar[float]
-    keeps_dtype: ClassVar[bool]  # Gemma's result has x's dtype, Llama's the wider one of x and weight
+    dtype_of: ClassVar[
+        str
+    ]  # whose dtype the result has: in Gemma "x"'s, in T5 "weight"'s, in Llama the wider of "both"
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Any:
         """The normed `x`; with `residual` the pair (normed, x + residual)."""
         eps = getattr(self, self.eps_name)
         eps = torch.finfo(x.dtype).eps if eps is None else eps  # nn.RMSNorm's default
-        out: Any = ops.rms_norm(x, self.weight, eps, residual=residual, offset=self.offset)
-        if not self.keeps_dtype:
+        weight = self.weight
+        out: Any = ops.rms_norm(x, weight, eps, residual=residual, offset=self.offset)
+        if self.dtype_of == "both":
             return out
-        return out.to(x.dtype) if residual is None else (out[0].to(x.dtype), out[1])
+        dtype = x.dtype if self.dtype_of == "x" else weight.dtype
+        return out.to(dtype) if residual is None else (out[0].to(dtype), out[1])
 
 
 class FusedLayerNorm(Fused):
     """nn.LayerNorm over the last dimension."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Any:
         """The normed `x`; with `residual` the pair (normed, x + residual)."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps, residual=residual)
 
@@ -66,7 +70,7 @@ class FusedMLP(Fused):
     activation: ClassVar[Any]  # "silu", or the form of the gelu: "tanh", "none"
     is_one_projection: ClassVar[bool]
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
         """The MLP of `x`, plus `residual`."""
         both = self.gate_up_proj(x).chunk(2, dim=-1) if self.is_one_projection else (self.gate_proj(x), self.up_proj(x))
         hidden = ops.swiglu(*both) if self.activation == "silu" else ops.geglu(*both, approximate=self.activation)

@@ -15,7 +15,7 @@ from .layers import FusedAttention
 from .report import FuseReport, Left, Swapped
 from .structure import CALL_ERRORS, Found, Swap, first_line, untouchable
 from .swap import Fused, restore, swap
-from .verify import Case, Parity, check, check_loss, faint, layer_cases, random_case
+from .verify import Case, Parity, check, check_attention, check_loss, faint, layer_cases, random_case
 
 _CONFIGS = "_llama_fast_configs"
 """The attribute of a fused model that holds its own config and the copy it has while it is fused."""
@@ -136,7 +136,7 @@ class _Fusing:
             try:
                 cases = layer_cases(root.base_model, layers, (own, IMPLEMENTATION, exact))
             except CALL_ERRORS as error:
-                return self._leave_decoder(layers, f"the model cannot be run on token ids alone: {first_line(error)}")
+                return self._leave_decoder(layers, f"its layers cannot be checked one by one: {first_line(error)}")
         for layer, calls in zip(layers, cases, strict=True):
             for module in layer.modules():
                 self._rope(module, calls, (own, own, exact))
@@ -147,7 +147,7 @@ class _Fusing:
 
     def _rope(self, module: nn.Module, calls: Sequence[Case], implementations: tuple[str, str, str]) -> None:
         def verified(found: Swap) -> Parity:
-            return check(
+            return check_attention(
                 module,
                 calls,
                 _swapping(found),
