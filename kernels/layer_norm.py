@@ -139,7 +139,7 @@ def plan_layer_norm(
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for m, n in ((8192, 4096), (8192, 8192), (65536, 128), (512, 262144)):
+    for m, n in ((8192, 4096), (8192, 8192), (8192, 16384), (65536, 128), (512, 262144)):
         x = torch.empty(m, n, dtype=torch.bfloat16, device="meta")
         weight, stat = x.new_empty(n), x.new_empty(m, dtype=torch.float32)
         for residual in (None, x):

@@ -4,7 +4,8 @@
     y = h * rsqrt(mean(h^2) + eps) * (weight + offset)  (float32, rounded once; Gemma has offset = 1)
 
 Forward: a program owns BLOCK_M rows. Rows up to 16k elements stay in registers: in bf16 2N bytes are read and 2N written
-a row (4N and 4N with the residual). A longer row is read again for y, mostly from L2. 4N FLOPs a row: memory bound.
+a row (4N and 4N with the residual). A longer row is read again for y, from its end, which is still in L2. 4N FLOPs a row:
+memory bound.
 
 Backward, with x_hat = h * rstd, g = dy * (weight + offset), c = mean(g * x_hat):
 
@@ -95,7 +96,9 @@ def rms_norm_long_row_kernel(
 
     if p_residual is not None:
         tl.debug_barrier()  # the sums that this program wrote are read back below, perhaps by another of its threads
-    for start in range(0, N, BLOCK_N):
+    last = (tl.cdiv(N, BLOCK_N) - 1) * BLOCK_N
+    for distance in range(0, N, BLOCK_N):
+        start = last - distance
         mask = start + o_n < N
         if p_residual is not None:
             b_h = tl.load(p_sum + i_m * N + start + o_n, mask=mask, other=0.0)
@@ -244,7 +247,7 @@ def plan_rms_norm_backward(
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for m, n in ((8192, 4096), (8192, 8192), (65536, 128), (512, 262144)):
+    for m, n in ((8192, 4096), (8192, 8192), (8192, 16384), (65536, 128), (512, 262144)):
         x, dweight = torch.empty(m, n, dtype=torch.bfloat16, device="meta"), torch.empty(n, device="meta")
         rstd, weight = torch.empty(m, device="meta"), dweight.bfloat16()
         yield f"{m}x{n}", plan_rms_norm(x, weight, x, rstd, eps=1e-6, offset=0.0, gpu=gpu)
