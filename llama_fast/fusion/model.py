@@ -14,7 +14,7 @@ from .attention import IMPLEMENTATION, register
 from .layers import FusedAttention
 from .report import FuseReport, Left, Swapped
 from .structure import CALL_ERRORS, Found, Swap, first_line, untouchable
-from .swap import Fused, restore, swap
+from .swap import Fused, is_wrapped, restore, swap
 from .verify import Case, Parity, check, check_attention, check_loss, faint, layer_cases, random_case
 
 _CONFIGS = "_llama_fast_configs"
@@ -71,10 +71,14 @@ def unfuse(model: nn.Module) -> None:
 
     Raises:
         TypeError: `model` is not an nn.Module.
-        ValueError: the model is not fused.
+        ValueError: the model is not fused, or its layers were given other classes since (by FSDP2).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if (wrapped := next((module for module in model.modules() if is_wrapped(module)), None)) is not None:
+        raise ValueError(
+            f"a fused layer is a {type(wrapped).__name__} now, made by others from ours: it cannot be undone"
+        )
     if not _restore(model):
         raise ValueError("model is not fused: there is nothing to undo")
 

@@ -203,7 +203,7 @@ def causal_lm(module: Any) -> Found:
     if module.loss_function is not ForCausalLMLoss:
         return "its loss is not that of the next token"
     if type(head) is not nn.Linear:
-        return f"its head is {type(head).__name__}, not nn.Linear"
+        return f"its head is {_class_name(head)}, not nn.Linear"
     return Swap(FusedCausalLM)
 
 
@@ -231,8 +231,13 @@ def _strange_projection(module: nn.Module, names: set[str]) -> str | None:
         projection = getattr(module, name)
         base = getattr(projection, "base_layer", projection)
         if type(base) is not nn.Linear:
-            return f"its {name} is {type(base).__name__}, not nn.Linear"
+            return f"its {name} is {_class_name(base)}, not nn.Linear"
     return None
+
+
+def _class_name(module: nn.Module) -> str:
+    """With the package, because quantised and adapted layers are called Linear too."""
+    return f"{type(module).__module__.partition('.')[0]}'s {type(module).__name__}"
 
 
 def _dropout(module: nn.Module) -> str | None:

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from llama_fast import ops
+from llama_fast import demo, ops
 from llama_fast.cli import app
+from llama_fast.fusion.layers import FusedRMSNorm
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -66,3 +68,22 @@ def test_demo_proves_parity_and_names_the_implementation():
     assert "FAIL" not in output
     for figure in ("throughput, tokens/s", "time to first token, ms", "time per token, ms", "peak memory, MiB"):
         assert figure in output
+
+
+def test_the_timed_layers_are_those_that_were_checked(monkeypatch):
+    """A layer that fails its check must be left in the timed rounds too, which do without the checks."""
+    rms_norm, swapped = ops.rms_norm, []
+
+    def wrong(x, weight, eps=1e-6, **options):
+        return rms_norm(x, weight, 1e3 * eps, **options)
+
+    def noting(model, *args):
+        swapped.append([name for name, module in model.named_modules() if isinstance(module, FusedRMSNorm)])
+        return timed(model, *args)
+
+    timed = demo._timed_generation
+    monkeypatch.setattr(ops, "rms_norm", wrong)
+    monkeypatch.setattr(demo, "_timed_generation", noting)
+    result = demo.run_demo(new_tokens=2, rounds=1, device=torch.device("cpu"), dtype=torch.float32)
+    assert result.report.count("norm") == 0
+    assert swapped == [[]] * 4

@@ -291,6 +291,17 @@ def test_fuse_twice_and_unfuse_twice(device):
         llama_fast.unfuse(model)
 
 
+def test_a_class_made_by_others_is_not_undone():
+    """FSDP2 gives a module a subclass of its class: to set the old one would silently take the sharding away."""
+    model = make()
+    llama_fast.fuse(model)
+    layer = model.model.layers[0]
+    layer.__class__ = type("FSDPLlamaDecoderLayer", (type(layer),), {})
+    with pytest.raises(ValueError, match="a fused layer is a FSDPLlamaDecoderLayer now"):
+        llama_fast.unfuse(model)
+    assert model.config._attn_implementation == "llama_fast"
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(TypeError, match=r"model must be an nn.Module, got str"):
         llama_fast.fuse("llama")

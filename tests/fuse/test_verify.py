@@ -302,8 +302,8 @@ def test_strange_projections_are_named(device):
     model.model.layers[1].self_attn.q_proj.__class__ = QuantisedLinear
     report = llama_fast.fuse(model)
     assert {(left.name, left.reason) for left in report.left} == {
-        ("model.layers.0.mlp", "its gate_proj is QuantisedLinear, not nn.Linear"),
-        ("model.layers.1.self_attn", "its q_proj is QuantisedLinear, not nn.Linear"),
+        ("model.layers.0.mlp", "its gate_proj is tests's QuantisedLinear, not nn.Linear"),
+        ("model.layers.1.self_attn", "its q_proj is tests's QuantisedLinear, not nn.Linear"),
     }
 
 
