@@ -172,8 +172,9 @@ _UNALIGNED_TILES = (Tile(64, 64, 32, 4),)
 def choose_tile(m: int, n: int, itemsize: int, ieee: bool, aligned: bool, gpu: Gpu) -> Tile:
     """The tile with the least estimated time: rounds of programs over the GPU, times the time of one.
 
-    `ieee` is float32 at full precision, `aligned` says that operands can be copied 16 bytes at a time. A program's step multiplies block_m * block_n pairs and fetches block_m + block_n operands from L2. An operand is
-    weighed as 64 pairs: an SM of sm_90 multiplies 2048 pairs of bf16 a clock and gets about 32 operands.
+    `ieee` is float32 at full precision, `aligned` says that operands can be copied 16 bytes at a time. A program's step
+    multiplies block_m * block_n pairs and fetches block_m + block_n operands from L2. An operand is weighed as 64 pairs:
+    an SM of sm_90 multiplies 2048 pairs of bf16 a clock and gets about 32 operands.
     """
 
     def estimate(tile: Tile) -> float:
@@ -245,8 +246,10 @@ def _plan_few_rows(
     block_m, block_n, row_bytes = (1, 8, 1024) if m == 1 else (16, 64, 256)
     block_k = row_bytes // itemsize
     tiles = cdiv(n, block_n)
-    # Two programs an SM keep enough copies in flight; a split is at least the depth of the pipeline.
-    splits = max(1, min(cdiv(2 * gpu.multiprocessors, tiles), k // (4 * block_k), 16)) if tiles else 1
+    # Three programs an SM have 72 KB of one-row weight tiles in flight, and two, all that its shared memory holds, 96 KB
+    # of the others. Rounded down, since one program more would be a second round. A split is at least a pipeline deep.
+    programs = (3 if m == 1 else 2) * gpu.multiprocessors
+    splits = max(1, min(programs // tiles, k // (4 * block_k), 16)) if tiles else 1
     split_k = cdiv(cdiv(k, splits), block_k) * block_k
     splits = cdiv(k, split_k) if k else 1
     partial = None if splits == 1 else epilogue["p_y"].new_empty((splits, m, n), dtype=torch.float32)
