@@ -288,10 +288,13 @@ def _pytorch(
         starts = [max(start, end - window) for start, end in zip(starts, ends, strict=True)]
     ranges = list(zip(starts, ends, strict=True))
     # the query heads of a kv head are the queries of one call: no GQA left, nothing to repeat
-    queries = q.reshape(q.shape[0], k_cache.shape[1], q.shape[1] // k_cache.shape[1], q.shape[3])
+    (batch, heads, _, head_dim), kv_heads = q.shape, k_cache.shape[1]
+    queries = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
     if block_table is None and len(set(ranges)) == 1:
-        keys = slice(*ranges[0])
-        return _attend(queries, k_cache[:, :, keys], v_cache[:, :, keys], scale, softcap).reshape(q.shape).contiguous()
+        if ranges[0] != (0, max_len):
+            keys = slice(*ranges[0])
+            k_cache, v_cache = k_cache[:, :, keys], v_cache[:, :, keys]
+        return _attend(queries, k_cache, v_cache, scale, softcap).reshape(q.shape).contiguous()
     out = queries.new_empty(queries.shape)
     for i, (first, last) in enumerate(ranges):
         k, v = (_row_keys(cache, i, first, last, block_table) for cache in (k_cache, v_cache))
@@ -407,19 +410,18 @@ def _check(
         q=q, k_cache=k_cache, v_cache=v_cache, cache_lens=cache_lens, key_start=key_start, block_table=block_table
     )
     require_int32(cache_lens=cache_lens, key_start=key_start, block_table=block_table)
-    if q.ndim != 4 or q.shape[2] != 1:
-        raise ValueError(f"q must have shape (batch, heads, 1, head_dim), got {tuple(q.shape)}")
-    batch, heads, _, head_dim = q.shape
+    q_shape, k_shape = q.shape, k_cache.shape
+    if len(q_shape) != 4 or q_shape[2] != 1:
+        raise ValueError(f"q must have shape (batch, heads, 1, head_dim), got {tuple(q_shape)}")
+    batch, heads, _, head_dim = q_shape
     if head_dim % 2 or not 16 <= head_dim <= 256:
         raise ValueError(f"q's head_dim must be even and from 16 to 256, got {head_dim}")
-    if k_cache.ndim != 4 or k_cache.shape[3] != head_dim or (block_table is None and k_cache.shape[0] != batch):
+    if len(k_shape) != 4 or k_shape[3] != head_dim or (block_table is None and k_shape[0] != batch):
         first, third = ("blocks", "block_size") if block_table is not None else (batch, "max_len")
-        raise ValueError(
-            f"k_cache must have shape ({first}, kv_heads, {third}, {head_dim}), got {tuple(k_cache.shape)}"
-        )
-    require_shape("v_cache", v_cache, k_cache.shape)
-    if k_cache.shape[1] == 0 or heads % k_cache.shape[1]:
-        raise ValueError(f"k_cache's kv_heads must divide q's {heads} heads, got {k_cache.shape[1]}")
+        raise ValueError(f"k_cache must have shape ({first}, kv_heads, {third}, {head_dim}), got {tuple(k_shape)}")
+    require_shape("v_cache", v_cache, k_shape)
+    if k_shape[1] == 0 or heads % k_shape[1]:
+        raise ValueError(f"k_cache's kv_heads must divide q's {heads} heads, got {k_shape[1]}")
     require_shape("cache_lens", cache_lens, (batch,))
     if key_start is not None:
         require_shape("key_start", key_start, (batch,))
@@ -427,5 +429,5 @@ def _check(
         return
     if block_table.ndim != 2 or block_table.shape[0] != batch:
         raise ValueError(f"block_table must have shape ({batch}, max_blocks), got {tuple(block_table.shape)}")
-    if k_cache.shape[2] == 0:
-        raise ValueError(f"k_cache's blocks must hold at least one key, got shape {tuple(k_cache.shape)}")
+    if k_shape[2] == 0:
+        raise ValueError(f"k_cache's blocks must hold at least one key, got shape {tuple(k_shape)}")
