@@ -58,15 +58,22 @@ from .validate import (
 LEAST_CHUNK = 1024
 """Tokens of a chunk of a narrow model."""
 
+CHUNK_MULTIPLE = 64
+"""Tokens in a step of the product for dweight: what divides them needs no mask."""
+
 
 def chunk_tokens(in_features: int) -> int:
     """Tokens in a chunk, at most."""
-    return max(LEAST_CHUNK, in_features)
+    return _round_up(max(LEAST_CHUNK, in_features))
+
+
+def _round_up(tokens: int) -> int:
+    return cdiv(tokens, CHUNK_MULTIPLE) * CHUNK_MULTIPLE
 
 
 def _chunks(tokens: int, limit: int) -> Iterator[slice]:
-    """Nearly equal chunks of at most `limit` tokens."""
-    size = cdiv(tokens, cdiv(tokens, limit)) if tokens else 1
+    """Nearly equal chunks of at most `limit` tokens, all but the last a multiple of CHUNK_MULTIPLE."""
+    size = min(limit, _round_up(cdiv(tokens, cdiv(tokens, limit)))) if tokens else 1
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
@@ -99,6 +106,8 @@ def _walk(
     losses: Tensor | None = None, dlosses: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Over hidden (T, H): writes `losses` and `lse` if it is given `losses`, then the gradients that are needed."""
+    dhidden, dweight, dbias = gradients
+    gradients = dhidden.view(hidden.shape if needed[0] else 0), dweight, dbias
     on_triton = hidden.is_cuda or INTERPRETED
     write_losses, write_gradient = (losses_kernel, gradient_kernel) if on_triton else (losses_pytorch, gradient_pytorch)
     buffer = hidden.new_empty((min(limit, hidden.shape[0]), weight.shape[0]))
@@ -123,7 +132,7 @@ def _add_products(
     dhidden, dweight, dbias = gradients
     first = chunk.start == 0
     if needed[0]:
-        torch.mm(dlogits, weight, out=dhidden.view(-1, weight.shape[1])[chunk])
+        torch.mm(dlogits, weight, out=dhidden[chunk])
     if needed[1] and on_triton:
         plans = plan_add_weight_gradient(
             dlogits, hidden, dweight, first=first, tf32=allow_tf32(hidden), gpu=gpu_of(hidden.device)
