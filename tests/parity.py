@@ -85,11 +85,16 @@ def _assert_close(what: str, actual: Tensor, peer: Tensor, expected: Tensor, fac
 
 
 def assert_same_bits(function: Callable[[], Any]) -> None:
-    """Two calls must give the same bits, those of NaNs and zeros included."""
-    for first, second in zip(function(), function(), strict=True):
-        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
-        assert first.dtype == second.dtype
-        assert torch.equal(first.view(bits), second.view(bits))
+    """Two calls must give the same bits."""
+    assert_equal_bits(function(), function())
+
+
+def assert_equal_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Each pair must have the same bits, those of NaNs and zeros included."""
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+        assert torch.equal(a.view(bits), e.view(bits))
 
 
 class CalledOps(TorchDispatchMode):
