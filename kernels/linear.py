@@ -130,7 +130,7 @@ def _launch(
     require_kernel_dtype(x=x, weight=weight, bias=bias, residual=residual)
     plans = plan_linear(
         as_rows(x), weight, None if bias is None else bias.contiguous(), None if residual is None else as_rows(residual),
-        as_rows(y), activation=activation, preactivation=preactivation, allow_tf32=allow_tf32(x), gpu=gpu_of(x.device),
+        y, activation=activation, preactivation=preactivation, allow_tf32=allow_tf32(x), gpu=gpu_of(x.device),
     )  # fmt: skip
     for plan in plans:
         plan.launch()
@@ -212,7 +212,8 @@ def _backward_pytorch(
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=_result_dtype(x, weight, bias, residual))
+    *rows, _ = x.shape
+    return x.new_empty([*rows, weight.shape[0]], dtype=_result_dtype(x, weight, bias, residual))
 
 
 def _training_fake(

@@ -206,16 +206,17 @@ def plan_linear(
     """y (M, N) from x (M, K) and weight (N, K), which may have any strides, as launches in order.
 
     `residual` (M, N) has contiguous rows and may be `y` itself, which then is added to; `preactivation` (M, N) is
-    written where it is given.
+    written where it is given. Both outputs are contiguous, and may have M cut into more dimensions.
     """
     (m, k), n = x.shape, weight.shape[0]
+    (x_stride_m, x_stride_k), (weight_stride_n, weight_stride_k) = x.stride(), weight.stride()
     epilogue = dict(
         p_bias=bias, p_residual=residual, p_preactivation=preactivation, p_y=y,
         residual_stride=0 if residual is None else residual.stride(0), M=m, N=n,
     )  # fmt: skip
     operands = dict(
-        p_x=x, p_weight=weight, x_stride_m=x.stride(0), x_stride_k=x.stride(1),
-        weight_stride_n=weight.stride(0), weight_stride_k=weight.stride(1), K=k,
+        p_x=x, p_weight=weight, x_stride_m=x_stride_m, x_stride_k=x_stride_k,
+        weight_stride_n=weight_stride_n, weight_stride_k=weight_stride_k, K=k,
     )  # fmt: skip
     ieee = x.dtype == torch.float32 and not allow_tf32
     constants = dict(ACTIVATION=activation, INPUT_PRECISION="tf32" if allow_tf32 else "ieee")
