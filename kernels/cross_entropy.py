@@ -12,8 +12,9 @@ Backward, with p = exp(z - lse) and g the gradient of the token's loss:
     dlogits = g * (1 - (z / softcap)^2) * ((1 + 2 * z_loss * lse) * p - (1 - label_smoothing) * [label] - label_smoothing / V)
 
 Kept for backward: logits, labels, and lse as the pair (largest z, lse - largest z), which the sum would round: at lse = 50
-every p would be wrong by up to 2e-6 of itself, and p - 1 of a sure prediction by far more. 2V bytes are read and 2V written a row, in one pass; rows whose label is ignored
-are written without being read. The loss is float32 whatever the dtype of the logits.
+every p would be wrong by up to 2e-6 of itself, and p - 1 of a sure prediction by far more. 2V bytes are read and 2V written
+a row, in one pass; rows whose label is ignored are written without being read. The loss is float32 whatever the dtype of the
+logits.
 
 Label smoothing: Szegedy et al., 2015 (arXiv:1512.00567). z-loss: Chowdhery et al., PaLM, 2022 (arXiv:2204.02311).
 """

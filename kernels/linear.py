@@ -184,7 +184,9 @@ def _training_pytorch(
 def _pytorch_epilogue(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
     if activation is not None:
         y = _ACTIVATIONS[activation](y)
-    return y if residual is None else y + residual
+    if residual is None:
+        return y
+    return y.add_(residual) if residual.dtype == y.dtype else y + residual
 
 
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
