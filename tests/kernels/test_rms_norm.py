@@ -107,6 +107,13 @@ def test_frozen_weight_gets_no_gradient(device):
     assert x.grad is not None
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))])
+def test_transforms_of_functions_are_refused(transform, device):
+    # and do not come back with a derivative of zero
+    with pytest.raises(RuntimeError, match=r"autograd\.Function with functorch"):
+        transform(lambda x: ops.rms_norm(x, None).sum())(torch.randn(4, 64, device=device))
+
+
 def test_same_bits_every_run(device):
     x, weight = torch.randn(300, 128, device=device), torch.randn(128, device=device)
 
