@@ -261,7 +261,7 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
         k: (batch, kv_heads, seq, head_dim), of q's dtype, of any strides.
         cos: (batch or 1, seq, rotary_dim) or (seq, rotary_dim), of any floating-point dtype. rotary_dim is even and at
             most head_dim; the elements past it are copied. Each angle stands there twice, as in transformers: in the
-            half layout as two equal halves, in the interleaved layout as equal neighbours. One of the two is read.
+            half layout as two equal halves, in the interleaved layout as equal neighbours.
         sin: like `cos`. Neither gets a gradient.
         interleaved: False pairs element i with i + rotary_dim / 2 (`rotate_half`), True pairs 2i with 2i + 1.
 
