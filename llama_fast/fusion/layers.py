@@ -24,7 +24,7 @@ def is_plain_linear(module: nn.Module) -> bool:
     """Whether the module computes x @ weight.T + bias and nothing else, so that a kernel may do it in its place."""
     return (
         type(module) is nn.Linear
-        and type(module.weight) in (nn.Parameter, Tensor)  # no quantised or sharded weight
+        and type(module._parameters.get("weight")) in (nn.Parameter, Tensor)  # no quantised or sharded weight
         and not is_watched(module)
         and "forward" not in module.__dict__  # where accelerate puts its own
     )
@@ -84,6 +84,9 @@ class FusedAttention(Fused):
     """The projections of attention around a fused RoPE; what attends is the attention that the model's config names."""
 
     is_one_projection: ClassVar[bool]
+    norms_heads: ClassVar[bool]
+    softcaps: ClassVar[bool]
+    window_of: ClassVar[str]  # who knows the sliding window: "module", "config", "" if there is none
 
     def forward(
         self,
@@ -100,8 +103,8 @@ class FusedAttention(Fused):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        if (softcap := getattr(self, "attn_logit_softcapping", None)) is not None:
-            kwargs["softcap"] = softcap
+        if self.softcaps:
+            kwargs["softcap"] = self.attn_logit_softcapping
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         out, weights = attend(
             self,
@@ -111,10 +114,15 @@ class FusedAttention(Fused):
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            sliding_window=getattr(self, "sliding_window", getattr(self.config, "sliding_window", None)),
+            sliding_window=self._window(),
             **kwargs,
         )
         return project(self.o_proj, out.reshape(*hidden_states.shape[:-1], -1), residual), weights
+
+    def _window(self) -> int | None:
+        if not self.window_of:
+            return None
+        return self.sliding_window if self.window_of == "module" else self.config.sliding_window
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (batch, heads, seq, head_dim)."""
@@ -126,7 +134,7 @@ class FusedAttention(Fused):
         else:
             query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         query, key, value = query.view(shape), key.view(shape), value.view(shape)
-        if hasattr(self, "q_norm"):
+        if self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 

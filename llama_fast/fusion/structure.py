@@ -170,9 +170,14 @@ def attention(module: Any) -> Found:
         return dropout
     if "q_norm" in children and getattr(module.q_norm, "weight", torch.empty(0)).shape != (module.head_dim,):
         return "it norms queries over all heads, not each head"
-    return _strange_projection(module, children - {"q_norm", "k_norm"}) or Swap(
-        FusedAttention, dict(is_one_projection=children == one)
+    holders = (("module", module), ("config", module.config))
+    options = dict(
+        is_one_projection=children == one,
+        norms_heads="q_norm" in children,
+        softcaps=hasattr(module, "attn_logit_softcapping"),
+        window_of=next((name for name, holder in holders if hasattr(holder, "sliding_window")), ""),
     )
+    return _strange_projection(module, children - {"q_norm", "k_norm"}) or Swap(FusedAttention, options)
 
 
 def decoder_layer(module: Any) -> Swap | str:

@@ -23,6 +23,7 @@ from .swap import HOOKS, Fused, plain_copy, restore, swap
 
 BATCH, SEQ, PADDING = 2, 12, 3
 _TRIES = 8
+_LOUD = 8  # ten deviations of a projection of unit input, and no overflow of their products in float16
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,7 @@ def check(
     for submodule in twin.modules():
         restore(submodule)
     twin.double()
-    for submodule in twin.modules():
-        if hasattr(submodule, "config"):  # grouped matmuls of experts are not there in float64
-            submodule.config._experts_implementation = "eager"
+    _set_experts(twin, "eager")  # the others' grouped matmuls are not there in float64
     with InFloat64():
         references = results(exact, torch.float64)
     parities = [
@@ -168,6 +167,13 @@ def _set_attention(layer: nn.Module, implementation: str) -> None:
             submodule.config._attn_implementation = implementation
 
 
+def _set_experts(layer: nn.Module, implementation: str) -> None:
+    submodule: Any
+    for submodule in layer.modules():
+        if hasattr(submodule, "config"):
+            submodule.config._experts_implementation = implementation
+
+
 def faint(case: Case) -> Case:
     """The case for a whole decoder layer: its norms undo the factor, so what it adds isn't lost beside what it adds it to."""
     return replace(case, hidden=case.hidden / 64)
@@ -175,9 +181,9 @@ def faint(case: Case) -> Case:
 
 def check_attention(layer: Any, cases: Sequence[Case], change: Callable[[nn.Module], None], **options: Any) -> Parity:
     """`check` with hidden states as they are, and with large ones, which show whether queries, keys or values are clipped."""
-    loud = plain_copy(layer)
-    loud.scaling = layer.scaling / 64**2  # the softmax sees what it saw
-    shouted = [replace(case, hidden=case.hidden * 64) for case in cases]
+    loud: Any = plain_copy(layer)
+    loud.scaling = layer.scaling / _LOUD**2  # the softmax sees what it saw
+    shouted = [replace(case, hidden=case.hidden * _LOUD) for case in cases]
     return worst([check(layer, cases, change, **options), check(loud, shouted, change, **options)])
 
 

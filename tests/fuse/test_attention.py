@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers.masking_utils import (
     and_masks,
+    bidirectional_mask_function,
     causal_mask_function,
     sdpa_mask,
     sliding_window_causal_mask_function,
@@ -118,6 +119,25 @@ def test_masks_of_ones_own(device):
     for mask in (allowed, torch.zeros(9, 9, device=device).masked_fill(~allowed, float("-inf"))):
         mask = mask.expand(2, 1, 9, 9)
         torch.testing.assert_close(logits(fused, ids, attention_mask=mask), logits(plain, ids, attention_mask=mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_a_mask_of_integers_is_not_taken_for_key_ranges(dtype, device):
+    model = make(device=device)
+    llama_fast.fuse(model)
+    mask = torch.ones(1, 1, 1, 5, dtype=dtype, device=device)
+    with pytest.raises(TypeError, match="mask must be bool"):
+        logits(model, random_ids(1, 1, device=device), attention_mask=mask)
+
+
+def test_attention_in_both_directions_needs_no_mask():
+    """Without padding: a dense mask would keep the kernels from their fast path."""
+    arguments = dict(batch_size=2, q_length=9, kv_length=9, mask_function=bidirectional_mask_function)
+    assert fused_mask(**arguments, allow_is_bidirectional_skip=True) is None
+    assert fused_mask(**arguments).all()
+    given = torch.tensor(PADDING["right"], dtype=torch.bool)
+    mask = fused_mask(**arguments, attention_mask=given, allow_is_bidirectional_skip=True)
+    assert torch.equal(mask, given[:, None, None, :].expand_as(mask))
 
 
 def test_packed_documents_do_not_see_each_other(device):
