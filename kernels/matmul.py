@@ -164,8 +164,8 @@ _TILES = (Tile(128, 256, 64, 8), Tile(128, 128, 64, 8), Tile(64, 128, 64, 4), Ti
 # float32 products at full precision run on the ordinary units, which want their operands in registers.
 _IEEE_TILES = (Tile(64, 64, 16, 4), Tile(32, 32, 32, 4))
 
-# Operands that cannot be copied 16 bytes at a time pass through registers, element by element.
-_UNALIGNED_TILES = (Tile(64, 64, 32, 4),)
+# Operands that cannot be copied 16 bytes at a time pass through registers, element by element; with 4 warps they spill.
+_UNALIGNED_TILES = (Tile(64, 64, 32, 8),)
 
 
 @lru_cache(maxsize=4096)
