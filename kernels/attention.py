@@ -37,6 +37,7 @@ from .attention_common import (
     Pattern,
     Tile,
     as_batch,
+    block_d,
     count_tiles,
     empty_lse,
     empty_rows,
@@ -164,7 +165,7 @@ TILES = {
     "gfx942": (Tile(128, 64, 4, 2), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
     "float32": (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(16, 16, 8, 1)),
 }
-"""For head_dim up to 64, 128, 256: the largest that leave nothing in local memory. On sm_90 three stages, because with two
+"""For head_dim up to 64, 128, 256: the largest that leave nothing in local memory in loops. On sm_90 three stages, because with two
 the copies of a tile are issued only when the one before it is done, and then waited for."""
 
 
@@ -184,6 +185,10 @@ def plan_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pa
 def _tile(head_dim: int, itemsize: int, block_m: int, gpu: Gpu) -> Tile:
     """The table's tile, or a lower one for fewer queries than it has rows."""
     tile = tile_for(TILES, head_dim, itemsize, gpu)
+    if head_dim < block_d(
+        head_dim
+    ):  # the mask of its columns takes registers: with 128 keys 184 bytes spilled on sm_90
+        tile = replace(tile, block_n=min(64, tile.block_n))
     if block_m < tile.block_m:
         num_warps = 4 if head_dim <= 128 else tile.num_warps
         tile = replace(tile, block_m=block_m, block_n=min(64, tile.block_n), num_warps=num_warps)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from llama_fast import ops
 from llama_fast.kernels import attention_common, reference
-from llama_fast.kernels.attention import attention_op, example_plans
-from llama_fast.kernels.attention_backward import attention_backward_op
+from llama_fast.kernels.attention import attention_op, example_plans, plan_attention
+from llama_fast.kernels.attention_backward import attention_backward_op, plan_attention_backward
+from llama_fast.kernels.binary import inspect_plan
 from llama_fast.kernels.launch import GPUS, INTERPRETED
 from llama_fast.kernels.parity import relative_error
 from tests.parity import assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
@@ -364,6 +365,21 @@ def test_products_are_not_waited_for_one_by_one():
         sass = plan.compile(GPUS["sm_90"]).asm["sass"]
         assert sass.count("HGMMA") >= 20, f"{plan.kernel.__name__} {shape}"
         assert sass.count("WARPGROUP.DEPBAR") <= 6, f"{plan.kernel.__name__} {shape}"
+
+
+@not_interpreted
+def test_loops_stay_out_of_local_memory():
+    """Where the examples do not look: a head_dim that is no power of two, and key ranges in the backward pass."""
+    gpu, meta = GPUS["sm_90"], torch.device("meta")
+    plain = attention_common.Pattern(None, None, None, None, None, True, None, 0.1, None)
+    ranges = torch.empty(2, dtype=torch.int32, device=meta)
+    q, k, v = (x.bfloat16() for x in inputs(meta, 2, 8, 2, 4096, 4096, 96))
+    forward = plan_attention(q, k, v, q, q[..., 0].float(), plain, gpu)
+    q, k, v = (x.bfloat16() for x in inputs(meta, 2, 8, 2, 4096, 4096, 128))
+    padded = plain._replace(key_start=ranges, key_end=ranges)
+    _, dk_dv = plan_attention_backward(q, None, q, k, v, q, q[..., 0].float(), q, k, v, padded, gpu)
+    assert inspect_plan(forward, gpu).spill_bytes == 0
+    assert inspect_plan(dk_dv, gpu).local_accesses_in_loops == 0
 
 
 PATTERNS = {
