@@ -168,10 +168,7 @@ def fused_attention(
             )
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     has_float_mask = attention_mask is not None and attention_mask.is_floating_point()
-    wants_weights = kwargs.get("output_attentions")
-    if wants_weights is None:
-        wants_weights = getattr(getattr(module, "config", None), "output_attentions", False)
-    if dropout > 0.0 or has_float_mask or wants_weights:
+    if dropout > 0.0 or has_float_mask or kwargs.get("output_attentions"):
         return eager_attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, softcap=softcap
         )

@@ -57,7 +57,8 @@ def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inferenc
         raise ValueError("model is fused already: call llama_fast.unfuse(model) first")
     fusing = _Fusing(model, is_training=mode == "training", verify=verify)
     try:
-        fusing.run()
+        with torch.device("cpu"):  # where trials and random numbers are made, whatever torch.set_default_device says
+            fusing.run()
     except BaseException:
         _restore(model)
         raise
@@ -170,8 +171,11 @@ class _Fusing:
         implementations: tuple[str, str, str],
     ) -> str:
         """Switches the whole model to our attention if every layer passes; returns the implementation it then has."""
+        wants_weights = "the model's config asks for attention weights, which the kernels do not give"
         verdicts = {
-            self.names[layer]: self._attention_of(layer, calls, implementations)
+            self.names[layer]: (wants_weights, None)
+            if root.config.output_attentions
+            else self._attention_of(layer, calls, implementations)
             for layer, calls in zip(layers, cases, strict=True)
             if any(structure.attention(module) is not None for module in layer.modules())
         }

@@ -160,6 +160,17 @@ def test_attention_weights_are_given_when_asked_for(device):
             torch.testing.assert_close(a, b)
 
 
+def test_a_config_that_asks_for_attention_weights_keeps_its_attention(device):
+    model, ids = make(device=device, attn_implementation="eager", output_attentions=True), random_ids(device=device)
+    expected = model(ids).attentions
+    report = llama_fast.fuse(model)
+    reason = "the model's config asks for attention weights, which the kernels do not give"
+    assert {left.reason for left in report.left} == {reason}
+    assert report.count("rope") == report.count("residual") == 2
+    for ours, theirs in zip(model(ids).attentions, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_dropout_is_dropped_out(device):
     model, ids = make(device=device, attention_dropout=0.5), random_ids(device=device)
     report = llama_fast.fuse(model)

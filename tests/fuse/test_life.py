@@ -93,6 +93,13 @@ def test_the_random_state_is_untouched(device):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_another_default_device(device):
+    model = make(device=device)
+    with torch.device("meta"):
+        report = llama_fast.fuse(model, mode="training")
+    assert not report.left, str(report)
+
+
 def test_parameters_may_change(ids, device):
     """Other values, dtypes, frozen ones, other parameters and other modules: nothing of them was stored."""
     plain, fused = make(device=device), make(device=device)
