@@ -252,8 +252,10 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
         rstd, weight = torch.empty(m, device="meta"), dweight.bfloat16()
         yield f"{m}x{n}", plan_rms_norm(x, weight, x, rstd, eps=1e-6, offset=0.0, gpu=gpu)
         yield f"{m}x{n} add", plan_rms_norm(x, weight, x, rstd, residual=x, total=x, eps=1e-6, offset=0.0, gpu=gpu)
-        for plan in plan_rms_norm_backward(x, x, weight, rstd, x, dsum=x, dweight=weight, offset=0.0, gpu=gpu):
+        *backward, sum_rows = plan_rms_norm_backward(x, x, weight, rstd, x, dsum=x, dweight=weight, offset=0.0, gpu=gpu)
+        for plan in backward:
             yield f"{m}x{n}", plan
+    yield f"{m}x{n}", sum_rows  # one binary for all sizes
 
 
 def _kernel(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
