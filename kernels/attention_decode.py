@@ -52,7 +52,7 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 """What a long context at batch 1 is split into; sm_80 holds two at a time (72 KB of shared memory each), so none waits for
 another. Together they keep 64 KB and more in flight, where an H200 needs 36 KB an SM (4.8 TB/s at 1 us)."""
 
-NOT_SPECIALIZED = ["max_len", "window", "splits"]
+NOT_SPECIALIZED = ["max_len", "window", "splits", "LSE"]
 """Sizes that change while a cache grows: no binary of its own for a multiple of 16 or a 1."""
 
 
@@ -71,13 +71,16 @@ def _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS: tl.c
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def attention_decode_kernel(
-    p_q, p_k, p_v, p_out, p_lse, p_cache_lens, p_key_start, p_block_table,
+    p_q, p_k, p_v, p_out, p_cache_lens, p_key_start, p_block_table,
     q_stride_b, q_stride_h, q_stride_d, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
-    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap,
+    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap, LSE,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX_SPLITS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One split: normalized output and log2-sum-exp. With p_lse None it is the only one, and its output the result."""
+    """One split: normalized output and, `LSE` elements behind the first output, log2-sum-exp.
+
+    With LSE None it is the only one, and its output the result.
+    """
     HEAD_BLOCKS: tl.constexpr = (GROUP + BLOCK_H - 1) // BLOCK_H
     i_b = (tl.program_id(0) // (KV_HEADS * HEAD_BLOCKS)).to(tl.int64)
     i_kv = tl.program_id(0) // HEAD_BLOCKS % KV_HEADS
@@ -137,13 +140,13 @@ def attention_decode_kernel(
     b_sum = tl.where(b_sum > 0.0, b_sum, 1.0)  # no keys: 0 / 1
     acc = acc / b_sum[:, None]
     tl.store(p_out + o_out * HEAD_DIM + o_d[None, :], acc, mask=m_q)
-    if p_lse is not None:
-        tl.store(p_lse + o_out, (b_max + tl.log2(b_sum))[:, None], mask=(o_group < GROUP)[:, None])
+    if LSE is not None:
+        tl.store(p_out + LSE + o_out, (b_max + tl.log2(b_sum))[:, None], mask=(o_group < GROUP)[:, None])
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def attention_decode_combine_kernel(
-    p_partial, p_lse, p_out, p_cache_lens, p_key_start, max_len, window, splits,
+    p_partial, p_out, p_cache_lens, p_key_start, max_len, window, splits, LSE,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -158,7 +161,7 @@ def attention_decode_combine_kernel(
     for start_s in range(0, count, BLOCK_S):
         o_s = start_s + tl.arange(0, BLOCK_S)
         m_s = o_s < count
-        b_lse = tl.load(p_lse + i_bh * splits + o_s, mask=m_s, other=float("-inf"))
+        b_lse = tl.load(p_partial + LSE + i_bh * splits + o_s, mask=m_s, other=float("-inf"))
         p_split = p_partial + (i_bh * splits + o_s[:, None]) * HEAD_DIM + o_d[None, :]
         b_out = tl.load(p_split, mask=m_s[:, None] & (o_d < HEAD_DIM)[None, :], other=0.0)  # [BLOCK_S, BLOCK_D]
         b_new = tl.maximum(b_max, tl.max(b_lse, 0))  # finite: a split that counts has keys
@@ -188,10 +191,10 @@ def plan_attention_decode(
     max_splits = cdiv(PROGRAMS_PER_MULTIPROCESSOR * gpu.multiprocessors, head_blocks)
     splits = max(1, min(max_splits, cdiv(max_len if window is None else window, block_n)))
 
-    partial, lse = out, None
-    if splits > 1:
-        partial = q.new_empty((batch, heads, splits, head_dim), dtype=torch.float32)
-        lse = q.new_empty((batch, heads, splits), dtype=torch.float32)
+    partial, outputs = out, None
+    if splits > 1:  # one buffer: a second takes the host 1.3 us
+        outputs = batch * heads * splits * head_dim
+        partial = q.new_empty((outputs + batch * heads * splits,), dtype=torch.float32)
     q_stride_b, q_stride_h, _, q_stride_d = q.stride()
     k_stride_b, k_stride_h, k_stride_n, k_stride_d = k_cache.stride()
     v_stride_b, v_stride_h, v_stride_n, v_stride_d = v_cache.stride()
@@ -199,13 +202,13 @@ def plan_attention_decode(
         attention_decode_kernel,
         grid=(batch * head_blocks, splits),
         arguments=dict(
-            p_q=q, p_k=k_cache, p_v=v_cache, p_out=partial, p_lse=lse,
+            p_q=q, p_k=k_cache, p_v=v_cache, p_out=partial,
             p_cache_lens=cache_lens, p_key_start=key_start, p_block_table=block_table,
             q_stride_b=q_stride_b, q_stride_h=q_stride_h, q_stride_d=q_stride_d,
             k_stride_b=k_stride_b, k_stride_h=k_stride_h, k_stride_n=k_stride_n, k_stride_d=k_stride_d,
             v_stride_b=v_stride_b, v_stride_h=v_stride_h, v_stride_n=v_stride_n, v_stride_d=v_stride_d,
             table_stride=0 if block_table is None else block_table.stride(0),
-            max_len=max_len, window=window, scale=scale, softcap=softcap,
+            max_len=max_len, window=window, scale=scale, softcap=softcap, LSE=outputs,
         ),
         constants=dict(
             KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE=None if block_table is None else page,
@@ -218,14 +221,14 @@ def plan_attention_decode(
         # of k and v wait for the block table; AMD: one in LDS (64 KB would be all of it) and one in registers for 2.
         num_stages=(3 if block_table is None else 5) if gpu.is_nvidia else 2,
     )  # fmt: skip
-    if lse is None:
+    if outputs is None:
         return [split]
     combine = LaunchPlan(
         attention_decode_combine_kernel,
         grid=(batch * heads,),
         arguments=dict(
-            p_partial=partial, p_lse=lse, p_out=out, p_cache_lens=cache_lens, p_key_start=key_start,
-            max_len=max_len, window=window, splits=splits,
+            p_partial=partial, p_out=out, p_cache_lens=cache_lens, p_key_start=key_start,
+            max_len=max_len, window=window, splits=splits, LSE=outputs,
         ),
         constants=dict(
             HEADS=heads, HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n,
