@@ -37,6 +37,7 @@ from .attention_common import (
     Pattern,
     Tile,
     as_batch,
+    block_d,
     count_tiles,
     empty_lse,
     empty_rows,
@@ -57,7 +58,7 @@ from .attention_common import (
 )
 from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autocast, register_autograd
-from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+from .validate import require_floating, require_int32, require_kernel_dtype, require_same_device, require_shape
 
 
 @triton.jit
@@ -164,7 +165,7 @@ TILES = {
     "gfx942": (Tile(128, 64, 4, 2), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
     "float32": (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(16, 16, 8, 1)),
 }
-"""For head_dim up to 64, 128, 256: the largest that leave nothing in local memory. On sm_90 three stages, because with two
+"""For head_dim up to 64, 128, 256: the largest that leave nothing in local memory in loops. On sm_90 three stages, because with two
 the copies of a tile are issued only when the one before it is done, and then waited for."""
 
 
@@ -175,7 +176,7 @@ def plan_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pa
     itemsize = q.element_size()
     return plan_tiles(
         attention_kernel, q, k, v, pattern, dict(p_out=out, p_lse=lse),
-        rows=seq_q, pairs=batch * heads, pair_bytes=2 * seq_k * head_dim * itemsize * kv_heads // max(1, heads),
+        rows=seq_q, pairs=batch * heads, pair_bytes=2 * seq_k * head_dim * itemsize * kv_heads // heads,
         over_keys=True, tile=_tile(head_dim, itemsize, max(16, next_power_of_2(min(seq_q, 128))), gpu),
     )  # fmt: skip
 
@@ -184,6 +185,10 @@ def plan_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pa
 def _tile(head_dim: int, itemsize: int, block_m: int, gpu: Gpu) -> Tile:
     """The table's tile, or a lower one for fewer queries than it has rows."""
     tile = tile_for(TILES, head_dim, itemsize, gpu)
+    if head_dim < block_d(
+        head_dim
+    ):  # the mask of its columns takes registers: with 128 keys 184 bytes spilled on sm_90
+        tile = replace(tile, block_n=min(64, tile.block_n))
     if block_m < tile.block_m:
         num_warps = 4 if head_dim <= 128 else tile.num_warps
         tile = replace(tile, block_m=block_m, block_n=min(64, tile.block_n), num_warps=num_warps)
@@ -300,7 +305,7 @@ def attention(
         mask: boolean, True where a query may attend to a key, broadcastable to (batch, heads, seq_q, seq_k). It is read
             by its strides, never copied.
         key_start, key_end: (batch,), int32. Row b has the keys key_start[b] <= j < key_end[b], and its last query stands
-            on key key_end[b] - 1: for left padding, and for caches that are not full.
+            on key key_end[b] - 1: for left padding, and for caches that are not full. Both are cut to 0..seq_k.
         cu_seqlens_q, cu_seqlens_k: (sequences + 1,), int32, rising from 0: sequence s has the rows cu_seqlens[s] to
             cu_seqlens[s + 1], aligned at their ends as above. `cu_seqlens_k` is `cu_seqlens_q` if not given. Rows past
             the last sequence give 0. Their values are not checked.
@@ -353,8 +358,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, is_packed: bool) -> None:
     if k_shape[-1] != head_dim or (not is_packed and k_shape[0] != q_shape[0]):
         same = "head_dim" if is_packed else "batch and head_dim"
         raise ValueError(f"k must have q's {same}: q has shape {tuple(q_shape)}, k {tuple(k_shape)}")
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"the heads of q must be a multiple of those of k, got {heads} and {kv_heads}")
+    if not heads or not kv_heads or heads % kv_heads:
+        raise ValueError(f"the heads of q must be a positive multiple of those of k, got {heads} and {kv_heads}")
     if not 1 <= head_dim <= 256:
         raise ValueError(f"head_dim must be from 1 to 256, got {head_dim}")
 
@@ -370,8 +375,8 @@ def _check_packed(
             raise ValueError(f"{name} does not go with packed sequences (cu_seqlens_q)")
     if cu_seqlens_k is cu_seqlens_q and k.shape[1] != q.shape[1]:
         raise ValueError(f"k must have q's {q.shape[1]} rows unless cu_seqlens_k is given, got {k.shape[1]}")
+    require_int32(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     for name, x in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        _require_int32(name, x)
         if x.ndim != 1 or x.shape[0] == 0:
             raise ValueError(f"{name} must be (sequences + 1,), got shape {tuple(x.shape)}")
     require_shape("cu_seqlens_k", cu_seqlens_k, cu_seqlens_q.shape)
@@ -380,9 +385,9 @@ def _check_packed(
 def _check_restrictions(
     q: Tensor, k: Tensor, mask: Tensor | None, key_start: Tensor | None, key_end: Tensor | None
 ) -> None:
+    require_int32(key_start=key_start, key_end=key_end)
     for name, x in (("key_start", key_start), ("key_end", key_end)):
         if x is not None:
-            _require_int32(name, x)
             require_shape(name, x, q.shape[:1])
     if mask is None:
         return
@@ -393,8 +398,3 @@ def _check_restrictions(
         raise ValueError(
             f"mask must broadcast to (batch, heads, seq_q, seq_k) = {scores}, got shape {tuple(mask.shape)}"
         )
-
-
-def _require_int32(name: str, x: Tensor) -> None:
-    if x.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, got {x.dtype}")

@@ -134,6 +134,7 @@ def attention_dq_kernel(
     # in base 2; with +inf for -inf p is 0 for any score, also for the keys out of range that share a tile with others
     b_lse = tl.load(p_lse + o_lse, mask=m_m, other=0.0) * LOG2E
     b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse)
+    b_delta = tl.where(b_lse == float("inf"), 0.0, b_delta)  # the gradient of logaddexp(-inf, -inf) is NaN
     tl.store(p_rows + o_lse, b_lse, mask=m_m)
     tl.store(p_rows + ROWS + o_lse, b_delta, mask=m_m)
 
@@ -257,7 +258,6 @@ def attention_dk_dv_kernel(
     if rows_lo >= rows_hi:
         return
     shift = k_hi - q_hi
-    # keys of the tile outside of k_lo..k_hi are computed with the others, and end as 0
     j_lo, j_hi = tl.maximum(rows_lo, k_lo), tl.minimum(rows_lo + BLOCK_N, k_hi)
 
     o_n, o_d = rows_lo + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)[None, :]
@@ -276,6 +276,12 @@ def attention_dk_dv_kernel(
 
     b_dk = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     b_dv = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
+    if p_key_start is not None or p_key_end is not None:
+        # keys outside of the range are computed with the others of the tile, and not stored: zeros made at the end spill
+        o_dk = o_row * (KV_HEADS * HEAD_DIM) + o_d
+        m_outside = m_n & ((o_n < k_lo) | (o_n >= k_hi))[:, None]
+        store_rows(p_dk + o_first + o_dk, b_dk, m_outside, HEAD_DIM, BLOCK_D)
+        store_rows(p_dv + o_first + o_dk, b_dv, m_outside, HEAD_DIM, BLOCK_D)
     if j_lo < j_hi:
         lo, a, b, hi = query_tiles(j_lo, j_hi, q_lo, q_hi, shift, window, p_mask, CAUSAL, BLOCK_M, MASKED_BLOCK)
         b_k = load_rows(p_k + o_row * k_stride_s + o_d, m_n, HEAD_DIM, BLOCK_D, MASKED=True)
@@ -296,11 +302,9 @@ def attention_dk_dv_kernel(
             )  # fmt: skip
 
     b_dk *= scale
-    if p_key_start is not None or p_key_end is not None:
-        m_inside = ((o_n >= k_lo) & (o_n < k_hi))[:, None]
-        b_dk = tl.where(m_inside, b_dk, 0.0)
-        b_dv = tl.where(m_inside, b_dv, 0.0)
     o_dk = o_row * (KV_HEADS * HEAD_DIM) + o_d
+    if p_key_start is not None or p_key_end is not None:
+        m_n = ((o_n >= j_lo) & (o_n < j_hi))[:, None]
     store_rows(p_dk + o_first + o_dk, b_dk, m_n, HEAD_DIM, BLOCK_D)
     store_rows(p_dv + o_first + o_dk, b_dv, m_n, HEAD_DIM, BLOCK_D)
 
@@ -319,7 +323,8 @@ DK_DV_TILES = {
     "gfx942": (Tile(32, 128, 4, 2), Tile(32, 64, 4, 2), Tile(32, 32, 4, 2)),
     "float32": (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(16, 16, 4, 1)),
 }
-"""For head_dim up to 64, 128, 256, as `attention.TILES`."""
+"""For head_dim up to 64, 128, 256, as `attention.TILES`. But for dk and dv at 256 on sm_90 no tile with HGMMA is free of spills:
+of those tried this one is the largest of the two with fewest local accesses in its loops (32; 8 with half the queries)."""
 
 
 def plan_attention_backward(
@@ -330,7 +335,7 @@ def plan_attention_backward(
     does, `lse` and `dlse` contiguous."""
     batch, heads, seq_q, head_dim = q.shape
     kv_heads, seq_k = k.shape[1:3]
-    group = heads // max(1, kv_heads)
+    group = heads // kv_heads
     row_bytes = 2 * head_dim * q.element_size()  # of k and v, or of q and dout
     # of every query: lse in base 2, then delta
     rows = torch.empty((2, *lse.shape), dtype=torch.float32, device=q.device)

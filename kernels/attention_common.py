@@ -22,8 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
-from .linear import allow_tf32
+from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, next_power_of_2
 from .rows import accumulation_dtype, contiguous
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -101,9 +100,9 @@ def sequence_bounds(p_key_start, p_key_end, p_cu_q, p_cu_k, i_b, i_s, SEQUENCES,
         k_lo = 0
         k_hi = SEQ_K
         if p_key_start is not None:
-            k_lo = tl.maximum(tl.load(p_key_start + i_b), 0)
+            k_lo = tl.minimum(tl.maximum(tl.load(p_key_start + i_b), 0), SEQ_K)
         if p_key_end is not None:
-            k_hi = tl.minimum(tl.load(p_key_end + i_b), SEQ_K)
+            k_hi = tl.minimum(tl.maximum(tl.load(p_key_end + i_b), 0), SEQ_K)
     return q_lo, q_hi, k_lo, k_hi
 
 
@@ -327,7 +326,7 @@ def plan_tiles(
         grid=(tiles * pairs,),
         arguments=arguments,
         constants=dict(
-            CAUSAL=causal, GROUP=heads // max(1, kv_heads), HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim),
+            CAUSAL=causal, GROUP=heads // kv_heads, HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, MASKED_BLOCK=max(16, walked // 2),
             INPUT_PRECISION="tf32" if allow_tf32(q) else "ieee",
         ),

@@ -20,6 +20,7 @@ while the lengths grow. Programs beyond a row's last split end at once.
 Sources: Dao et al., Flash-Decoding for long-context inference, 2023; Kwon et al., PagedAttention, 2023 (arXiv:2309.06180).
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -29,10 +30,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_common import LOG2E, tanh
-from .launch import Gpu, LaunchPlan, cdiv, empty_contiguous, gpu_of, next_power_of_2
+from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
 from .rows import accumulation_dtype
-from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+from .validate import (
+    require_floating,
+    require_int32,
+    require_kernel_dtype,
+    require_same_device,
+    require_shape,
+    require_tensors,
+)
 
 TILE_BYTES = 16384
 """Of k, and of v, in one tile: 8 16-byte loads of each for a thread of 4 warps (4 on AMD, whose warps are twice as wide)."""
@@ -44,17 +52,17 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 """What a long context at batch 1 is split into; sm_80 holds two at a time (72 KB of shared memory each), so none waits for
 another. Together they keep 64 KB and more in flight, where an H200 needs 36 KB an SM (4.8 TB/s at 1 us)."""
 
-NOT_SPECIALIZED = ["max_len", "window", "splits"]
+NOT_SPECIALIZED = ["max_len", "window", "splits", "LSE"]
 """Sizes that change while a cache grows: no binary of its own for a multiple of 16 or a 1."""
 
 
 @triton.jit
 def _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
     """The keys [start, end) of row i_b, and how many of them each of its splits takes."""
-    end = tl.minimum(tl.load(p_cache_lens + i_b), max_len)
+    end = tl.minimum(tl.maximum(tl.load(p_cache_lens + i_b), 0), max_len)
     start = 0
-    if p_key_start is not None:
-        start = tl.maximum(start, tl.load(p_key_start + i_b))
+    if p_key_start is not None:  # cut, as all arguments are: the splits of one near 2^31 would wrap around
+        start = tl.minimum(tl.maximum(tl.load(p_key_start + i_b), 0), end)
     if window is not None:
         start = tl.maximum(start, end - window)
     blocks = tl.cdiv(tl.maximum(end - start, 1), BLOCK_N)
@@ -63,14 +71,17 @@ def _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS: tl.c
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def attention_decode_kernel(
-    p_q, p_k, p_v, p_out, p_lse, p_cache_lens, p_key_start, p_block_table,
+    p_q, p_k, p_v, p_out, p_cache_lens, p_key_start, p_block_table,
     q_stride_b, q_stride_h, q_stride_d, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
-    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap,
+    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap, LSE,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX_SPLITS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One split: normalized output and log2-sum-exp. With p_lse None it is the only one, and its output the result."""
+    """One split: normalized output and, `LSE` elements behind the first output, log2-sum-exp.
+
+    With LSE None it is the only one, and its output the result.
+    """
     HEAD_BLOCKS: tl.constexpr = (GROUP + BLOCK_H - 1) // BLOCK_H
     if PDL:  # before anything is read: see decode_layer.py
         tl.extra.cuda.gdc_wait()
@@ -133,13 +144,13 @@ def attention_decode_kernel(
     b_sum = tl.where(b_sum > 0.0, b_sum, 1.0)  # no keys: 0 / 1
     acc = acc / b_sum[:, None]
     tl.store(p_out + o_out * HEAD_DIM + o_d[None, :], acc, mask=m_q)
-    if p_lse is not None:
-        tl.store(p_lse + o_out, (b_max + tl.log2(b_sum))[:, None], mask=(o_group < GROUP)[:, None])
+    if LSE is not None:
+        tl.store(p_out + LSE + o_out, (b_max + tl.log2(b_sum))[:, None], mask=(o_group < GROUP)[:, None])
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def attention_decode_combine_kernel(
-    p_partial, p_lse, p_out, p_cache_lens, p_key_start, max_len, window, splits,
+    p_partial, p_out, p_cache_lens, p_key_start, max_len, window, splits, LSE,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +160,7 @@ def attention_decode_combine_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     i_bh = tl.program_id(0).to(tl.int64)
     start, end, split_keys = _key_range(p_cache_lens, p_key_start, i_bh // HEADS, max_len, window, MAX_SPLITS, BLOCK_N)
-    count = tl.cdiv(tl.maximum(end - start, 0), split_keys)
+    count = tl.cdiv(end - start, split_keys)
     o_d = tl.arange(0, BLOCK_D)
     b_max = float("-inf")
     b_sum = 0.0
@@ -157,7 +168,7 @@ def attention_decode_combine_kernel(
     for start_s in range(0, count, BLOCK_S):
         o_s = start_s + tl.arange(0, BLOCK_S)
         m_s = o_s < count
-        b_lse = tl.load(p_lse + i_bh * splits + o_s, mask=m_s, other=float("-inf"))
+        b_lse = tl.load(p_partial + LSE + i_bh * splits + o_s, mask=m_s, other=float("-inf"))
         p_split = p_partial + (i_bh * splits + o_s[:, None]) * HEAD_DIM + o_d[None, :]
         b_out = tl.load(p_split, mask=m_s[:, None] & (o_d < HEAD_DIM)[None, :], other=0.0)  # [BLOCK_S, BLOCK_D]
         b_new = tl.maximum(b_max, tl.max(b_lse, 0))  # finite: a split that counts has keys
@@ -187,10 +198,10 @@ def plan_attention_decode(
     max_splits = cdiv(PROGRAMS_PER_MULTIPROCESSOR * gpu.multiprocessors, head_blocks)
     splits = max(1, min(max_splits, cdiv(max_len if window is None else window, block_n)))
 
-    partial, lse = out, None
-    if splits > 1:
-        partial = q.new_empty((batch, heads, splits, head_dim), dtype=torch.float32)
-        lse = q.new_empty((batch, heads, splits), dtype=torch.float32)
+    partial, outputs = out, None
+    if splits > 1:  # one buffer: a second takes the host 1.3 us
+        outputs = batch * heads * splits * head_dim
+        partial = q.new_empty((outputs + batch * heads * splits,), dtype=torch.float32)
     q_stride_b, q_stride_h, _, q_stride_d = q.stride()
     k_stride_b, k_stride_h, k_stride_n, k_stride_d = k_cache.stride()
     v_stride_b, v_stride_h, v_stride_n, v_stride_d = v_cache.stride()
@@ -198,13 +209,13 @@ def plan_attention_decode(
         attention_decode_kernel,
         grid=(batch * head_blocks, splits),
         arguments=dict(
-            p_q=q, p_k=k_cache, p_v=v_cache, p_out=partial, p_lse=lse,
+            p_q=q, p_k=k_cache, p_v=v_cache, p_out=partial,
             p_cache_lens=cache_lens, p_key_start=key_start, p_block_table=block_table,
             q_stride_b=q_stride_b, q_stride_h=q_stride_h, q_stride_d=q_stride_d,
             k_stride_b=k_stride_b, k_stride_h=k_stride_h, k_stride_n=k_stride_n, k_stride_d=k_stride_d,
             v_stride_b=v_stride_b, v_stride_h=v_stride_h, v_stride_n=v_stride_n, v_stride_d=v_stride_d,
             table_stride=0 if block_table is None else block_table.stride(0),
-            max_len=max_len, window=window, scale=scale, softcap=softcap,
+            max_len=max_len, window=window, scale=scale, softcap=softcap, LSE=outputs,
         ),
         constants=dict(
             KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE=None if block_table is None else page,
@@ -218,14 +229,14 @@ def plan_attention_decode(
         num_stages=(3 if block_table is None else 5) if gpu.is_nvidia else 2,
         pdl=gpu.has_pdl,
     )  # fmt: skip
-    if lse is None:
+    if outputs is None:
         return [split]
     combine = LaunchPlan(
         attention_decode_combine_kernel,
         grid=(batch * heads,),
         arguments=dict(
-            p_partial=partial, p_lse=lse, p_out=out, p_cache_lens=cache_lens, p_key_start=key_start,
-            max_len=max_len, window=window, splits=splits,
+            p_partial=partial, p_out=out, p_cache_lens=cache_lens, p_key_start=key_start,
+            max_len=max_len, window=window, splits=splits, LSE=outputs,
         ),
         constants=dict(
             HEADS=heads, HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n,
@@ -270,8 +281,7 @@ def _kernel(
     for plan in plan_attention_decode(
         q, k_cache, v_cache, cache_lens.contiguous(), out, key_start=None if key_start is None else key_start.contiguous(),
         block_table=None if block_table is None else block_table.contiguous(), scale=scale, window=window,
-        softcap=softcap, allow_tf32=q.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32",
-        gpu=gpu_of(q.device),
+        softcap=softcap, allow_tf32=allow_tf32(q), gpu=gpu_of(q.device),
     ):  # fmt: skip
         plan.launch()
     return out
@@ -290,10 +300,13 @@ def _pytorch(
         starts = [max(start, end - window) for start, end in zip(starts, ends, strict=True)]
     ranges = list(zip(starts, ends, strict=True))
     # the query heads of a kv head are the queries of one call: no GQA left, nothing to repeat
-    queries = q.reshape(q.shape[0], k_cache.shape[1], q.shape[1] // k_cache.shape[1], q.shape[3])
+    (batch, heads, _, head_dim), kv_heads = q.shape, k_cache.shape[1]
+    queries = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
     if block_table is None and len(set(ranges)) == 1:
-        keys = slice(*ranges[0])
-        return _attend(queries, k_cache[:, :, keys], v_cache[:, :, keys], scale, softcap).reshape(q.shape).contiguous()
+        if ranges[0] != (0, max_len):
+            keys = slice(*ranges[0])
+            k_cache, v_cache = k_cache[:, :, keys], v_cache[:, :, keys]
+        return _attend(queries, k_cache, v_cache, scale, softcap).reshape(q.shape).contiguous()
     out = queries.new_empty(queries.shape)
     for i, (first, last) in enumerate(ranges):
         k, v = (_row_keys(cache, i, first, last, block_table) for cache in (k_cache, v_cache))
@@ -385,8 +398,10 @@ def attention_decode(
     _check(q, k_cache, v_cache, cache_lens, key_start, block_table)
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap must be positive, got {softcap}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, got {softcap}")
+    if scale is not None and not -math.inf < scale < math.inf:
+        raise ValueError(f"scale must be finite, got {scale}")
     if torch.is_grad_enabled() and (q.requires_grad or k_cache.requires_grad or v_cache.requires_grad):
         raise RuntimeError("attention_decode has no gradient: use attention, or call it under torch.no_grad()")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -402,32 +417,29 @@ def _check(
     block_table: Tensor | None,
 ) -> None:
     require_floating(q=q, k_cache=k_cache, v_cache=v_cache)
-    _require_int32(cache_lens=cache_lens, key_start=key_start, block_table=block_table)
+    require_tensors(cache_lens=cache_lens)
     require_same_device(
         q=q, k_cache=k_cache, v_cache=v_cache, cache_lens=cache_lens, key_start=key_start, block_table=block_table
     )
-    if q.ndim != 4 or q.shape[2] != 1:
-        raise ValueError(f"q must have shape (batch, heads, 1, head_dim), got {tuple(q.shape)}")
-    batch, heads, _, head_dim = q.shape
+    require_int32(cache_lens=cache_lens, key_start=key_start, block_table=block_table)
+    q_shape, k_shape = q.shape, k_cache.shape
+    if len(q_shape) != 4 or q_shape[2] != 1:
+        raise ValueError(f"q must have shape (batch, heads, 1, head_dim), got {tuple(q_shape)}")
+    batch, heads, _, head_dim = q_shape
     if head_dim % 2 or not 16 <= head_dim <= 256:
         raise ValueError(f"q's head_dim must be even and from 16 to 256, got {head_dim}")
-    if k_cache.ndim != 4 or k_cache.shape[3] != head_dim or (block_table is None and k_cache.shape[0] != batch):
+    if len(k_shape) != 4 or k_shape[3] != head_dim or (block_table is None and k_shape[0] != batch):
         first, third = ("blocks", "block_size") if block_table is not None else (batch, "max_len")
-        raise ValueError(
-            f"k_cache must have shape ({first}, kv_heads, {third}, {head_dim}), got {tuple(k_cache.shape)}"
-        )
-    require_shape("v_cache", v_cache, k_cache.shape)
-    if k_cache.shape[1] == 0 or heads % k_cache.shape[1]:
-        raise ValueError(f"k_cache's kv_heads must divide q's {heads} heads, got {k_cache.shape[1]}")
+        raise ValueError(f"k_cache must have shape ({first}, kv_heads, {third}, {head_dim}), got {tuple(k_shape)}")
+    require_shape("v_cache", v_cache, k_shape)
+    if k_shape[1] == 0 or heads % k_shape[1]:
+        raise ValueError(f"k_cache's kv_heads must divide q's {heads} heads, got {k_shape[1]}")
     require_shape("cache_lens", cache_lens, (batch,))
     if key_start is not None:
         require_shape("key_start", key_start, (batch,))
-    if block_table is not None and (block_table.ndim != 2 or block_table.shape[0] != batch):
+    if block_table is None:
+        return
+    if block_table.ndim != 2 or block_table.shape[0] != batch:
         raise ValueError(f"block_table must have shape ({batch}, max_blocks), got {tuple(block_table.shape)}")
-
-
-def _require_int32(**tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and not (isinstance(tensor, Tensor) and tensor.dtype == torch.int32):
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} must be an int32 tensor, got {found}")
+    if k_shape[2] == 0:
+        raise ValueError(f"k_cache's blocks must hold at least one key, got shape {tuple(k_shape)}")

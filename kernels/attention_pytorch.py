@@ -14,15 +14,14 @@ from torch import Tensor
 from .attention_common import Pattern, as_batch, as_empty_rows, empty_rows
 from .rows import accumulation_dtype
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_flash = torch._scaled_dot_product_flash_attention_for_cpu  # 1.7 us faster to call than by `torch.ops.aten`
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """out in the layout of `empty_rows` and lse, contiguous."""
     if pattern.cu_seqlens_q is None:
-        out, lse = _forward(q, k, v, pattern)
-        return as_empty_rows(out), lse.contiguous()
+        return _forward(q, k, v, pattern)
     out = empty_rows(q).zero_()
     lse = q.new_full(q.shape[:-1], float("-inf"), dtype=accumulation_dtype(q))
     for rows, keys in _sequences(pattern):
@@ -67,19 +66,24 @@ def _sequences(pattern: Pattern) -> Iterator[tuple[slice, slice]]:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     q, k, v = as_batch(q), as_batch(k), as_batch(v)
+    batch, heads, seq_q, head_dim = q.shape
     if not q.numel() or not k.numel():
-        return torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=accumulation_dtype(q))
-    k, v = _only_in_range(k, pattern), _only_in_range(v, pattern)
-    square, allowed = _visible(q, k, pattern)
-    if pattern.softcap is None:
-        out, lse = _flash(q, k, v, 0.0, square, attn_mask=_additive(allowed, q), scale=pattern.scale)
-        if allowed is not None:  # where there is nothing to attend to it says lse = 0
-            lse = lse.masked_fill(~allowed.any(-1), float("-inf"))
-        return out, lse
-    scores, _ = _scores(q, k, allowed, pattern)
-    lse = torch.logsumexp(scores, -1)
-    out = _probabilities(scores, lse) @ v.to(lse.dtype)
-    return out.view_as(q).to(q.dtype), lse.view(q.shape[:-1])
+        return empty_rows(q).zero_(), q.new_full(q.shape[:-1], float("-inf"), dtype=accumulation_dtype(q))
+    k, v, inside = _only_in_range(k, v, pattern)
+    square, allowed = _visible(q, k, inside, pattern)
+    if pattern.softcap is not None:
+        scores, _ = _scores(q, k, allowed, pattern)
+        lse = torch.logsumexp(scores, -1)
+        out = _probabilities(scores, lse) @ v.to(lse.dtype)
+        return as_empty_rows(out.view(q.shape).to(q.dtype)), lse.view(q.shape[:-1])
+    if seq_q == 1 and allowed is None:  # the heads of a group as the queries of one: their keys are read once
+        grouped = q.reshape(batch, k.shape[1], -1, head_dim)
+        out, lse = _flash(grouped, k, v, 0.0, False, scale=pattern.scale)
+        return out.reshape(q.shape), lse.reshape(batch, heads, 1)
+    out, lse = _flash(q, k, v, 0.0, square, attn_mask=_additive(allowed, q), scale=pattern.scale)
+    if allowed is not None:  # where there is nothing to attend to it says lse = 0
+        lse = lse.masked_fill(~allowed.any(-1), float("-inf"))
+    return as_empty_rows(out), lse.contiguous()
 
 
 def _backward(
@@ -88,8 +92,8 @@ def _backward(
     dout, q, k, v, out = as_batch(dout), as_batch(q), as_batch(k), as_batch(v), as_batch(out)
     if not q.numel() or not k.numel():
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    k, v = _only_in_range(k, pattern), _only_in_range(v, pattern)
-    square, allowed = _visible(q, k, pattern)
+    k, v, inside = _only_in_range(k, v, pattern)
+    square, allowed = _visible(q, k, inside, pattern)
     if pattern.softcap is None and dlse is None:
         lse = lse.masked_fill(lse == float("-inf"), float("inf"))  # e^(s - lse) = 0 for any s
         mask = _additive(allowed, q)
@@ -103,46 +107,49 @@ def _backward(
     dout, out = dout.to(p.dtype).reshape(*groups, q.shape[3]), out.to(p.dtype).reshape(*groups, q.shape[3])
     delta = (dout * out).sum(-1)
     if dlse is not None:
-        delta = delta - dlse.reshape(groups)
+        delta = delta - dlse.masked_fill(lse == float("-inf"), 0).reshape(groups)
     ds = p * (dout @ v.to(p.dtype).mT - delta.unsqueeze(-1)) * slope
     dq = (ds @ k.to(p.dtype)).view_as(q)
     dk = ds.mT @ q.to(p.dtype).reshape(*groups, q.shape[3])
     return dq.to(q.dtype), dk.to(k.dtype), (p.mT @ dout).to(v.dtype)
 
 
-def _only_in_range(x: Tensor, pattern: Pattern) -> Tensor:
-    """Keys or values with 0 outside of the key ranges: what lies there may be anything, and 0 * NaN is NaN."""
+def _only_in_range(k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values with 0 outside of the key ranges: what lies there may be anything, and 0 * NaN is NaN.
+
+    And which keys are inside, (batch, 1, 1, seq_k); None without ranges.
+    """
     if pattern.key_start is None and pattern.key_end is None:
-        return x
-    key = torch.arange(x.shape[2], device=x.device).view(-1, 1)
-    outside = torch.zeros_like(key, dtype=torch.bool)
-    if pattern.key_start is not None:
-        outside = outside | (key < pattern.key_start.view(-1, 1, 1, 1))
+        return k, v, None
+    key = torch.arange(k.shape[2], device=k.device)
+    inside = None if pattern.key_start is None else key >= pattern.key_start.view(-1, 1, 1, 1)
     if pattern.key_end is not None:
-        outside = outside | (key >= pattern.key_end.view(-1, 1, 1, 1))
-    return x.masked_fill(outside, 0)
+        before_end = key < pattern.key_end.view(-1, 1, 1, 1)
+        inside = before_end if inside is None else inside & before_end
+    assert inside is not None
+    outside = ~inside.mT
+    return k.masked_fill(outside, 0), v.masked_fill(outside, 0), inside
 
 
-def _visible(q: Tensor, k: Tensor, pattern: Pattern) -> tuple[bool, Tensor | None]:
+def _visible(q: Tensor, k: Tensor, inside: Tensor | None, pattern: Pattern) -> tuple[bool, Tensor | None]:
     """Whether it is all of a square causal mask; and what may be attended to, as (batch, heads, seq_q, seq_k) or
     anything that broadcasts to it, None where no mask is needed."""
     seq_q, seq_k = q.shape[2], k.shape[2]
     window = None if pattern.window is None or pattern.window >= max(seq_q, seq_k) else pattern.window
-    if pattern.mask is None and pattern.key_start is None and pattern.key_end is None and window is None:
+    if pattern.mask is None and inside is None and window is None:
         if not pattern.causal or seq_q == 1:
             return False, None
         if seq_q == seq_k:
             return True, None
-    ones = torch.ones(1, 1, 1, 1, dtype=torch.int64, device=q.device)
-    start = 0 * ones if pattern.key_start is None else pattern.key_start.view(-1, 1, 1, 1)
-    end = seq_k * ones if pattern.key_end is None else pattern.key_end.clamp(max=seq_k).view(-1, 1, 1, 1)
-    key = torch.arange(seq_k, device=q.device)
-    position = end - seq_q + torch.arange(seq_q, device=q.device)[:, None]
-    allowed = (start <= key) & (key < end)
-    if pattern.causal:
-        allowed = allowed & (key <= position)
-    if window is not None:
-        allowed = allowed & (key > position - window) & (key < position + window)
+    allowed = torch.ones(1, 1, 1, seq_k, dtype=torch.bool, device=q.device) if inside is None else inside
+    if (pattern.causal and seq_q > 1) or window is not None:
+        end = seq_k if pattern.key_end is None else pattern.key_end.clamp(0, seq_k).view(-1, 1, 1, 1)
+        key = torch.arange(seq_k, device=q.device)
+        position = torch.arange(seq_q, device=q.device)[:, None] + (end - seq_q)
+        if pattern.causal:
+            allowed = allowed & (key <= position)
+        if window is not None:
+            allowed = allowed & ((key - position).abs() < window)
     return False, (allowed if pattern.mask is None else allowed & pattern.mask).expand(-1, -1, seq_q, -1)
 
 

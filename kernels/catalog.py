@@ -2,40 +2,28 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 
 import torch
 
-from . import (
-    attention,
-    attention_decode,
-    cross_entropy,
-    decode_layer,
-    layer_norm,
-    linear,
-    linear_cross_entropy,
-    rms_norm,
-    rope,
-    softmax,
-    swiglu,
-)
 from .binary import inspect_plan
 from .launch import Gpu, LaunchPlan
 
 OPS: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        attention,
-        attention_decode,
-        cross_entropy,
-        decode_layer,
-        layer_norm,
-        linear,
-        linear_cross_entropy,
-        rms_norm,
-        rope,
-        softmax,
-        swiglu,
+    name: import_module(f".{name}", __package__)
+    for name in (
+        "attention",
+        "attention_decode",
+        "cross_entropy",
+        "decode_layer",
+        "layer_norm",
+        "linear",
+        "linear_cross_entropy",
+        "rms_norm",
+        "rope",
+        "softmax",
+        "swiglu",
     )
 }
 """The files that have `example_plans`, by the op's name."""

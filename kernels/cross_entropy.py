@@ -12,12 +12,14 @@ Backward, with p = exp(z - lse) and g the gradient of the token's loss:
     dlogits = g * (1 - (z / softcap)^2) * ((1 + 2 * z_loss * lse) * p - (1 - label_smoothing) * [label] - label_smoothing / V)
 
 Kept for backward: logits, labels, and lse as the pair (largest z, lse - largest z), which the sum would round: at lse = 50
-every p would be wrong by up to 2e-6 of itself, and p - 1 of a sure prediction by far more. 2V bytes are read and 2V written a row, in one pass; rows whose label is ignored
-are written without being read. The loss is float32 whatever the dtype of the logits.
+every p would be wrong by up to 2e-6 of itself, and p - 1 of a sure prediction by far more. 2V bytes are read and 2V written
+a row, in one pass; rows whose label is ignored are written without being read. The loss is float32 whatever the dtype of the
+logits.
 
 Label smoothing: Szegedy et al., 2015 (arXiv:1512.00567). z-loss: Chowdhery et al., PaLM, 2022 (arXiv:2204.02311).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -462,9 +464,9 @@ def require_loss_arguments(
         raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-    if not z_loss >= 0.0:
-        raise ValueError(f"z_loss must be at least 0, got {z_loss}")
-    if softcap is not None and not softcap > 0.0:
-        raise ValueError(f"softcap must be positive or None, got {softcap}")
+    if not 0.0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be at least 0 and finite, got {z_loss}")
+    if softcap is not None and not 0.0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, or None, got {softcap}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")

@@ -181,6 +181,14 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
+def allow_tf32(x: torch.Tensor) -> bool:
+    """Whether a product of `x` may be TensorFloat-32: PyTorch's switch for matrix products.
+
+    (Its `allow_tf32` raises once a program has used `fp32_precision`, which knows both.)
+    """
+    return x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def empty_contiguous(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Uninitialised, of `x`'s shape. `x.new_empty(x.shape)` takes 0.6 us more on the host."""
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)

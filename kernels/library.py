@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from .launch import INTERPRETED
 
@@ -42,6 +43,8 @@ def register_autograd(op: torch._ops.OpOverload, function: type[torch.autograd.F
     def autograd(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
             return function.apply(*args)
+        if forward_ad._current_level >= 0:
+            return function.apply(*args)  # which refuses tangents; below autograd they would be lost without a word
         with below_autograd():
             return op(*args)
 

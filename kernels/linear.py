@@ -1,4 +1,4 @@
-"""A linear layer with an epilogue: bias, activation and residual add, before the one rounding.
+"""A linear layer with an epilogue: bias, activation and residual add, before the one rounding (on the CPU, PyTorch's ops).
 
     y = act(x @ weight^T + bias) + residual          x (M, K), weight (N, K), float32 accumulation
 
@@ -9,7 +9,8 @@ Backward, with p = x @ weight^T + bias and dp = (dy * act'(p)), rounded to x's d
     dx = dp @ weight      dweight = dp^T @ x      dbias = sum over rows of dp      dresidual = dy
 
 p is kept, rounded to x's dtype, where there is an activation: 4 bytes of traffic an element, where computing it again costs
-2K FLOPs; on an H200 (about 4.3 TB/s, 780 TFLOP/s) 1 ps against 10 ps at K = 4096. Nothing but the inputs is kept otherwise.
+2K FLOPs; on an H200 (about 4.3 TB/s, 780 TFLOP/s) 1 ps against 10 ps at K = 4096. x is kept only if dweight is asked for,
+weight only for dx, and p for neither of them nor dbias: a frozen weight (LoRA) keeps no activations in memory.
 dp and dbias are one pass of a Triton kernel, with float32 partials added in a fixed order. dx and dweight are plain
 products, with nothing to fuse and large in every dimension: cuBLAS's ground. dweight is taken from it in float32 and then
 rounded, since cuBLAS may add the parts of a split sum over rows in bf16 otherwise.
@@ -26,11 +27,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .activation import activation_slope
-from .launch import Gpu, LaunchPlan, as_rows, cdiv, gpu_of
+from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, register, register_autocast, register_autograd
 from .matmul import plan_linear
 from .rows import accumulation_dtype, plan_sum_rows
-from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+from .validate import (
+    require_floating,
+    require_floating_or_none,
+    require_kernel_dtype,
+    require_same_device,
+    require_shape,
+)
 
 
 @triton.jit
@@ -123,44 +130,42 @@ def _launch(
     require_kernel_dtype(x=x, weight=weight, bias=bias, residual=residual)
     plans = plan_linear(
         as_rows(x), weight, None if bias is None else bias.contiguous(), None if residual is None else as_rows(residual),
-        as_rows(y), activation=activation, preactivation=preactivation, allow_tf32=allow_tf32(x), gpu=gpu_of(x.device),
+        y, activation=activation, preactivation=preactivation, allow_tf32=allow_tf32(x), gpu=gpu_of(x.device),
     )  # fmt: skip
     for plan in plans:
         plan.launch()
 
 
-def allow_tf32(x: Tensor) -> bool:
-    """PyTorch's switch. (Its `allow_tf32` raises once a program has used `fp32_precision`, which knows both.)"""
-    return x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
 def _backward_kernel(
-    dy: Tensor, x: Tensor, weight: Tensor, preactivation: Tensor | None, activation: str | None,
-    x_grad: bool, weight_grad: bool, bias_grad: bool,
+    dy: Tensor, x: Tensor | None, weight: Tensor | None, preactivation: Tensor | None, activation: str | None,
+    dtype: torch.dtype, bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dp = dy = as_rows(dy)
-    dbias = x.new_empty(weight.shape[0] if bias_grad else 0)
+    dp = rows = as_rows(dy)
+    dbias = rows.new_empty(rows.shape[1] if bias_grad else 0, dtype=dtype)
     if activation is not None:
-        dp = dy.new_empty(dy.shape, dtype=x.dtype)
+        dp = rows.new_empty(rows.shape, dtype=dtype)
     if activation is not None or bias_grad:
         plans = plan_linear_backward_epilogue(
-            dy, preactivation, None if activation is None else dp, dbias if bias_grad else None,
-            activation=activation, gpu=gpu_of(x.device),
+            rows, preactivation, None if activation is None else dp, dbias if bias_grad else None,
+            activation=activation, gpu=gpu_of(dy.device),
         )  # fmt: skip
         for plan in plans:
             plan.launch()
-    return *_products(dp.to(x.dtype), x, weight, x_grad, weight_grad), dbias
+    return *_products(dp.to(dtype), x, weight, dy.shape), dbias
 
 
-def _products(dp: Tensor, x: Tensor, weight: Tensor, x_grad: bool, weight_grad: bool) -> tuple[Tensor, Tensor]:
-    """dx and dweight, each empty where it is not asked for."""
-    dx = (dp @ weight).view(x.shape) if x_grad else x.new_empty(0)
-    if not weight_grad:
-        return dx, weight.new_empty(0)
-    rows = x.reshape(dp.shape[0], x.shape[-1])
-    if dp.is_cuda and dp.dtype in (torch.float16, torch.bfloat16):
-        return dx, torch.mm(dp.t(), rows, out_dtype=torch.float32).to(weight.dtype)
-    return dx, dp.t() @ rows
+def _products(dp: Tensor, x: Tensor | None, weight: Tensor | None, y_shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """dx and dweight, each empty where what it is made from is not given."""
+    dx, dweight = dp.new_empty(0), dp.new_empty(0)
+    if weight is not None:
+        dx = (dp @ weight).view(*y_shape[:-1], weight.shape[1])
+    if x is not None:
+        rows = x.reshape(dp.shape[0], x.shape[-1])
+        if dp.is_cuda and dp.dtype in (torch.float16, torch.bfloat16):
+            dweight = torch.mm(dp.t(), rows, out_dtype=torch.float32).to(dp.dtype)
+        else:
+            dweight = dp.t() @ rows
+    return dx, dweight
 
 
 def _pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None) -> Tensor:
@@ -179,7 +184,9 @@ def _training_pytorch(
 def _pytorch_epilogue(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
     if activation is not None:
         y = _ACTIVATIONS[activation](y)
-    return y if residual is None else y + residual
+    if residual is None:
+        return y
+    return y.add_(residual) if residual.dtype == y.dtype else y + residual
 
 
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
@@ -195,19 +202,20 @@ _SLOPES: dict[str, Callable[..., Tensor]] = {
 
 
 def _backward_pytorch(
-    dy: Tensor, x: Tensor, weight: Tensor, preactivation: Tensor | None, activation: str | None,
-    x_grad: bool, weight_grad: bool, bias_grad: bool,
+    dy: Tensor, x: Tensor | None, weight: Tensor | None, preactivation: Tensor | None, activation: str | None,
+    dtype: torch.dtype, bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dp = dy.to(x.dtype)
+    dp = dy.to(dtype)
     if activation is not None:
         dp = _SLOPES[activation](dp, preactivation)
-    dp = dp.reshape(-1, weight.shape[0]) if dp.numel() else dp.new_empty((x.shape[:-1].numel(), weight.shape[0]))
-    dbias = dp.sum(0, dtype=accumulation_dtype(x)).to(x.dtype) if bias_grad else x.new_empty(0)
-    return *_products(dp, x, weight, x_grad, weight_grad), dbias
+    dp = as_rows(dp)
+    dbias = dp.sum(0, dtype=accumulation_dtype(dp)).to(dtype) if bias_grad else dp.new_empty(0)
+    return *_products(dp, x, weight, dy.shape), dbias
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=_result_dtype(x, weight, bias, residual))
+    *rows, _ = x.shape
+    return x.new_empty([*rows, weight.shape[0]], dtype=_result_dtype(x, weight, bias, residual))
 
 
 def _training_fake(
@@ -218,13 +226,14 @@ def _training_fake(
 
 
 def _backward_fake(
-    dy: Tensor, x: Tensor, weight: Tensor, preactivation: Tensor | None, activation: str | None,
-    x_grad: bool, weight_grad: bool, bias_grad: bool,
+    dy: Tensor, x: Tensor | None, weight: Tensor | None, preactivation: Tensor | None, activation: str | None,
+    dtype: torch.dtype, bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    out_features = dy.shape[-1]
     return (
-        x.new_empty(x.shape if x_grad else 0),
-        weight.new_empty(weight.shape if weight_grad else 0),
-        x.new_empty(weight.shape[0] if bias_grad else 0),
+        dy.new_empty(0 if weight is None else (*dy.shape[:-1], weight.shape[1]), dtype=dtype),
+        dy.new_empty(0 if x is None else (out_features, x.shape[-1]), dtype=dtype),
+        dy.new_empty(out_features if bias_grad else 0, dtype=dtype),
     )
 
 
@@ -250,8 +259,8 @@ linear_training_op = register(
     kernel=_training_kernel, pytorch=_training_pytorch, fake=_training_fake,
 )  # fmt: skip
 linear_backward_op = register(
-    "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor? preactivation, str? activation,"
-    " bool x_grad, bool weight_grad, bool bias_grad) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    "linear_backward(Tensor dy, Tensor? x, Tensor? weight, Tensor? preactivation, str? activation, ScalarType dtype,"
+    " bool bias_grad) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     kernel=_backward_kernel, pytorch=_backward_pytorch, fake=_backward_fake,
 )  # fmt: skip
 
@@ -261,26 +270,32 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None
     ) -> Tensor:
+        x_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         preactivation = None
         with below_autograd():
-            if activation is None:
-                y = linear_op(x, weight, bias, residual, None)
-            else:
+            if activation is not None and (x_grad or weight_grad or bias_grad):
                 y, preactivation = linear_training_op(x, weight, bias, residual, activation)
-        ctx.save_for_backward(x, weight, preactivation)
-        ctx.activation = activation
+            else:
+                y = linear_op(x, weight, bias, residual, activation)
+        ctx.save_for_backward(x if weight_grad else None, weight if x_grad else None, preactivation)
+        ctx.activation, ctx.dtype = activation, x.dtype
         ctx.residual_dtype = None if residual is None else residual.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[:3]
-        gradients: tuple[Tensor, ...] = ()
-        if any(needed):
-            gradients = linear_backward_op(dy, *ctx.saved_tensors, ctx.activation, *needed)
-        dx, dweight, dbias = (g if need else None for g, need in zip(gradients or (None,) * 3, needed, strict=True))
-        return dx, dweight, dbias, dy.to(ctx.residual_dtype) if ctx.needs_input_grad[3] else None, None
+        dx = dweight = dbias = None
+        x_grad, weight_grad, bias_grad, residual_grad, _ = ctx.needs_input_grad
+        if x_grad or weight_grad or bias_grad:
+            dx, dweight, dbias = linear_backward_op(dy, *ctx.saved_tensors, ctx.activation, ctx.dtype, bias_grad)
+        return (
+            dx if x_grad else None,
+            dweight if weight_grad else None,
+            dbias if bias_grad else None,
+            dy.to(ctx.residual_dtype) if residual_grad else None,
+            None,
+        )
 
 
 register_autograd(linear_op, _Linear)
@@ -291,7 +306,10 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] | None = None, residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """act(x @ weight.T + bias) + residual, accumulated in float32 and rounded once.
+    """act(x @ weight.T + bias) + residual.
+
+    The GPU kernels accumulate in float32, apply all of it there and round once. On the CPU it is PyTorch's ops one after
+    the other, each of which rounds to its dtype.
 
     Args:
         x: (..., in_features), float16, bfloat16 or float32 (float64 on the CPU).
@@ -311,7 +329,8 @@ def linear(
         TypeError: a tensor is not floating point, or `x`, `weight` and `bias` differ in dtype.
         ValueError: a shape, device or `activation` does not fit.
     """
-    require_floating(x=x, weight=weight, bias=bias, residual=residual)
+    require_floating(x=x, weight=weight)
+    require_floating_or_none(bias=bias, residual=residual)
     require_same_device(x=x, weight=weight, bias=bias, residual=residual)
     if x.ndim == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
@@ -321,6 +340,6 @@ def linear(
         require_shape("bias", bias, weight.shape[:1])
     if residual is not None:
         require_shape("residual", residual, (*x.shape[:-1], weight.shape[0]))
-    if activation is not None and activation not in _ACTIVATIONS:
+    if activation is not None and activation not in (*_ACTIVATIONS,):  # a tuple, to which what has no hash may come
         raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)} or None, got {activation!r}")
     return linear_op(x, weight, bias, residual, activation)

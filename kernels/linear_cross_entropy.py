@@ -42,25 +42,38 @@ from .cross_entropy import (
     reduce_losses,
     require_loss_arguments,
 )
-from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, gpu_of
+from .launch import INTERPRETED, Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, register, register_autocast, register_autograd
-from .linear import allow_tf32, require_dtype
+from .linear import require_dtype
 from .matmul import plan_linear
 from .rows import accumulation_dtype
-from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+from .validate import (
+    require_floating,
+    require_floating_or_none,
+    require_kernel_dtype,
+    require_same_device,
+    require_shape,
+)
 
 LEAST_CHUNK = 1024
 """Tokens of a chunk of a narrow model."""
 
+CHUNK_MULTIPLE = 64
+"""Tokens in a step of the product for dweight: what divides them needs no mask."""
+
 
 def chunk_tokens(in_features: int) -> int:
     """Tokens in a chunk, at most."""
-    return max(LEAST_CHUNK, in_features)
+    return _round_up(max(LEAST_CHUNK, in_features))
+
+
+def _round_up(tokens: int) -> int:
+    return cdiv(tokens, CHUNK_MULTIPLE) * CHUNK_MULTIPLE
 
 
 def _chunks(tokens: int, limit: int) -> Iterator[slice]:
-    """Nearly equal chunks of at most `limit` tokens."""
-    size = cdiv(tokens, cdiv(tokens, limit)) if tokens else 1
+    """Nearly equal chunks of at most `limit` tokens, all but the last a multiple of CHUNK_MULTIPLE."""
+    size = min(limit, _round_up(cdiv(tokens, cdiv(tokens, limit)))) if tokens else 1
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
@@ -93,6 +106,8 @@ def _walk(
     losses: Tensor | None = None, dlosses: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Over hidden (T, H): writes `losses` and `lse` if it is given `losses`, then the gradients that are needed."""
+    dhidden, dweight, dbias = gradients
+    gradients = dhidden.view(hidden.shape if needed[0] else 0), dweight, dbias
     on_triton = hidden.is_cuda or INTERPRETED
     write_losses, write_gradient = (losses_kernel, gradient_kernel) if on_triton else (losses_pytorch, gradient_pytorch)
     buffer = hidden.new_empty((min(limit, hidden.shape[0]), weight.shape[0]))
@@ -117,7 +132,7 @@ def _add_products(
     dhidden, dweight, dbias = gradients
     first = chunk.start == 0
     if needed[0]:
-        torch.mm(dlogits, weight, out=dhidden.view(-1, weight.shape[1])[chunk])
+        torch.mm(dlogits, weight, out=dhidden[chunk])
     if needed[1] and on_triton:
         plans = plan_add_weight_gradient(
             dlogits, hidden, dweight, first=first, tf32=allow_tf32(hidden), gpu=gpu_of(hidden.device)
@@ -278,7 +293,8 @@ def linear_cross_entropy(
         ValueError: a shape, device or option does not fit; on the CPU, a label is out of range. On a GPU a label out of
             range makes the loss and the gradients NaN.
     """
-    require_floating(hidden=hidden, weight=weight, bias=bias)
+    require_floating(hidden=hidden, weight=weight)
+    require_floating_or_none(bias=bias)
     require_same_device(hidden=hidden, weight=weight, bias=bias)
     if hidden.ndim == 0:
         raise ValueError("hidden must have at least one dimension, got a scalar")

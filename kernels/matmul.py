@@ -164,16 +164,17 @@ _TILES = (Tile(128, 256, 64, 8), Tile(128, 128, 64, 8), Tile(64, 128, 64, 4), Ti
 # float32 products at full precision run on the ordinary units, which want their operands in registers.
 _IEEE_TILES = (Tile(64, 64, 16, 4), Tile(32, 32, 32, 4))
 
-# Operands that cannot be copied 16 bytes at a time pass through registers, element by element.
-_UNALIGNED_TILES = (Tile(64, 64, 32, 4),)
+# Operands that cannot be copied 16 bytes at a time pass through registers, element by element; with 4 warps they spill.
+_UNALIGNED_TILES = (Tile(64, 64, 32, 8),)
 
 
 @lru_cache(maxsize=4096)
 def choose_tile(m: int, n: int, itemsize: int, ieee: bool, aligned: bool, gpu: Gpu) -> Tile:
     """The tile with the least estimated time: rounds of programs over the GPU, times the time of one.
 
-    `ieee` is float32 at full precision, `aligned` says that operands can be copied 16 bytes at a time. A program's step multiplies block_m * block_n pairs and fetches block_m + block_n operands from L2. An operand is
-    weighed as 64 pairs: an SM of sm_90 multiplies 2048 pairs of bf16 a clock and gets about 32 operands.
+    `ieee` is float32 at full precision, `aligned` says that operands can be copied 16 bytes at a time. A program's step
+    multiplies block_m * block_n pairs and fetches block_m + block_n operands from L2. An operand is weighed as 64 pairs:
+    an SM of sm_90 multiplies 2048 pairs of bf16 a clock and gets about 32 operands.
     """
 
     def estimate(tile: Tile) -> float:
@@ -205,16 +206,17 @@ def plan_linear(
     """y (M, N) from x (M, K) and weight (N, K), which may have any strides, as launches in order.
 
     `residual` (M, N) has contiguous rows and may be `y` itself, which then is added to; `preactivation` (M, N) is
-    written where it is given.
+    written where it is given. Both outputs are contiguous, and may have M cut into more dimensions.
     """
     (m, k), n = x.shape, weight.shape[0]
+    (x_stride_m, x_stride_k), (weight_stride_n, weight_stride_k) = x.stride(), weight.stride()
     epilogue = dict(
         p_bias=bias, p_residual=residual, p_preactivation=preactivation, p_y=y,
         residual_stride=0 if residual is None else residual.stride(0), M=m, N=n,
     )  # fmt: skip
     operands = dict(
-        p_x=x, p_weight=weight, x_stride_m=x.stride(0), x_stride_k=x.stride(1),
-        weight_stride_n=weight.stride(0), weight_stride_k=weight.stride(1), K=k,
+        p_x=x, p_weight=weight, x_stride_m=x_stride_m, x_stride_k=x_stride_k,
+        weight_stride_n=weight_stride_n, weight_stride_k=weight_stride_k, K=k,
     )  # fmt: skip
     ieee = x.dtype == torch.float32 and not allow_tf32
     constants = dict(ACTIVATION=activation, INPUT_PRECISION="tf32" if allow_tf32 else "ieee")
@@ -245,8 +247,10 @@ def _plan_few_rows(
     block_m, block_n, row_bytes = (1, 8, 1024) if m == 1 else (16, 64, 256)
     block_k = row_bytes // itemsize
     tiles = cdiv(n, block_n)
-    # Two programs an SM keep enough copies in flight; a split is at least the depth of the pipeline.
-    splits = max(1, min(cdiv(2 * gpu.multiprocessors, tiles), k // (4 * block_k), 16)) if tiles else 1
+    # Three programs an SM have 72 KB of one-row weight tiles in flight, and two, all that its shared memory holds, 96 KB
+    # of the others. Rounded down, since one program more would be a second round. A split is at least a pipeline deep.
+    programs = (3 if m == 1 else 2) * gpu.multiprocessors
+    splits = max(1, min(programs // tiles, k // (4 * block_k), 16)) if tiles else 1
     split_k = cdiv(cdiv(k, splits), block_k) * block_k
     splits = cdiv(k, split_k) if k else 1
     partial = None if splits == 1 else epilogue["p_y"].new_empty((splits, m, n), dtype=torch.float32)

@@ -4,6 +4,8 @@ Against the float64 reference the relative RMS error may be at most 2x (gradient
 dtype on the same input, plus one eps of the dtype.
 """
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -14,19 +16,22 @@ GRADIENT_FACTOR = 3.0
 def relative_error(actual: Tensor, reference: Tensor) -> float:
     """||actual - reference|| / ||reference|| in float64.
 
-    Infinities and NaNs must stand in the same places (else inf); where the reference is all zero, so must `actual` be.
+    Infinities and NaNs must be the reference's, each in its place: one too many, too few or of the wrong kind makes the
+    error inf. Where the reference is all zero, ||reference|| counts as 1e-300: an error beside a peer's keeps its meaning.
     """
     actual, reference = actual.detach().double(), reference.detach().double()
     if actual.shape != reference.shape:
         raise ValueError(f"actual must have the reference's shape, {tuple(reference.shape)}, got {tuple(actual.shape)}")
     finite = reference.isfinite()
-    if not torch.equal(actual.isfinite(), finite) or not torch.equal(actual[~finite], reference[~finite]):
+    if not torch.allclose(actual[~finite], reference[~finite], rtol=0, atol=0, equal_nan=True):
         return float("inf")
     actual, reference = actual[finite], reference[finite]
-    difference = torch.linalg.vector_norm(actual - reference).item()
-    return 0.0 if difference == 0.0 else difference / (torch.linalg.vector_norm(reference).item() or 1e-300)
+    if not actual.isfinite().all():
+        return float("inf")
+    difference, norm = (torch.linalg.vector_norm(x).item() for x in (actual - reference, reference))
+    return difference / (norm or 1e-300)
 
 
 def error_bound(peer_error: float, dtype: torch.dtype, *, factor: float = OUTPUT_FACTOR) -> float:
-    """The largest relative error that passes beside a peer's error in `dtype`."""
-    return factor * peer_error + torch.finfo(dtype).eps
+    """The largest relative error that passes beside a peer's error in `dtype`: finite, so that an error of inf never does."""
+    return min(factor * peer_error + torch.finfo(dtype).eps, sys.float_info.max)

@@ -194,7 +194,7 @@ def allowed_keys(
     batch, heads, seq_q, _ = q.shape
     seq_k = k.shape[2]
     start = torch.zeros(batch, device=q.device) if key_start is None else key_start
-    end = torch.full((batch,), seq_k, device=q.device) if key_end is None else key_end
+    end = torch.full((batch,), seq_k, device=q.device) if key_end is None else key_end.clamp(0, seq_k)
     start, end = start.view(-1, 1, 1, 1), end.view(-1, 1, 1, 1)
     j = torch.arange(seq_k, device=q.device)
     i = torch.arange(seq_q, device=q.device).view(-1, 1) + end - seq_q

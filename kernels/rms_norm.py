@@ -4,7 +4,8 @@
     y = h * rsqrt(mean(h^2) + eps) * (weight + offset)  (float32, rounded once; Gemma has offset = 1)
 
 Forward: a program owns BLOCK_M rows. Rows up to 16k elements stay in registers: in bf16 2N bytes are read and 2N written
-a row (4N and 4N with the residual). A longer row is read again for y, mostly from L2. 4N FLOPs a row: memory bound.
+a row (4N and 4N with the residual). A longer row is read again for y, from its end, which is still in L2. 4N FLOPs a row:
+memory bound.
 
 Backward, with x_hat = h * rstd, g = dy * (weight + offset), c = mean(g * x_hat):
 
@@ -33,13 +34,21 @@ from .rows import (
     COLUMN_BLOCK,
     WHOLE_ROW_LIMIT,
     accumulation_dtype,
+    cast,
     column_programs,
     contiguous,
     plan_sum_rows,
     row_programs,
     row_tile,
 )
-from .validate import require_floating, require_kernel_dtype, require_same, require_same_device, require_shape
+from .validate import (
+    require_floating,
+    require_floating_or_none,
+    require_kernel_dtype,
+    require_same,
+    require_same_device,
+    require_shape,
+)
 
 
 @triton.jit
@@ -87,7 +96,9 @@ def rms_norm_long_row_kernel(
 
     if p_residual is not None:
         tl.debug_barrier()  # the sums that this program wrote are read back below, perhaps by another of its threads
-    for start in range(0, N, BLOCK_N):
+    last = (tl.cdiv(N, BLOCK_N) - 1) * BLOCK_N
+    for distance in range(0, N, BLOCK_N):
+        start = last - distance
         mask = start + o_n < N
         if p_residual is not None:
             b_h = tl.load(p_sum + i_m * N + start + o_n, mask=mask, other=0.0)
@@ -236,13 +247,15 @@ def plan_rms_norm_backward(
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for m, n in ((8192, 4096), (8192, 8192), (65536, 128), (512, 262144)):
+    for m, n in ((8192, 4096), (8192, 8192), (8192, 16384), (65536, 128), (512, 262144)):
         x, dweight = torch.empty(m, n, dtype=torch.bfloat16, device="meta"), torch.empty(n, device="meta")
         rstd, weight = torch.empty(m, device="meta"), dweight.bfloat16()
         yield f"{m}x{n}", plan_rms_norm(x, weight, x, rstd, eps=1e-6, offset=0.0, gpu=gpu)
         yield f"{m}x{n} add", plan_rms_norm(x, weight, x, rstd, residual=x, total=x, eps=1e-6, offset=0.0, gpu=gpu)
-        for plan in plan_rms_norm_backward(x, x, weight, rstd, x, dsum=x, dweight=weight, offset=0.0, gpu=gpu):
+        *backward, sum_rows = plan_rms_norm_backward(x, x, weight, rstd, x, dsum=x, dweight=weight, offset=0.0, gpu=gpu)
+        for plan in backward:
             yield f"{m}x{n}", plan
+    yield f"{m}x{n}", sum_rows  # one binary for all sizes
 
 
 def _kernel(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
@@ -282,12 +295,12 @@ def _backward_kernel(
 
 
 def _pytorch(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
-    h = x.to(accumulation_dtype(x))
+    h = cast(x, accumulation_dtype(x))
     rstd = h.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     y = h * rstd
     if weight is not None:
         y *= weight.to(h.dtype) + offset if offset else weight
-    return y.to(_result_dtype(x, weight)).contiguous(), rstd.squeeze(-1)
+    return cast(y, _result_dtype(x, weight)).contiguous(), rstd.squeeze(-1)
 
 
 def _add_pytorch(
@@ -335,7 +348,7 @@ def _backward_fake(
 
 
 def _result_dtype(x: Tensor, weight: Tensor | None) -> torch.dtype:
-    return x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+    return x.dtype if weight is None or weight.dtype == x.dtype else torch.promote_types(x.dtype, weight.dtype)
 
 
 rms_norm_op = register(
@@ -425,7 +438,8 @@ def rms_norm(
 
     Source: arXiv:1910.07467.
     """
-    require_floating(x=x, weight=weight, residual=residual)
+    require_floating(x=x)
+    require_floating_or_none(weight=weight, residual=residual)
     require_same_device(x=x, weight=weight, residual=residual)
     if x.ndim == 0:
         raise ValueError("x must have at least one dimension, got a scalar")

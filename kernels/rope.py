@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
 from .library import below_autograd, register, register_autograd
-from .rows import accumulation_dtype
+from .rows import accumulation_dtype, cast
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device
 
 TILE_ELEMENTS = 4096
@@ -197,19 +197,26 @@ def _kernel(
 def _pytorch(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, conjugate: bool
 ) -> tuple[Tensor, Tensor]:
-    cos, sin = (t.to(accumulation_dtype(q)).unsqueeze(1) for t in (cos, -sin if conjugate else sin))
-    return _rotate(q, cos, sin, interleaved), _rotate(k, cos, sin, interleaved)
+    dtype = accumulation_dtype(q)
+    cos = cast(cos, dtype).unsqueeze(1)
+    sin, _ = _pairs(cast(sin, dtype).unsqueeze(1), interleaved)
+    sign = -1 if conjugate else 1
+    return _rotate(q, cos, sin, interleaved, sign), _rotate(k, cos, sin, interleaved, sign)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    rotary_dim = cos.shape[-1]
-    y = torch.empty_like(x)
-    (a, b), (y_a, y_b) = (_pairs(t[..., :rotary_dim], interleaved) for t in (x, y))
-    c, s = (_pairs(t, interleaved)[0] for t in (cos, sin))
-    y_a.copy_(a * c - b * s)
-    y_b.copy_(b * c + a * s)
-    y[..., rotary_dim:] = x[..., rotary_dim:]
-    return y
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int) -> Tensor:
+    """`cos` stands twice for each pair, `sin` once. Few calls: for one token they cost more than the arithmetic."""
+    h = cast(x, cos.dtype)
+    y = torch.empty_like(h)
+    h_turned, y_turned = h, y
+    if cos.shape[-1] < x.shape[-1]:
+        (h_turned, rest), (y_turned, y_rest) = (t.tensor_split((cos.shape[-1],), -1) for t in (h, y))
+        y_rest.copy_(rest)
+    torch.mul(h_turned, cos, out=y_turned)
+    (a, b), (y_a, y_b) = _pairs(h_turned, interleaved), _pairs(y_turned, interleaved)
+    y_a.addcmul_(b, sin, value=-sign)
+    y_b.addcmul_(a, sin, value=sign)
+    return cast(y, x.dtype)
 
 
 def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, ...]:
@@ -254,7 +261,7 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
         k: (batch, kv_heads, seq, head_dim), of q's dtype, of any strides.
         cos: (batch or 1, seq, rotary_dim) or (seq, rotary_dim), of any floating-point dtype. rotary_dim is even and at
             most head_dim; the elements past it are copied. Each angle stands there twice, as in transformers: in the
-            half layout as two equal halves, in the interleaved layout as equal neighbours. One of the two is read.
+            half layout as two equal halves, in the interleaved layout as equal neighbours.
         sin: like `cos`. Neither gets a gradient.
         interleaved: False pairs element i with i + rotary_dim / 2 (`rotate_half`), True pairs 2i with 2i + 1.
 

@@ -25,7 +25,12 @@ COLUMN_BLOCK = 1024
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """float32, and float64 for float64."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, which takes 0.7 us on the host where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def _column_tile(n: int, inner: int, gpu: Gpu) -> RowTile:
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for shape in ((8192, 4096), (8192, 128), (512, 262144), (64, 128, 4096)):
+    for shape in ((8192, 4096), (8192, 16384), (8192, 128), (512, 262144), (64, 128, 4096)):
         x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
         label = "x".join(map(str, shape)) + " dim 1"
         yield label, plan_softmax(x, x, 1, gpu=gpu)

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from .activation import activate, activation_and_slope
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, next_power_of_2
 from .library import below_autograd, register, register_autograd
-from .rows import accumulation_dtype
+from .rows import accumulation_dtype, cast
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device
 
 TILE_COLUMNS = 1024
@@ -119,7 +119,7 @@ def _backward_kernel(dy: Tensor, gate: Tensor, up: Tensor, activation: str) -> t
 
 
 def _pytorch(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    return (_act(gate.to(accumulation_dtype(gate)), activation) * up).to(gate.dtype).contiguous()
+    return cast(_act(cast(gate, accumulation_dtype(gate)), activation).mul_(up), gate.dtype).contiguous()
 
 
 def _backward_pytorch(dy: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:

@@ -3,18 +3,37 @@
 import torch
 from torch import Tensor
 
-KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_FLOATING_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
-def require_floating(**tensors: Tensor | None) -> None:
-    """Every tensor must be a floating-point tensor (float64 is for the PyTorch path on the CPU)."""
+def require_tensors(**values: object) -> None:
+    """Every one must be a tensor; None is none."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def require_floating(**tensors: Tensor) -> None:
+    """Every one must be a floating-point tensor (float64 is for the PyTorch path on the CPU)."""
     for name, tensor in tensors.items():
-        if tensor is None:
-            continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in KERNEL_DTYPES and tensor.dtype != torch.float64:
+            require_tensors(**{name: tensor})
+        if tensor.dtype not in _FLOATING_DTYPES:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def require_floating_or_none(**tensors: Tensor | None) -> None:
+    """The same of tensors that may be left out."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            require_floating(**{name: tensor})
+
+
+def require_int32(**tensors: Tensor | None) -> None:
+    """Every one that is given must be an int32 tensor."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != torch.int32:
+            raise TypeError(f"{name} must be int32, got {tensor.dtype}")
 
 
 def require_kernel_dtype(**tensors: Tensor | None) -> None:
@@ -43,11 +62,13 @@ def require_same(**tensors: Tensor) -> None:
 
 
 def require_same_device(**tensors: Tensor | None) -> None:
-    """All tensors must be on the first one's device."""
+    """All that are given must be tensors, on the first one's device."""
     first = None
     for name, tensor in tensors.items():
         if tensor is None:
             continue
+        if not isinstance(tensor, Tensor):
+            require_tensors(**{name: tensor})
         if first is None:
             first, device = name, tensor.device
         elif tensor.device != device:

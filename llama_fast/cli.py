@@ -48,7 +48,7 @@ errors = Console(stderr=True)
 
 def fail(message: str) -> typer.Exit:
     """Prints an error for the user and gives the exit to raise."""
-    errors.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
 
 
@@ -77,7 +77,8 @@ def demo(
         with errors.status("starting") as status:
             result = job.run_demo(
                 model or job.EMBEDDED_MODEL, prompt=job.PROMPT if prompt is None else prompt, new_tokens=new_tokens,
-                rounds=rounds, device=where, dtype=getattr(torch, dtype.value), progress=status.update,
+                rounds=rounds, device=where, dtype=getattr(torch, dtype.value),
+                progress=lambda step: status.update(escape(step)),
             )  # fmt: skip
     except (OSError, ValueError) as error:
         raise fail(str(error)) from None
@@ -87,7 +88,7 @@ def demo(
 def _print_demo(result: "DemoResult") -> None:
     plain, fused = result.plain, result.fused
     name = "the embedded model" if Path(result.model).name == "demo_model" else result.model
-    console.print(f"[bold]{name}[/], {result.dtype}, on [bold]{result.implementation}[/]")
+    console.print(f"[bold]{escape(name)}[/], {result.dtype}, on [bold]{result.implementation}[/]")
     console.print(result.report.table())
 
     same, total = result.identical_tokens, len(plain.token_ids)

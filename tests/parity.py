@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_fast.kernels.launch import INTERPRETED
 from llama_fast.kernels.parity import GRADIENT_FACTOR, OUTPUT_FACTOR, error_bound, relative_error
@@ -85,5 +86,25 @@ def _assert_close(what: str, actual: Tensor, peer: Tensor, expected: Tensor, fac
 
 def assert_same_bits(function: Callable[[], Any]) -> None:
     """Two calls must give the same bits."""
-    for first, second in zip(function(), function(), strict=True):
-        assert torch.equal(first.nan_to_num(), second.nan_to_num())
+    assert_equal_bits(function(), function())
+
+
+def assert_equal_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Each pair must have the same bits, those of NaNs and zeros included."""
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+        assert torch.equal(a.view(bits), e.view(bits))
+
+
+class CalledOps(TorchDispatchMode):
+    """The names of the ops that run in the block, backward passes included, as in "aten.zeros.default"."""
+
+    def __enter__(self) -> list[str]:
+        super().__enter__()
+        self.names: list[str] = []
+        return self.names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **kwargs or {})

@@ -86,6 +86,18 @@ def write_summary(rng: random.Random, *, held_out: bool = False) -> Document:
     return Document(f"Story: {text}\nSummary:", f" {rng.choice(summaries(parse_story(text)))}")
 
 
+def write_excerpt(rng: random.Random, *, held_out: bool = False, slots: int) -> tuple[str, list[tuple[str, str]]]:
+    """A passage of `slots` slots from somewhere in a story, and every question that it answers, with the answer.
+
+    A passage is not a story (the checker refuses it). It teaches to find a fact where there is little to search.
+    """
+    plot, facts = _new_world(rng, held_out)
+    start = rng.randrange(len(plot.slots) - slots + 1)
+    templates = [rng.choice(slot) for slot in plot.slots[start : start + slots]]
+    told = {field: facts[field] for template in templates for field in _FIELD.findall(template) if field in BASE}
+    return _join([_fill(template, facts) for template in templates]), questions(Story(plot, derive(told)))
+
+
 def write_conversation(rng: random.Random, *, held_out: bool = False, turns: int = 3) -> list[Message]:
     """A chat: somebody asks for a story, then to sum it up or what it tells, `turns` times, never the same twice."""
     text = write_story(rng, held_out=held_out).text

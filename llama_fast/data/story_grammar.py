@@ -133,8 +133,6 @@ def contradiction(facts: Facts) -> str | None:
     """Why these facts cannot all be true in one story; None when they can."""
     if facts["hero"] == facts["friend"]:
         return f"{facts['hero']} is hero and friend at once"
-    if facts["kind"] == facts["friend_kind"]:
-        return f"hero and friend are both a {facts['kind']}"
     if "trouble" not in facts:
         return None
     trouble, toy = facts["trouble"], facts["toy"]
@@ -165,12 +163,12 @@ _BEGIN: tuple[Slot, ...] = (
     (
         "Once upon a time, there was a {trait} {kind} named {hero}.",
         "There once was a {kind} named {hero}. Everyone knew that {he} was {trait}.",
-        "Once there lived a {trait} {kind}. The name of the {kind} was {hero}.",
+        "Once there lived a {kind} named {hero}, who was very {trait}.",
     ),
     ("", "{hero} lived {home}.", "{He} lived {home}."),
     (
         "One {weather} {time}, {hero} went to {place}.",
-        "One {weather} {time}, {he} walked to {place}.",
+        "One {weather} {time}, {hero} the {kind} walked to {place}.",
         "It was a {weather} {time}, and {hero} went to {place}.",
     ),
     ("", "It was {weather}, so {he} {weather_effect}.", "{He} {weather_effect} because it was {weather}."),
@@ -178,15 +176,16 @@ _BEGIN: tuple[Slot, ...] = (
 _FRIENDS: Slot = (
     "From that day on, {hero} and {friend} were good friends.",
     "{friend} was glad to have a {trait} friend like {hero}.",
-    "Then {hero} and {friend} walked home together.",
+    "{hero} and {friend} never forgot that {weather} {time}.",
 )
 _QUESTIONS = (
-    ("Who was {hero}?", "{hero} was a {trait} {kind}."),
+    ("Who was {hero}?", "{hero} was a {kind}."),
     ("Who was {friend}?", "{friend} was a {friend_kind}."),
+    ("What was {hero} like?", "{hero} was {trait}."),
     ("Where did {hero} live?", "{He} lived {home}."),
     ("Where did {hero} go?", "{He} went to {place}."),
-    ("When did {hero} go to {place}?", "{He} went there in the {time}."),
-    ("What was the weather like?", "It was a {weather} {time}."),
+    ("When did {hero} go to {place}?", "In the {time}."),
+    ("What was the weather like?", "It was {weather}."),
 )
 
 LOST = Plot(
@@ -208,7 +207,7 @@ LOST = Plot(
         (
             "Then a {friend_kind} named {friend} came by.",
             "{friend} the {friend_kind} heard {him} and came to help.",
-            "Along came {friend}, a {friend_kind}.",
+            "Soon {friend} the {friend_kind} came along.",
         ),
         ("", '"Do not worry," said {friend}. "I can help you."', '"I know what to do!" said {friend}.'),
         (
@@ -246,9 +245,9 @@ SHARE = Plot(
             "{He} wanted to eat a {taste} {food} there.",
         ),
         (
-            "There {he} met {friend}, a {friend_kind}.",
+            "There {he} met a {friend_kind} named {friend}.",
             "A {friend_kind} named {friend} sat under a tree.",
-            "Soon {he} saw a {friend_kind}. The name of the {friend_kind} was {friend}.",
+            "Soon {friend} the {friend_kind} came by.",
         ),
         (
             "{friend} was {feeling} because {friend_he} {need}.",
@@ -301,7 +300,7 @@ LEARN = Plot(
         (
             "{friend} the {friend_kind} saw {him}.",
             "A {friend_kind} named {friend} came by.",
-            "Then {he} met {friend}, a {friend_kind}.",
+            "Then {he} met a {friend_kind} named {friend}.",
         ),
         (
             '"I can {skill}," said {friend}. "I will show you how."',
@@ -341,8 +340,8 @@ STORM = Plot(
             "{He} found a {shelter} and hid from the {storm}.",
         ),
         (
-            "Inside was {friend}, a {friend_kind}.",
-            "In the {shelter} sat a {friend_kind} named {friend}.",
+            "Inside was a {friend_kind} named {friend}.",
+            "In the {shelter} sat {friend} the {friend_kind}.",
             "{friend} the {friend_kind} was there too.",
         ),
         ("", '"You are safe here," said {friend}.', '"Come in, {hero}!" said {friend}.'),

@@ -74,7 +74,7 @@ def fused_mask(
         attention_mask=attention_mask,
         allow_is_causal_skip=False,
         device=device,
-        **{name: value for name, value in kwargs.items() if name == "use_vmap"},
+        **{name: kwargs[name] for name in ("use_vmap", "allow_is_bidirectional_skip") if name in kwargs},
     )
 
 
@@ -158,6 +158,7 @@ def fused_attention(
 
     Raises:
         NotImplementedError: the model asks for attention sinks, a position bias or a paged cache.
+        TypeError: a mask of one's own is neither boolean nor floating point.
     """
     for name in _OTHER_ATTENTION:
         if kwargs.get(name) is not None:
@@ -167,8 +168,7 @@ def fused_attention(
             )
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     has_float_mask = attention_mask is not None and attention_mask.is_floating_point()
-    wants_weights = kwargs.get("output_attentions", getattr(module.config, "output_attentions", False))
-    if dropout > 0.0 or has_float_mask or wants_weights:
+    if dropout > 0.0 or has_float_mask or kwargs.get("output_attentions"):
         return eager_attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, softcap=softcap
         )
@@ -188,12 +188,14 @@ def fused_attention(
 def _attend_to_ranges(
     query: Tensor, key: Tensor, value: Tensor, ranges: Tensor, sliding_window: int | None, options: dict[str, Any]
 ) -> Tensor:
-    start, end, *window = ranges[:, 0, 0].unbind(-1)
+    if ranges.shape[-1] > 3:
+        raise TypeError(f"attention_mask must be boolean or floating point, got {ranges.dtype} {tuple(ranges.shape)}")
+    start, end, *window = ranges.flatten(0, 2).unbind(-1)  # each (batch,)
     if window and sliding_window is None:  # the layer does not say its window, which the kernels need as a number
         mask = _dense_ranges(ranges, query.shape[2], key.shape[2])
         return ops.attention(query, key, value, causal=False, mask=mask, **options)
     options["window"] = sliding_window if window else None
-    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    needs_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if query.shape[2] == 1 and not needs_gradient:
         return ops.attention_decode(query, key, value, end, key_start=start, **options)
     return ops.attention(query, key, value, causal=True, key_start=start, key_end=end, **options)

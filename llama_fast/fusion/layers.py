@@ -24,7 +24,7 @@ def is_plain_linear(module: nn.Module) -> bool:
     """Whether the module computes x @ weight.T + bias and nothing else, so that a kernel may do it in its place."""
     return (
         type(module) is nn.Linear
-        and type(module.weight) in (nn.Parameter, Tensor)  # no quantised or sharded weight
+        and type(module._parameters.get("weight")) in (nn.Parameter, Tensor)  # no quantised or sharded weight
         and not is_watched(module)
         and "forward" not in module.__dict__  # where accelerate puts its own
     )
@@ -40,22 +40,26 @@ class FusedRMSNorm(Fused):
 
     eps_name: ClassVar[str]
     offset: ClassVar[float]
-    keeps_dtype: ClassVar[bool]  # Gemma's result has x's dtype, Llama's the wider one of x and weight
+    dtype_of: ClassVar[
+        str
+    ]  # whose dtype the result has: in Gemma "x"'s, in T5 "weight"'s, in Llama the wider of "both"
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Any:
         """The normed `x`; with `residual` the pair (normed, x + residual)."""
         eps = getattr(self, self.eps_name)
         eps = torch.finfo(x.dtype).eps if eps is None else eps  # nn.RMSNorm's default
-        out: Any = ops.rms_norm(x, self.weight, eps, residual=residual, offset=self.offset)
-        if not self.keeps_dtype:
+        weight = self.weight
+        out: Any = ops.rms_norm(x, weight, eps, residual=residual, offset=self.offset)
+        if self.dtype_of == "both":
             return out
-        return out.to(x.dtype) if residual is None else (out[0].to(x.dtype), out[1])
+        dtype = x.dtype if self.dtype_of == "x" else weight.dtype
+        return out.to(dtype) if residual is None else (out[0].to(dtype), out[1])
 
 
 class FusedLayerNorm(Fused):
     """nn.LayerNorm over the last dimension."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Any:
         """The normed `x`; with `residual` the pair (normed, x + residual)."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps, residual=residual)
 
@@ -66,7 +70,7 @@ class FusedMLP(Fused):
     activation: ClassVar[Any]  # "silu", or the form of the gelu: "tanh", "none"
     is_one_projection: ClassVar[bool]
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
         """The MLP of `x`, plus `residual`."""
         both = self.gate_up_proj(x).chunk(2, dim=-1) if self.is_one_projection else (self.gate_proj(x), self.up_proj(x))
         hidden = ops.swiglu(*both) if self.activation == "silu" else ops.geglu(*both, approximate=self.activation)
@@ -80,6 +84,9 @@ class FusedAttention(Fused):
     """The projections of attention around a fused RoPE; what attends is the attention that the model's config names."""
 
     is_one_projection: ClassVar[bool]
+    norms_heads: ClassVar[bool]
+    softcaps: ClassVar[bool]
+    window_of: ClassVar[str]  # who knows the sliding window: "module", "config", "" if there is none
 
     def forward(
         self,
@@ -96,8 +103,8 @@ class FusedAttention(Fused):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        if (softcap := getattr(self, "attn_logit_softcapping", None)) is not None:
-            kwargs["softcap"] = softcap
+        if self.softcaps:
+            kwargs["softcap"] = self.attn_logit_softcapping
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         out, weights = attend(
             self,
@@ -107,10 +114,15 @@ class FusedAttention(Fused):
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            sliding_window=getattr(self, "sliding_window", getattr(self.config, "sliding_window", None)),
+            sliding_window=self._window(),
             **kwargs,
         )
         return project(self.o_proj, out.reshape(*hidden_states.shape[:-1], -1), residual), weights
+
+    def _window(self) -> int | None:
+        if not self.window_of:
+            return None
+        return self.sliding_window if self.window_of == "module" else self.config.sliding_window
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (batch, heads, seq, head_dim)."""
@@ -122,7 +134,7 @@ class FusedAttention(Fused):
         else:
             query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         query, key, value = query.view(shape), key.view(shape), value.view(shape)
-        if hasattr(self, "q_norm"):
+        if self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 

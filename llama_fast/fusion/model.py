@@ -14,8 +14,8 @@ from .attention import IMPLEMENTATION, register
 from .layers import FusedAttention
 from .report import FuseReport, Left, Swapped
 from .structure import CALL_ERRORS, Found, Swap, first_line, untouchable
-from .swap import Fused, restore, swap
-from .verify import Case, Parity, check, check_loss, faint, layer_cases, random_case
+from .swap import Fused, is_wrapped, restore, swap
+from .verify import Case, Parity, check, check_attention, check_loss, faint, layer_cases, random_case
 
 _CONFIGS = "_llama_fast_configs"
 """The attribute of a fused model that holds its own config and the copy it has while it is fused."""
@@ -57,7 +57,8 @@ def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inferenc
         raise ValueError("model is fused already: call llama_fast.unfuse(model) first")
     fusing = _Fusing(model, is_training=mode == "training", verify=verify)
     try:
-        fusing.run()
+        with torch.device("cpu"):  # where trials and random numbers are made, whatever torch.set_default_device says
+            fusing.run()
     except BaseException:
         _restore(model)
         raise
@@ -71,10 +72,14 @@ def unfuse(model: nn.Module) -> None:
 
     Raises:
         TypeError: `model` is not an nn.Module.
-        ValueError: the model is not fused.
+        ValueError: the model is not fused, or its layers were given other classes since (by FSDP2).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if (wrapped := next((module for module in model.modules() if is_wrapped(module)), None)) is not None:
+        raise ValueError(
+            f"a fused layer is a {type(wrapped).__name__} now, made by others from ours: it cannot be undone"
+        )
     if not _restore(model):
         raise ValueError("model is not fused: there is nothing to undo")
 
@@ -136,7 +141,7 @@ class _Fusing:
             try:
                 cases = layer_cases(root.base_model, layers, (own, IMPLEMENTATION, exact))
             except CALL_ERRORS as error:
-                return self._leave_decoder(layers, f"the model cannot be run on token ids alone: {first_line(error)}")
+                return self._leave_decoder(layers, f"its layers cannot be checked one by one: {first_line(error)}")
         for layer, calls in zip(layers, cases, strict=True):
             for module in layer.modules():
                 self._rope(module, calls, (own, own, exact))
@@ -147,7 +152,7 @@ class _Fusing:
 
     def _rope(self, module: nn.Module, calls: Sequence[Case], implementations: tuple[str, str, str]) -> None:
         def verified(found: Swap) -> Parity:
-            return check(
+            return check_attention(
                 module,
                 calls,
                 _swapping(found),
@@ -166,8 +171,11 @@ class _Fusing:
         implementations: tuple[str, str, str],
     ) -> str:
         """Switches the whole model to our attention if every layer passes; returns the implementation it then has."""
+        wants_weights = "the model's config asks for attention weights, which the kernels do not give"
         verdicts = {
-            self.names[layer]: self._attention_of(layer, calls, implementations)
+            self.names[layer]: (wants_weights, None)
+            if root.config.output_attentions
+            else self._attention_of(layer, calls, implementations)
             for layer, calls in zip(layers, cases, strict=True)
             if any(structure.attention(module) is not None for module in layer.modules())
         }

@@ -4,6 +4,7 @@ Each function gives, for a module, the fused layer that may stand in for it, the
 is nothing of that sort. A structure says what a layer has, not what it computes: that is for `verify` to find out.
 """
 
+import functools
 import inspect
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,9 @@ from .layers import FusedAttention, FusedCausalLM, FusedDecoderLayer, FusedLayer
 from .swap import Fused, plain_copy
 
 _ACTIVATION_NAMES = ("act_fn", "activation_fn")
+_ACTIVATIONS = dict[str, Any](silu=F.silu, tanh=functools.partial(F.gelu, approximate="tanh"), none=F.gelu)
+"""As `FusedMLP.activation` names them."""
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CAUSAL_LM_ARGUMENTS = tuple(inspect.signature(FusedCausalLM.forward).parameters)
 
@@ -43,7 +47,7 @@ def norm(module: Any) -> Found:
             return f"it norms over {len(module.normalized_shape)} dimensions, not one"
         if type(module) is nn.LayerNorm:
             return Swap(FusedLayerNorm)
-        return Swap(FusedRMSNorm, dict(eps_name="eps", offset=0.0, keeps_dtype=False))
+        return Swap(FusedRMSNorm, dict(eps_name="eps", offset=0.0, dtype_of="both"))
     eps_name = next(
         (name for name in ("variance_epsilon", "eps") if isinstance(getattr(module, name, None), float)), None
     )
@@ -57,20 +61,34 @@ def norm(module: Any) -> Found:
 
 def _known_rms_norm(module: Any, eps_name: str) -> Swap | str:
     """Tries a few rows: does the norm multiply by its weight or by 1 + weight, and which dtype does it return?"""
+    if more := _more_than_one_tensor(module):
+        return more
     stand_in: Any = plain_copy(module).to_empty(device="cpu").float()
     size = stand_in.weight.shape
     generator = torch.Generator().manual_seed(0)
-    stand_in.weight = nn.Parameter(torch.randn(size, generator=generator), requires_grad=False)
+    given = torch.randn(size, generator=generator)
+    stand_in.weight = nn.Parameter(given, requires_grad=False)
     x = torch.randn(4, *size, generator=generator)
     try:
-        out, low = stand_in(x), stand_in(x.bfloat16())
+        out, low_x = stand_in(x), stand_in(x.bfloat16())
+        low_weight = stand_in.bfloat16()(x)
     except CALL_ERRORS as error:
         return f"it cannot be called with one tensor: {first_line(error)}"
+    dtypes = {(False, False): "both", (True, False): "x", (False, True): "weight"}
+    dtype_of = dtypes.get((low_x.dtype == torch.bfloat16, low_weight.dtype == torch.bfloat16))
+    if dtype_of is None:
+        return "its output has neither the dtype of its input, nor of its weight, nor the wider one"
     normed = F.rms_norm(x, size, None, getattr(module, eps_name))
     for offset in (0.0, 1.0):
-        if torch.allclose(out, normed * (stand_in.weight + offset), rtol=1e-4, atol=1e-5):
-            return Swap(FusedRMSNorm, dict(eps_name=eps_name, offset=offset, keeps_dtype=low.dtype == torch.bfloat16))
+        if torch.allclose(out, normed * (given + offset), rtol=1e-4, atol=1e-5):
+            return Swap(FusedRMSNorm, dict(eps_name=eps_name, offset=offset, dtype_of=dtype_of))
     return "it is no RMSNorm: neither its weight nor 1 + weight gives its output"
+
+
+def _more_than_one_tensor(module: nn.Module) -> str | None:
+    """Names what a layer is given beside its input: gates, indices."""
+    taken = list(inspect.signature(type(module).forward).parameters)[1:]
+    return f"its forward takes more than one tensor: {', '.join(taken)}" if len(taken) != 1 else None
 
 
 def mlp(module: nn.Module) -> Found:
@@ -83,18 +101,53 @@ def mlp(module: nn.Module) -> Found:
     if activation is None:
         return f"its activation is neither SiLU nor GELU: {type(function).__name__}"
     options = dict(activation=activation, is_one_projection="gate_up_proj" in projections)
-    return _strange_projection(module, projections) or Swap(FusedMLP, options)
+    return _strange_projection(module, projections) or _other_mlp(module, activation) or Swap(FusedMLP, options)
 
 
 def _activation(function: Any) -> str | None:
     """The activation's name, from its values: the two forms of the gelu differ by up to 5e-4."""
     x = torch.linspace(-4.0, 4.0, 65)
-    known = dict(silu=F.silu(x), tanh=F.gelu(x, approximate="tanh"), none=F.gelu(x))
     try:
         out = (plain_copy(function) if isinstance(function, nn.Module) else function)(x)
     except CALL_ERRORS:
         return None
-    return next((name for name, y in known.items() if torch.allclose(out, y, rtol=0.0, atol=1e-5)), None)
+    return next((name for name, f in _ACTIVATIONS.items() if torch.allclose(out, f(x), rtol=0.0, atol=1e-5)), None)
+
+
+class _Gives(nn.Module):
+    """In place of a projection: gives what it was made with, or what it is given."""
+
+    def __init__(self, out: Tensor | None = None) -> None:
+        super().__init__()
+        self.out = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.out is None else self.out
+
+
+def _other_mlp(module: Any, activation: str) -> str | None:
+    """Why it is no down(act(gate) * up), tried on a stand-in without projections: some clamp large values, which random
+    input does not reach, and some drop out in training."""
+    if more := _more_than_one_tensor(module):
+        return more
+    width = getattr(module.down_proj, "base_layer", module.down_proj).weight.shape[1]
+    gate, up = 100.0 * torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0))
+    stand_in: Any = object.__new__(type(module))
+    stand_in.__dict__.update(module.__dict__, training=True, _modules={})
+    for name, child in module.named_children():
+        stand_in._modules[name] = plain_copy(child) if name in _ACTIVATION_NAMES else _Gives()
+    both = dict(gate_proj=gate, up_proj=up, gate_up_proj=torch.cat([gate, up], dim=-1))
+    for name in stand_in._modules.keys() & both.keys():
+        stand_in._modules[name].out = both[name]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            out = type(module).forward(stand_in, gate)
+    except CALL_ERRORS as error:
+        return f"it cannot be tried: {first_line(error)}"
+    is_known = out.shape == gate.shape and torch.allclose(
+        out, _ACTIVATIONS[activation](gate) * up, rtol=1e-4, atol=1e-3
+    )
+    return None if is_known else "it is not down(act(gate) * up): perhaps it clamps or drops out"
 
 
 def attention(module: Any) -> Found:
@@ -113,11 +166,18 @@ def attention(module: Any) -> Found:
         return f"its forward takes no {', '.join(absent)}"
     if own := [name for name, _ in module.named_parameters(recurse=False)]:
         return f"it has parameters of its own: {', '.join(own)}"
+    if dropout := _dropout(module):
+        return dropout
     if "q_norm" in children and getattr(module.q_norm, "weight", torch.empty(0)).shape != (module.head_dim,):
         return "it norms queries over all heads, not each head"
-    return _strange_projection(module, children - {"q_norm", "k_norm"}) or Swap(
-        FusedAttention, dict(is_one_projection=children == one)
+    holders = (("module", module), ("config", module.config))
+    options = dict(
+        is_one_projection=children == one,
+        norms_heads="q_norm" in children,
+        softcaps=hasattr(module, "attn_logit_softcapping"),
+        window_of=next((name for name, holder in holders if hasattr(holder, "sliding_window")), ""),
     )
+    return _strange_projection(module, children - {"q_norm", "k_norm"}) or Swap(FusedAttention, options)
 
 
 def decoder_layer(module: Any) -> Swap | str:
@@ -131,6 +191,8 @@ def decoder_layer(module: Any) -> Swap | str:
         return f"more than a projection stands before its sums: {', '.join(more)}"
     if any(children[name].p > 0.0 for name in rest):
         return f"it drops out of its sums: {', '.join(sorted(rest))}"
+    if dropout := _dropout(module):
+        return dropout
     if not isinstance(children["self_attn"], FusedAttention) and not isinstance(children["mlp"], FusedMLP):
         return "neither its attention nor its MLP was swapped"
     return Swap(FusedDecoderLayer)
@@ -146,7 +208,7 @@ def causal_lm(module: Any) -> Found:
     if module.loss_function is not ForCausalLMLoss:
         return "its loss is not that of the next token"
     if type(head) is not nn.Linear:
-        return f"its head is {type(head).__name__}, not nn.Linear"
+        return f"its head is {_class_name(head)}, not nn.Linear"
     return Swap(FusedCausalLM)
 
 
@@ -174,7 +236,20 @@ def _strange_projection(module: nn.Module, names: set[str]) -> str | None:
         projection = getattr(module, name)
         base = getattr(projection, "base_layer", projection)
         if type(base) is not nn.Linear:
-            return f"its {name} is {type(base).__name__}, not nn.Linear"
+            return f"its {name} is {_class_name(base)}, not nn.Linear"
+    return None
+
+
+def _class_name(module: nn.Module) -> str:
+    """With the package, because quantised and adapted layers are called Linear too."""
+    return f"{type(module).__module__.partition('.')[0]}'s {type(module).__name__}"
+
+
+def _dropout(module: nn.Module) -> str | None:
+    """Names a dropout that a layer does by itself, beside that of attention, which the attention function does."""
+    for name, rate in vars(module).items():
+        if "drop" in name and name != "attention_dropout" and isinstance(rate, float) and rate > 0.0:
+            return f"it drops out of its output: {name} is {rate:g}"
     return None
 
 

@@ -38,6 +38,11 @@ def swap(module: nn.Module, kind: type[Fused], **options: Any) -> None:
     module.__class__ = _fused_class(*parts)
 
 
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether others gave a swapped layer a class of their own since, as FSDP2 does: then it can't be restored."""
+    return isinstance(module, Fused) and "fused_parts" not in type(module).__dict__
+
+
 def restore(module: nn.Module) -> None:
     """Gives `module` its own class again, if it was swapped."""
     if isinstance(module, Fused):

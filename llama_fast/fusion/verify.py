@@ -6,7 +6,8 @@ float64 throughout (the reference). Attention and decoder layers need more than 
 recorded from one forward pass of the model in which stand-ins take the place of its layers and compute nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,7 @@ from .swap import HOOKS, Fused, plain_copy, restore, swap
 
 BATCH, SEQ, PADDING = 2, 12, 3
 _TRIES = 8
+_LOUD = 8  # ten deviations of a projection of unit input, and no overflow of their products in float16
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def check(
     for submodule in twin.modules():
         restore(submodule)
     twin.double()
+    _set_experts(twin, "eager")  # the others' grouped matmuls are not there in float64
     with InFloat64():
         references = results(exact, torch.float64)
     parities = [
@@ -98,6 +101,11 @@ def check(
         for a, p, r in zip(swapped, peers, references, strict=True)
         for name in r
     ]
+    return worst(parities)
+
+
+def worst(parities: Iterable[Parity]) -> Parity:
+    """One that did not pass if there is one, else that with the largest error."""
     return max(parities, key=lambda parity: (not parity.passed, parity.error))
 
 
@@ -159,9 +167,24 @@ def _set_attention(layer: nn.Module, implementation: str) -> None:
             submodule.config._attn_implementation = implementation
 
 
+def _set_experts(layer: nn.Module, implementation: str) -> None:
+    submodule: Any
+    for submodule in layer.modules():
+        if hasattr(submodule, "config"):
+            submodule.config._experts_implementation = implementation
+
+
 def faint(case: Case) -> Case:
     """The case for a whole decoder layer: its norms undo the factor, so what it adds isn't lost beside what it adds it to."""
     return replace(case, hidden=case.hidden / 64)
+
+
+def check_attention(layer: Any, cases: Sequence[Case], change: Callable[[nn.Module], None], **options: Any) -> Parity:
+    """`check` with hidden states as they are, and with large ones, which show whether queries, keys or values are clipped."""
+    loud: Any = plain_copy(layer)
+    loud.scaling = layer.scaling / _LOUD**2  # the softmax sees what it saw
+    shouted = [replace(case, hidden=case.hidden * _LOUD) for case in cases]
+    return worst([check(layer, cases, change, **options), check(loud, shouted, change, **options)])
 
 
 class _Recorder(Fused):
@@ -173,7 +196,8 @@ class _Recorder(Fused):
 
 
 def layer_cases(model: Any, layers: Sequence[nn.Module], implementations: Sequence[str]) -> list[list[Case]]:
-    """For each decoder layer two calls, one of them with left padding, with the arguments that each attention asks for.
+    """For each decoder layer two calls, with the arguments that each attention asks for: one with left padding at the last
+    positions that the model knows, where some scale their queries, and one at the first, without padding.
 
     The model's config must be its own: its attention is set for the time of the passes.
     """
@@ -181,22 +205,25 @@ def layer_cases(model: Any, layers: Sequence[nn.Module], implementations: Sequen
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (BATCH, SEQ), generator=generator).to(parameter.device)
     cases: list[list[Case]] = [[] for _ in layers]
-    for padding in (0, PADDING):
+    for padding in (PADDING, 0):  # in this order: some rotary embeddings remember how far they went
         mask = torch.ones(BATCH, SEQ, dtype=torch.bool, device=parameter.device)
         mask[-1, :padding] = False
-        recorded = {
-            name: _record(model, layers, name, input_ids=ids, attention_mask=mask if padding else None)
-            for name in implementations
-        }
+        inputs = dict(input_ids=ids) | (dict(attention_mask=mask, **_last_positions(model)) if padding else {})
+        recorded = {name: _record(model, layers, name, **inputs) for name in implementations}
         for i, found in enumerate(cases):
             hidden = _randn(BATCH, SEQ, model.config.hidden_size, like=next(layers[i].parameters()), seed=i)
             found.append(Case(hidden, {name: calls[i] for name, calls in recorded.items()}, mask))
     return cases
 
 
-def _record(
-    model: Any, layers: Sequence[nn.Module], implementation: str, **inputs: Tensor | None
-) -> list[dict[str, Any]]:
+def _last_positions(model: Any) -> dict[str, Tensor]:
+    end = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(end, int) or end < SEQ or "position_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return dict(position_ids=torch.arange(end - SEQ, end, device=next(model.parameters()).device)[None])
+
+
+def _record(model: Any, layers: Sequence[nn.Module], implementation: str, **inputs: Tensor) -> list[dict[str, Any]]:
     before = model.config._attn_implementation
     model.config._attn_implementation = implementation
     for layer in layers:
@@ -231,7 +258,7 @@ def check_loss(model: Any, kind: type[Fused]) -> Parity:
         with InFloat64():
             reference = _losses(twin, stub, hidden.double(), labels)
     parities = [_parity(name, ours[name], peers[name], reference[name]) for name in reference]
-    return max(parities, key=lambda parity: (not parity.passed, parity.error))
+    return worst(parities)
 
 
 class _Stub(nn.Module):

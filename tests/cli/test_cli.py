@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from llama_fast import ops
+from llama_fast import demo, ops
 from llama_fast.cli import app
+from llama_fast.fusion.layers import FusedRMSNorm
+from tests.fuse.models import logits_in_float64
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -29,8 +33,8 @@ def test_env_names_every_op_and_why():
 
 def test_inspect_writes_the_documented_rows(tmp_path):
     file = tmp_path / "rows.json"
-    output = invoke("inspect", "--gpu", "sm_90", "--op", "rms_norm", "--json", file).stdout
-    assert "rms_norm on sm_90" in output
+    output = invoke("inspect", "--gpu", "sm_90", "--op", "swiglu", "--json", file).stdout
+    assert "swiglu on sm_90" in output
     rows = json.loads(file.read_text())
     assert rows
     for row in rows:
@@ -38,7 +42,7 @@ def test_inspect_writes_the_documented_rows(tmp_path):
             "op", "kernel", "gpu", "shape", "dtype", "registers", "spill_bytes", "shared_bytes",
             "tensor_core_instructions", "access_bytes", "occupancy",
         }  # fmt: skip
-        assert (row["op"], row["gpu"]) == ("rms_norm", "sm_90")
+        assert (row["op"], row["gpu"]) == ("swiglu", "sm_90")
         assert 0 < row["occupancy"] <= 1
 
 
@@ -49,6 +53,7 @@ def test_inspect_writes_the_documented_rows(tmp_path):
         (["inspect", "--op", "matmul"], "--op: 'matmul' is not known"),
         (["inspect", "--json", "/no/such/folder/rows.json"], "the folder /no/such/folder does not exist"),
         (["demo", "--model", "/no/such/model"], "/no/such/model"),
+        (["demo", "--model", "/no/[such]/model"], "/no/[such]/model"),
         (["demo", "--new-tokens", "1"], "--new-tokens"),
         (["demo", "--dtype", "int8"], "--dtype"),
     ],
@@ -66,3 +71,46 @@ def test_demo_proves_parity_and_names_the_implementation():
     assert "FAIL" not in output
     for figure in ("throughput, tokens/s", "time to first token, ms", "time per token, ms", "peak memory, MiB"):
         assert figure in output
+
+
+def test_the_timed_layers_are_those_that_were_checked(monkeypatch):
+    """A layer that fails its check must be left in the timed rounds too, which do without the checks."""
+    rms_norm, swapped = ops.rms_norm, []
+
+    def wrong(x, weight, eps=1e-6, **options):
+        return rms_norm(x, weight, 1e3 * eps, **options)
+
+    def noting(model, *args):
+        swapped.append([name for name, module in model.named_modules() if isinstance(module, FusedRMSNorm)])
+        return timed(model, *args)
+
+    timed = demo._timed_generation
+    monkeypatch.setattr(ops, "rms_norm", wrong)
+    monkeypatch.setattr(demo, "_timed_generation", noting)
+    result = demo.run_demo(new_tokens=2, rounds=1, device=torch.device("cpu"), dtype=torch.float32)
+    assert result.report.count("norm") == 0
+    assert swapped == [[]] * 4
+
+
+def test_a_text_of_one_word_is_timed_too(tmp_path):
+    """A model that wants to stop at once: the demo asks it for two tokens, for there is no time per token otherwise."""
+    model = LlamaForCausalLM.from_pretrained(demo.EMBEDDED_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(demo.EMBEDDED_MODEL)
+    ids = tokenizer(demo.PROMPT, return_tensors="pt").input_ids
+    model.generation_config.eos_token_id = int(model(ids).logits[0, -1].argmax())
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    result = demo.run_demo(tmp_path, new_tokens=4, rounds=1, device=torch.device("cpu"), dtype=torch.float32)
+    assert len(result.plain.token_ids) == len(result.fused.token_ids) >= 2
+    assert result.plain.token_ms > 0
+
+
+def test_the_reference_is_float64_throughout(monkeypatch):
+    """Norms round to float32 on their way, unless they are told not to."""
+    seen, error = [], demo.relative_error
+    monkeypatch.setattr(demo, "relative_error", lambda actual, exact: seen.append(exact) or error(actual, exact))
+    result = demo.run_demo(new_tokens=2, rounds=1, device=torch.device("cpu"), dtype=torch.float32)
+    prompt = AutoTokenizer.from_pretrained(demo.EMBEDDED_MODEL)(demo.PROMPT).input_ids
+    model = LlamaForCausalLM.from_pretrained(demo.EMBEDDED_MODEL).eval()
+    exact = logits_in_float64(model, torch.tensor([prompt + result.plain.token_ids]))
+    torch.testing.assert_close(seen[0], exact, rtol=1e-12, atol=1e-12)

@@ -159,8 +159,8 @@ def test_refuses_the_answer_to_another_question() -> None:
 LOST_KITE = (
     "Once upon a time, there was a shy dog named Mia. One hot morning, Mia went to the lake. She had a red kite with her. "
     "Suddenly, the kite flew into a tall tree. Mia was sad, because the tree was too high. "
-    "Along came Tom, an owl. Tom flew up to the top of the tree and brought the kite back. Mia gave Tom a big hug. "
-    "Then Mia and Tom walked home together."
+    "Then an owl named Tom came by. Tom flew up to the top of the tree and brought the kite back. Mia gave Tom a big hug. "
+    "Mia and Tom never forgot that hot morning."
 )
 
 
@@ -174,8 +174,9 @@ LOST_KITE = (
         ("tree was too high", "water was too deep", "reason is 'the tree was too high'"),
         ("kite", "bell", "a bell never flew"),
         ("kite back", "hat back", "toy is 'kite'"),
+        ("hot morning.", "hot evening.", "time is 'morning'"),
         ("Tom", "Mia", "hero and friend at once|friend is"),
-        ("an owl", "a dog", "rescue is|both a dog"),
+        ("an owl", "a dog", "rescue is 'dug in the ground'"),
     ],
 )
 def test_refuses_a_story_that_contradicts_itself(old: str, new: str, why: str | None) -> None:

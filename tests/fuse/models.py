@@ -40,6 +40,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
         dict(sliding_window=5, attn_implementation="eager", attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
         EVERYTHING | dict(norm=9, residual=0),
     ),
+    "gemma3": (
+        "Gemma3",
+        dict(sliding_window=5, layer_types=["sliding_attention", "full_attention"]),
+        EVERYTHING | dict(norm=13, residual=0),
+    ),
+    "stablelm": ("StableLm", {}, EVERYTHING),  # LayerNorm, and rotates a quarter of each head
+    "granite": (
+        "Granite",
+        dict(attention_multiplier=0.3, embedding_multiplier=2.0, residual_multiplier=0.5, logits_scaling=3.0),
+        EVERYTHING | dict(residual=0, loss=0),
+    ),
     "phi3": ("Phi3", dict(sliding_window=5), EVERYTHING),
     "gpt-neox": ("GPTNeoX", {}, dict(norm=5, mlp=0, rope=0, attention=2, residual=0, loss=0)),
 }
@@ -51,7 +62,8 @@ def make(
     """A model in eval mode, the same one each time, with weights large enough for its tokens to differ."""
     name, more, _ = FAMILIES[family]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**(SIZES | more | settings))
+    kind = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    config = kind(**(SIZES | more | settings))
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers.masking_utils import (
     and_masks,
+    bidirectional_mask_function,
     causal_mask_function,
     sdpa_mask,
     sliding_window_causal_mask_function,
@@ -120,6 +121,25 @@ def test_masks_of_ones_own(device):
         torch.testing.assert_close(logits(fused, ids, attention_mask=mask), logits(plain, ids, attention_mask=mask))
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_a_mask_of_integers_is_not_taken_for_key_ranges(dtype, device):
+    model = make(device=device)
+    llama_fast.fuse(model)
+    mask = torch.ones(1, 1, 1, 5, dtype=dtype, device=device)
+    with pytest.raises(TypeError, match="mask must be bool"):
+        logits(model, random_ids(1, 1, device=device), attention_mask=mask)
+
+
+def test_attention_in_both_directions_needs_no_mask():
+    """Without padding: a dense mask would keep the kernels from their fast path."""
+    arguments = dict(batch_size=2, q_length=9, kv_length=9, mask_function=bidirectional_mask_function)
+    assert fused_mask(**arguments, allow_is_bidirectional_skip=True) is None
+    assert fused_mask(**arguments).all()
+    given = torch.tensor(PADDING["right"], dtype=torch.bool)
+    mask = fused_mask(**arguments, attention_mask=given, allow_is_bidirectional_skip=True)
+    assert torch.equal(mask, given[:, None, None, :].expand_as(mask))
+
+
 def test_packed_documents_do_not_see_each_other(device):
     model, ids = make(device=device), random_ids(1, 9, device=device)
     llama_fast.fuse(model)
@@ -138,6 +158,17 @@ def test_attention_weights_are_given_when_asked_for(device):
         assert len(ours[name]) == len(theirs[name]) > 0
         for a, b in zip(ours[name], theirs[name], strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_a_config_that_asks_for_attention_weights_keeps_its_attention(device):
+    model, ids = make(device=device, attn_implementation="eager", output_attentions=True), random_ids(device=device)
+    expected = model(ids).attentions
+    report = llama_fast.fuse(model)
+    reason = "the model's config asks for attention weights, which the kernels do not give"
+    assert {left.reason for left in report.left} == {reason}
+    assert report.count("rope") == report.count("residual") == 2
+    for ours, theirs in zip(model(ids).attentions, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_dropout_is_dropped_out(device):

@@ -93,6 +93,13 @@ def test_the_random_state_is_untouched(device):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_another_default_device(device):
+    model = make(device=device)
+    with torch.device("meta"):
+        report = llama_fast.fuse(model, mode="training")
+    assert not report.left, str(report)
+
+
 def test_parameters_may_change(ids, device):
     """Other values, dtypes, frozen ones, other parameters and other modules: nothing of them was stored."""
     plain, fused = make(device=device), make(device=device)
@@ -289,6 +296,17 @@ def test_fuse_twice_and_unfuse_twice(device):
     llama_fast.unfuse(model)
     with pytest.raises(ValueError, match="model is not fused"):
         llama_fast.unfuse(model)
+
+
+def test_a_class_made_by_others_is_not_undone():
+    """FSDP2 gives a module a subclass of its class: to set the old one would silently take the sharding away."""
+    model = make()
+    llama_fast.fuse(model)
+    layer = model.model.layers[0]
+    layer.__class__ = type("FSDPLlamaDecoderLayer", (type(layer),), {})
+    with pytest.raises(ValueError, match="a fused layer is a FSDPLlamaDecoderLayer now"):
+        llama_fast.unfuse(model)
+    assert model.config._attn_implementation == "llama_fast"
 
 
 def test_bad_arguments_are_named():

@@ -89,7 +89,7 @@ def test_one_wrong_layer_is_left_and_the_others_are_swapped(device):
     report = llama_fast.fuse(model)
     (left,) = report.left
     assert (left.name, left.kind) == ("model.layers.1.mlp", "mlp")
-    assert "is off by" in left.reason
+    assert left.reason == "it is not down(act(gate) * up): perhaps it clamps or drops out"
     assert type(model.model.layers[1].mlp) is Doubled
     assert report.count("residual") == 2
     torch.testing.assert_close(logits(model, ids), before)
@@ -168,6 +168,90 @@ def test_known_structures_that_compute_something_else_are_left(family, settings,
     torch.testing.assert_close(logits(model, ids), before)
 
 
+class ClampingMLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(32, 32) for _ in range(3))
+        self.act_fn, self.limit, self.dropout = nn.SiLU(), 10.0, 0.0
+
+    def forward(self, x):
+        gated = self.act_fn(self.gate_proj(x).clamp(max=self.limit)) * self.up_proj(x)
+        return F.dropout(self.down_proj(gated), self.dropout, self.training)
+
+
+def test_what_random_input_does_not_show_in_an_mlp():
+    """DeepSeek V4 clamps, Seed-OSS drops out: neither shows in a check in eval mode on numbers around one."""
+    mlp = ClampingMLP().eval()
+    torch.manual_seed(5)
+    (left,) = llama_fast.fuse(mlp, verify=False).left
+    assert left.reason == "it is not down(act(gate) * up): perhaps it clamps or drops out"
+    mlp.limit, mlp.dropout = float("inf"), 0.1
+    (left,) = llama_fast.fuse(mlp, verify=False).left
+    assert left.reason == "it is not down(act(gate) * up): perhaps it clamps or drops out"
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(torch.rand(3), expected), "the dropout of the trial must not move PyTorch's generator"
+    mlp.dropout = 0.0
+    assert llama_fast.fuse(mlp, verify=False).count("mlp") == 1
+
+
+def test_queries_that_are_clipped_are_noticed(device):
+    """By a bound that random input does not reach."""
+    model = OlmoForCausalLM(OlmoConfig(**SIZES, clip_qkv=1.0)).to(device).eval()
+    assert model.model.layers[0].self_attn.q_proj(torch.randn(64, 64, device=device)).abs().max() < 1
+    report = llama_fast.fuse(model)
+    assert report.count("rope") == 0
+    assert all("is off by" in left.reason for left in report.left if left.kind == "rope")
+
+
+def test_queries_that_are_scaled_far_from_the_start_are_noticed(device):
+    """Ministral 3 scales its queries from `original_max_position_embeddings` on: not at the positions of a short check."""
+    rope = dict(
+        rope_type="yarn", rope_theta=1e4, factor=16.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.5,
+        beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0,
+    )  # fmt: skip
+    config = transformers.Ministral3Config(**(SIZES | dict(rope_parameters=rope)))
+    model = transformers.Ministral3ForCausalLM(config).to(device).eval()
+    ids = random_ids(length=40, device=device)
+    before = logits(model, ids)
+    report = llama_fast.fuse(model)
+    assert (report.count("rope"), report.count("attention")) == (0, 2)
+    torch.testing.assert_close(logits(model, ids), before)
+
+
+def test_dropout_of_its_own_is_not_lost(device):
+    config = transformers.Starcoder2Config(**SIZES, residual_dropout=0.1)
+    report = llama_fast.fuse(transformers.Starcoder2ForCausalLM(config).to(device))
+    reasons = {left.reason for left in report.left if left.kind == "rope"}
+    assert reasons == {"it drops out of its output: residual_dropout is 0.1"}
+
+
+def test_experts_are_left_alone_and_the_rest_is_swapped(device):
+    """With transformers' default for experts, which has no float64."""
+    config = transformers.Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    model, ids = transformers.Qwen3MoeForCausalLM(config).to(device).eval(), random_ids(device=device)
+    before = logits(model, ids)
+    report = llama_fast.fuse(model)
+    assert not report.left, str(report)
+    assert report.count("rope") == report.count("attention") == report.count("residual") == 2
+    assert report.count("mlp") == 0
+    torch.testing.assert_close(logits(model, ids), before)
+
+
+def test_an_encoder_keeps_its_attention(device):
+    """T5's norms are swapped; they return the dtype of their weight, which half precision beside float32 depends on."""
+    config = transformers.T5Config(
+        vocab_size=97, d_model=64, d_kv=16, d_ff=112, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    model, ids = transformers.T5ForConditionalGeneration(config).to(device).eval(), random_ids(device=device)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data if ".wo." in name else parameter.data.bfloat16()
+    before = logits(model, ids, decoder_input_ids=ids)
+    report = llama_fast.fuse(model)
+    assert {left.reason for left in report.left} == {"the model has an encoder"}
+    assert report.count("norm") == 12
+    torch.testing.assert_close(logits(model, ids, decoder_input_ids=ids), before, rtol=0.02, atol=0.02)
+
+
 def test_plain_modules(device):
     """No transformers model: its norms are swapped, and what only looks like one is not."""
 
@@ -179,9 +263,13 @@ def test_plain_modules(device):
         def forward(self, x):
             return self.weight * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + self.eps)
 
+    class GatedNorm(MeanNorm):
+        def forward(self, x, gate=None):
+            return self.weight * F.rms_norm(x if gate is None else x * F.silu(gate), x.shape[-1:], None, self.eps)
+
     model = nn.Sequential(
         nn.LayerNorm(32), nn.RMSNorm(32), nn.LayerNorm(32, bias=False), nn.RMSNorm(32, eps=1e-3, elementwise_affine=False),
-        nn.Linear(32, 32), nn.LayerNorm((4, 32)), MeanNorm(),
+        nn.Linear(32, 32), nn.LayerNorm((4, 32)), MeanNorm(), GatedNorm(),
     ).to(device)  # fmt: skip
     x = torch.randn(2, 4, 32, device=device)
     before = model(x)
@@ -190,6 +278,7 @@ def test_plain_modules(device):
     assert {left.name: left.reason for left in report.left} == {
         "5": "it norms over 2 dimensions, not one",
         "6": "it is no RMSNorm: neither its weight nor 1 + weight gives its output",
+        "7": "its forward takes more than one tensor: x, gate",
     }
     torch.testing.assert_close(model(x), before)
     llama_fast.unfuse(copy.deepcopy(model))
@@ -213,8 +302,8 @@ def test_strange_projections_are_named(device):
     model.model.layers[1].self_attn.q_proj.__class__ = QuantisedLinear
     report = llama_fast.fuse(model)
     assert {(left.name, left.reason) for left in report.left} == {
-        ("model.layers.0.mlp", "its gate_proj is QuantisedLinear, not nn.Linear"),
-        ("model.layers.1.self_attn", "its q_proj is QuantisedLinear, not nn.Linear"),
+        ("model.layers.0.mlp", "its gate_proj is tests's QuantisedLinear, not nn.Linear"),
+        ("model.layers.1.self_attn", "its q_proj is tests's QuantisedLinear, not nn.Linear"),
     }
 
 

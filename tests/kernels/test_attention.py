@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from llama_fast import ops
 from llama_fast.kernels import attention_common, reference
-from llama_fast.kernels.attention import attention_op, example_plans
-from llama_fast.kernels.attention_backward import attention_backward_op
+from llama_fast.kernels.attention import attention_op, example_plans, plan_attention
+from llama_fast.kernels.attention_backward import attention_backward_op, plan_attention_backward
+from llama_fast.kernels.binary import inspect_plan
 from llama_fast.kernels.launch import GPUS, INTERPRETED
 from llama_fast.kernels.parity import relative_error
 from tests.parity import assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
@@ -145,11 +146,23 @@ def test_a_mask_that_allows_all_changes_nothing(device):
         ((0, 50, 80, 10), None),  # left padding
         (None, (90, 33, 0, 60)),  # a cache that is not full
         ((5, 70, 20, 90), (64, 90, 20, 30)),  # both, two of them empty
+        ((-(2**31), 2**31 - 1, 0, 30), (2**31 - 1, 90, -(2**31), -7)),  # cut to the keys that there are
     ],
 )
 def test_key_ranges(start, end, causal, device):
     ranges = {name: int32(device, *x) for name, x in (("key_start", start), ("key_end", end)) if x is not None}
     assert_attention(*inputs(device, 4, 2, 1, 40, 90, 16), causal=causal, **ranges)
+
+
+def test_lse_of_a_query_without_keys_passes_no_nan_on(device):
+    """Two parts merged by logaddexp: the gradient of logaddexp(-inf, -inf) is NaN."""
+    leaves = [x.requires_grad_() for x in inputs(device, 1, 2, 1, 30, 30, 16, torch.float32)]
+    _, lse = ops.attention(*leaves, key_start=int32(device, 13), return_lse=True)
+    merged = torch.logaddexp(lse, lse)
+    assert torch.equal(merged.isinf(), torch.arange(30, device=device).lt(13).expand(1, 2, 30))
+    expected = torch.autograd.grad(lse[..., 13:].sum(), leaves, retain_graph=True)
+    for a, b in zip(torch.autograd.grad(merged.sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("window", [None, 25])
@@ -354,6 +367,21 @@ def test_products_are_not_waited_for_one_by_one():
         assert sass.count("WARPGROUP.DEPBAR") <= 6, f"{plan.kernel.__name__} {shape}"
 
 
+@not_interpreted
+def test_loops_stay_out_of_local_memory():
+    """Where the examples do not look: a head_dim that is no power of two, and key ranges in the backward pass."""
+    gpu, meta = GPUS["sm_90"], torch.device("meta")
+    plain = attention_common.Pattern(None, None, None, None, None, True, None, 0.1, None)
+    ranges = torch.empty(2, dtype=torch.int32, device=meta)
+    q, k, v = (x.bfloat16() for x in inputs(meta, 2, 8, 2, 4096, 4096, 96))
+    forward = plan_attention(q, k, v, q, q[..., 0].float(), plain, gpu)
+    q, k, v = (x.bfloat16() for x in inputs(meta, 2, 8, 2, 4096, 4096, 128))
+    padded = plain._replace(key_start=ranges, key_end=ranges)
+    _, dk_dv = plan_attention_backward(q, None, q, k, v, q, q[..., 0].float(), q, k, v, padded, gpu)
+    assert inspect_plan(forward, gpu).spill_bytes == 0
+    assert inspect_plan(dk_dv, gpu).local_accesses_in_loops == 0
+
+
 PATTERNS = {
     "causal": (None, None, None, None, None, True, None, 0.25, None),
     "window, softcap": (None, None, None, None, None, False, 5, 0.25, 2.0),
@@ -454,6 +482,7 @@ ROW_BOUNDS = torch.zeros(2, dtype=torch.int32)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        (_bad(mask=[True]), TypeError, "mask must be a torch.Tensor, got list"),
         (_bad(q=[1.0]), TypeError, "q must be a torch.Tensor, got list"),
         (_bad(q=torch.ones(2, 4, 5, 16, dtype=torch.int64)), TypeError, "q must be float16"),
         (
@@ -466,7 +495,8 @@ ROW_BOUNDS = torch.zeros(2, dtype=torch.int32)
         (_bad(v=torch.ones(2, 2, 8, 16)), ValueError, r"v must have shape \(2, 2, 7, 16\), got \(2, 2, 8, 16\)"),
         (_bad(k=(1, 2, 7, 16)), ValueError, "k must have q's batch and head_dim"),
         (_bad(k=(2, 2, 7, 8)), ValueError, "k must have q's batch and head_dim"),
-        (_bad(k=(2, 3, 7, 16)), ValueError, "the heads of q must be a multiple of those of k, got 4 and 3"),
+        (_bad(k=(2, 3, 7, 16)), ValueError, "must be a positive multiple of those of k, got 4 and 3"),
+        (_bad(q=(2, 0, 5, 16)), ValueError, "must be a positive multiple of those of k, got 0 and 2"),
         (_bad(q=(2, 4, 5, 258), k=(2, 2, 7, 258)), ValueError, "head_dim must be from 1 to 256, got 258"),
         (_bad(scale=0.0), ValueError, "scale must be positive and finite, got 0.0"),
         (_bad(softcap=-1.0), ValueError, "softcap must be positive and finite, got -1.0"),

@@ -192,10 +192,11 @@ def test_bits_of_a_row_depend_on_that_row_alone(dtype, device):
 
 def test_a_row_without_keys_is_zero(device):
     q, k, v, lens, _ = random_case([0, 10], device)
-    for start in ([0, 10], [7, 300]):
+    for start in ([0, 10], [7, 300], [2**31 - 1, 2**31 - 1]):
         assert not ops.attention_decode(q, k, v, lens, key_start=int32(start, device))[0].any()
     assert not ops.attention_decode(q, k[:, :, :0], v[:, :, :0], lens * 0).any()
     assert not ops.attention_decode(q, k, v, lens - 10)[0].any()
+    assert not ops.attention_decode(q, k, v, int32([-(2**31), 0], device), window=7).any()
     assert ops.attention_decode(q[:0], k[:0], v[:0], lens[:0]).shape == (0, 4, 1, 64)
 
 
@@ -295,16 +296,27 @@ def arguments(**changes):
             r"v_cache must have shape \(2, 2, 10, 16\), got \(2, 2, 9",
         ),
         (dict(v_cache=torch.zeros(2, 2, 10, 16).half()), TypeError, "must have q's dtype, torch.float32, got"),
-        (dict(cache_lens=torch.ones(2)), TypeError, "cache_lens must be an int32 tensor, got torch.float32"),
-        (dict(cache_lens=[1, 1]), TypeError, "cache_lens must be an int32 tensor, got list"),
+        (dict(cache_lens=torch.ones(2)), TypeError, "cache_lens must be int32, got torch.float32"),
+        (dict(cache_lens=None), TypeError, "cache_lens must be a torch.Tensor, got NoneType"),
+        (dict(block_table=[0]), TypeError, "block_table must be a torch.Tensor, got list"),
+        (dict(cache_lens=[1, 1]), TypeError, "cache_lens must be a torch.Tensor, got list"),
         (dict(cache_lens=torch.ones(3).int()), ValueError, r"cache_lens must have shape \(2,\), got \(3,\)"),
-        (dict(key_start=torch.ones(2).long()), TypeError, "key_start must be an int32 tensor, got torch.int64"),
+        (dict(key_start=torch.ones(2).long()), TypeError, "key_start must be int32, got torch.int64"),
         (dict(key_start=torch.ones(2, 1).int()), ValueError, r"key_start must have shape \(2,\), got \(2, 1\)"),
-        (dict(block_table=torch.ones(2, 1)), TypeError, "block_table must be an int32 tensor"),
+        (dict(block_table=torch.ones(2, 1)), TypeError, "block_table must be int32"),
         (dict(block_table=torch.ones(3, 1).int()), ValueError, r"block_table must have shape \(2, max_blocks\), got"),
         (dict(cache_lens=torch.ones(2, device="meta").int()), ValueError, "cache_lens must be on q's device"),
         (dict(window=0), ValueError, "window must be at least 1, got 0"),
-        (dict(softcap=0.0), ValueError, "softcap must be positive, got 0.0"),
+        (dict(softcap=0.0), ValueError, "softcap must be positive and finite, got 0.0"),
+        (dict(softcap=float("nan")), ValueError, "softcap must be positive and finite, got nan"),
+        (dict(scale=float("nan")), ValueError, "scale must be finite, got nan"),
+        (
+            dict(
+                k_cache=torch.zeros(3, 2, 0, 16), v_cache=torch.zeros(3, 2, 0, 16), block_table=torch.ones(2, 1).int()
+            ),
+            ValueError,
+            r"k_cache's blocks must hold at least one key, got shape \(3, 2, 0, 16\)",
+        ),
     ],
 )
 def test_bad_arguments_are_named(changes, error, message):

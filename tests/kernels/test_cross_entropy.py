@@ -293,8 +293,9 @@ _GOOD = dict(logits=torch.ones(2, 8), labels=torch.tensor([0, 1]))
         (dict(labels=torch.tensor([0, 1], device="meta")), ValueError, "labels must be on logits's device"),
         (dict(ignore_index=None), TypeError, "ignore_index must be an int, got NoneType"),
         (dict(label_smoothing=1.5), ValueError, r"label_smoothing must lie in \[0, 1\], got 1.5"),
-        (dict(z_loss=-1.0), ValueError, "z_loss must be at least 0, got -1.0"),
-        (dict(softcap=0.0), ValueError, "softcap must be positive or None, got 0.0"),
+        (dict(z_loss=-1.0), ValueError, "z_loss must be at least 0 and finite, got -1.0"),
+        (dict(softcap=0.0), ValueError, "softcap must be positive and finite, or None, got 0.0"),
+        (dict(softcap=math.inf), ValueError, "softcap must be positive and finite, or None, got inf"),
         (dict(reduction="max"), ValueError, "reduction must be 'mean', 'sum' or 'none', got 'max'"),
     ],
 )

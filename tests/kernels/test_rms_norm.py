@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.rms_norm import add_rms_norm_op, rms_norm_op
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import DTYPES, CalledOps, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
 
 
 def torch_rms_norm(x, weight, residual=None, eps=1e-6, offset=0.0):
@@ -36,11 +36,23 @@ def test_matches_the_reference(shape, dtype, with_residual, device):
     assert_rms_norm(x, torch.randn(shape[-1], device=device, dtype=dtype), residual if with_residual else None)
 
 
-@pytest.mark.parametrize(("hidden", "with_residual"), [(20000, False), (20000, True), (262144, True)])
-def test_rows_longer_than_a_program_holds(hidden, with_residual, device):
-    x, residual = torch.randn(2, 2, hidden, device=device, dtype=torch.bfloat16)
-    weight = torch.randn(hidden, device=device, dtype=torch.bfloat16)
-    assert_rms_norm(x, weight, residual if with_residual else None)
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "with_residual", "offset"),
+    [
+        (9000, torch.float32, True, 1.0),  # only the backward pass cuts the row
+        (20000, torch.float32, False, 1.0),  # in bfloat16 c, about 1 / sqrt(hidden), would be lost in the rounding
+        (20000, torch.bfloat16, True, 0.0),
+    ],
+)
+def test_rows_longer_than_a_program_holds(hidden, dtype, with_residual, offset, device):
+    x, residual = torch.randn(2, 3, hidden, device=device, dtype=dtype)
+    weight = torch.randn(hidden, device=device, dtype=dtype)
+    assert_rms_norm(x, weight, residual if with_residual else None, offset=offset)
+
+
+def test_longest_row(device):
+    # without a weight: the sum of its gradient would be 4096 programs more, 10 s in the interpreter
+    assert_rms_norm(torch.randn(1, 262144, device=device, dtype=torch.float16), None)
 
 
 @settings(max_examples=15, deadline=None)
@@ -95,6 +107,13 @@ def test_frozen_weight_gets_no_gradient(device):
     assert x.grad is not None
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))])
+def test_transforms_of_functions_are_refused(transform, device):
+    # and do not come back with a derivative of zero
+    with pytest.raises(RuntimeError, match=r"autograd\.Function with functorch"):
+        transform(lambda x: ops.rms_norm(x, None).sum())(torch.randn(4, 64, device=device))
+
+
 def test_same_bits_every_run(device):
     x, weight = torch.randn(300, 128, device=device), torch.randn(128, device=device)
 
@@ -104,6 +123,15 @@ def test_same_bits_every_run(device):
         return y, *torch.autograd.grad(y.square().sum(), leaves)
 
     assert_same_bits(run)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_output_without_a_gradient_costs_no_zeros(used, device):
+    x, residual = torch.randn(2, 4, 64, device=device).requires_grad_()
+    output = ops.rms_norm(x, torch.ones(64, device=device, requires_grad=True), residual=residual)[used]
+    with CalledOps() as called:
+        torch.autograd.grad(output, (x, residual), torch.ones_like(output))
+    assert not [name for name in called if "zeros" in name or "full" in name]
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

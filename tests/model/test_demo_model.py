@@ -88,13 +88,13 @@ def test_sentences_follow_the_grammar_on_held_out_prompts(model, tokenizer, how:
     written = complete(model, tokenizer, [document.prompt for document in documents], **sampling)
     counts = [stories.count_sentences(d.prompt + text) for d, text in zip(documents, written, strict=True)]
     known, total = (sum(column) for column in zip(*counts, strict=True))
-    assert known >= 0.97 * total, f"{known} of {total} passages follow the grammar"
+    assert known >= 0.99 * total, f"{known} of {total} passages follow the grammar"
 
 
-# Measured with greedy decoding: 80, 65 and 65 %. Right means: every sentence of the grammar and true to the story's own facts; the
-# one right answer; a summary of that story.
-@pytest.mark.parametrize(("form", "rate"), [("story", 0.7), ("question", 0.55), ("summary", 0.55)])
-def test_facts_are_mostly_kept_on_held_out_prompts(model, tokenizer, form: str, rate: float) -> None:
+# Right means: every sentence of the grammar and true to the story's own facts; the one right answer; a summary of that story.
+# With 100 prompts of each, 99, 92 and 100 % were.
+@pytest.mark.parametrize(("form", "rate"), [("story", 0.95), ("question", 0.85), ("summary", 0.95)])
+def test_facts_are_kept_on_held_out_prompts(model, tokenizer, form: str, rate: float) -> None:
     documents = list(stories.write_documents(form, COUNT, seed=100, held_out=True))
     written = complete(model, tokenizer, [document.prompt for document in documents], do_sample=False)
     wrong = [why_wrong(d.prompt, text) for d, text in zip(documents, written, strict=True)]
