@@ -33,7 +33,7 @@ class Completion:
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
-    outputs: list["Completion"] = field(default_factory=list, repr=False)
+    outputs: list["Completion"] = field(default_factory=list, repr=False, compare=False)  # holds this one too
 
 
 class Output:

@@ -10,8 +10,9 @@ launched the next, so the GPU never waits for it; a sequence that ends has then 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,12 @@ class LLM:
         step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, cuda_graphs: bool = True, read_late: bool | None = None,
         progress: bool = True,
     ) -> None:  # fmt: skip
-        for name, value in (("max_batch", max_batch), ("step_tokens", step_tokens), ("block_size", block_size)):
-            if value < 1:
+        sizes = dict(
+            max_batch=max_batch, max_cache_tokens=max_cache_tokens, max_context=max_context, step_tokens=step_tokens,
+            block_size=block_size,
+        )  # fmt: skip
+        for name, value in sizes.items():
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.device = _device(device)
         self._console = Console(stderr=True, quiet=not progress)
@@ -151,10 +156,10 @@ class LLM:
     # --- what users call ---------------------------------------------------------------------------------------------
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
         """The completions of prompts (strings or lists of token ids), in their order, whatever order they end in."""
-        many: list[Prompt] = list(prompts) if _is_list_of_prompts(prompts) else [prompts]  # type: ignore[list-item,arg-type]
+        many = _prompts(prompts)
         each = [params or SamplingParams()] * len(many) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(many):
             raise ValueError(f"params must be one or as many as the prompts, {len(many)}, got {len(each)}")
@@ -178,10 +183,9 @@ class LLM:
         try:
             while not request.done:
                 self.step()
-                text = request.new_text()
-                if text and not request.done:
+                if not request.done and (text := request.new_text()):
                     yield Piece(text)
-            yield Piece(text, request.completion)
+            yield Piece(request.new_text(), request.completion)
         finally:
             self.cancel(request)
 
@@ -212,24 +216,26 @@ class LLM:
         params.check_vocabulary(self.config.vocab_size, self.tokenizer.eos_ids)
         room = self._longest - len(ids)
         most = room if params.max_tokens is None else min(params.max_tokens, room)
-        reuse = params.prompt_logprobs is None and self._prefixes_are_reusable
-        runs = {}
+        runs: dict[TokenSequence, _Run] = {}
         for seed in params.seeds():
             completion = Completion(ids, logprobs=None if params.logprobs is None else [])
             output = Output(completion, params, self.tokenizer, ending_ids=params.ending_ids(self.tokenizer.eos_ids))
+            # the first computes all of the prompt if its log-probabilities are asked for
+            reuse = self._prefixes_are_reusable and (params.prompt_logprobs is None or bool(runs))
             sequence = TokenSequence(list(ids), max(1, most), reuse_prefix=reuse)
             runs[sequence] = _Run(output, params, seed, empty=most == 0)
         first, *rest = runs
-        runs[first].followers = rest
         request = Request([run.output for run in runs.values()], list(runs))
         if params.prompt_logprobs is not None:
             request.completion.prompt_logprobs = []
-        elif most == 0:
-            for run in runs.values():
-                run.output.end("length")
-            return request
-        self._runs |= runs
-        self._scheduler.add(first)
+        if most == 0:  # nothing to compute, but the log-probabilities of the prompt if they are asked for
+            for sequence in list(runs) if params.prompt_logprobs is None else rest:
+                runs.pop(sequence).output.end("length")
+            rest = []
+        if runs:
+            runs[first].followers = rest
+            self._runs |= runs
+            self._scheduler.add(first)
         return request
 
     def cancel(self, request: Request) -> None:
@@ -240,7 +246,20 @@ class LLM:
                 run.output.end("cancelled")
 
     def step(self) -> None:
-        """Computes the next tokens of the requests that were submitted; nothing if there are none."""
+        """Computes the next tokens of the requests that were submitted; nothing if there are none.
+
+        Where it is interrupted, what it was to compute is computed again later: requests lose time, but no token.
+        """
+        try:
+            self._step()
+        except BaseException:  # a KeyboardInterrupt too
+            self._launched = None
+            self._scheduler.restart()
+            raise
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
         self._recompute_turned()
         chunks = self._scheduler.schedule()
         launched = self._launch(chunks) if chunks else None
@@ -248,8 +267,6 @@ class LLM:
             launched, self._launched = self._launched, launched
         if launched is not None:
             self._read(launched)
-
-    # --- a step ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _launch(self, chunks: list[Chunk]) -> _Launched:
@@ -279,6 +296,7 @@ class LLM:
         if self.device.type == "cpu":
             return _Launched(chunks, sampled, prompt_logprobs, None)
         on_host = None if sampled is None else _to_host(sampled)
+        prompt_logprobs = [(chunk, _logprobs_to_host(logprobs)) for chunk, logprobs in prompt_logprobs]
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         return _Launched(chunks, on_host, prompt_logprobs, done)
@@ -324,9 +342,11 @@ class LLM:
         limit = self.decoder.rotary.recompute_after
         if limit is None:
             return
-        for sequence in [s for s in self._scheduler.running if s.rotary_length <= limit < s.known]:
+        running, waiting = self._scheduler.running, self._scheduler.waiting
+        for sequence in [s for s in (*running, *waiting) if s.rotary_length <= limit < s.known]:
             sequence.rotary_length = sequence.known
-            self._scheduler.preempt(sequence)
+            if sequence in running:
+                self._scheduler.preempt(sequence)
 
     # --- log-probabilities of prompts --------------------------------------------------------------------------------
 
@@ -412,8 +432,10 @@ class LLM:
         return decoder.eval()
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not all(isinstance(i, int) and 0 <= i < self.config.vocab_size for i in ids):
+        given: Any = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        given = given.tolist() if hasattr(given, "tolist") else given
+        ids: list[Any] = list(given) if isinstance(given, Iterable) else [None]
+        if not all(isinstance(i, Integral) and 0 <= int(i) < self.config.vocab_size for i in ids):
             raise ValueError(
                 f"a prompt must be a string or token ids from 0 to {self.config.vocab_size - 1}, got {prompt!r}"
             )
@@ -422,7 +444,7 @@ class LLM:
         if len(ids) > self._longest:
             what = "context" if self._longest == self.max_context else "KV cache (give a larger max_cache_tokens)"
             raise ValueError(f"the prompt has {len(ids)} tokens, and the {what} holds {self._longest}")
-        return ids
+        return [int(i) for i in ids]
 
 
 def _ends(chunks: Sequence[Chunk]) -> list[int]:
@@ -432,11 +454,13 @@ def _ends(chunks: Sequence[Chunk]) -> list[int]:
 
 def _to_host(sampled: Sampled) -> Sampled:
     """A copy in pinned memory, on its way."""
-    logprobs = sampled.logprobs
-    if logprobs is not None:
-        fields = (logprobs.chosen, logprobs.top, logprobs.top_ids)
-        logprobs = Logprobs(*(tensor.to("cpu", non_blocking=True) for tensor in fields))
+    logprobs = None if sampled.logprobs is None else _logprobs_to_host(sampled.logprobs)
     return Sampled(sampled.token_ids.to("cpu", non_blocking=True), logprobs)
+
+
+def _logprobs_to_host(logprobs: Logprobs) -> Logprobs:
+    fields = (logprobs.chosen, logprobs.top, logprobs.top_ids)
+    return Logprobs(*(tensor.to("cpu", non_blocking=True) for tensor in fields))
 
 
 def _token_logprob(logprobs: Logprobs, row: int, token_id: int, count: int) -> TokenLogprob:
@@ -444,8 +468,12 @@ def _token_logprob(logprobs: Logprobs, row: int, token_id: int, count: int) -> T
     return TokenLogprob(token_id, logprobs.chosen[row].item(), dict(zip(ids, values, strict=True)))
 
 
-def _is_list_of_prompts(prompts: Any) -> bool:
-    return not isinstance(prompts, str) and not (len(prompts) > 0 and isinstance(prompts[0], int))
+def _prompts(prompts: Any) -> list[Prompt]:
+    """Token ids, also in an array or a tensor, are one prompt, as a string is."""
+    if isinstance(prompts, str):
+        return [prompts]
+    each = list(prompts.tolist() if hasattr(prompts, "tolist") else prompts)
+    return [each] if each and isinstance(each[0], Integral) else each
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -488,7 +516,8 @@ def _plan_memory(
     block_bytes = block_size * bytes_per_token(config, dtype)
     if max_cache_tokens is None:
         wanted = max_batch * -(-max_context // block_size)
-        blocks = max(1, min(wanted, (available - weights - workspace) // block_bytes))
+        room = (available - weights - workspace) // block_bytes - 1  # one block is for what nobody reads
+        blocks = max(1, min(wanted, room))
     else:
         blocks = -(-max_cache_tokens // block_size)
     ledger = MemoryLedger(weights, (blocks + 1) * block_bytes, workspace, available)

@@ -167,6 +167,13 @@ class Scheduler:
         self._stop(victim)
         self.waiting.appendleft(victim)
 
+    def restart(self) -> None:
+        """All that runs waits to be computed again, from the tokens that the host has read: a step came to no end."""
+        for sequence in sorted(self.running, key=lambda s: s.arrival, reverse=True):
+            self.preempt(sequence)
+        for sequence in self.waiting:
+            sequence.pending, sequence.rotary_length = 0, len(sequence.prompt)
+
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free_rows.append(sequence.row)

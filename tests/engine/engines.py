@@ -1,0 +1,49 @@
+"""Engines under test, and what they did."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama_fast.engine import LLM
+from llama_fast.kernels.launch import INTERPRETED
+from llama_fast.scheduler import Chunk
+
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+
+
+def engine(folder: Path | None = None, **options: Any) -> LLM:
+    """An engine on the device under test; float32, unless `options` say otherwise."""
+    return LLM(folder, **(dict(device=DEVICE, dtype="float32", progress=False) | options))
+
+
+class Watch:
+    """What the engine's scheduler decides from now on."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.steps: list[list[Chunk]] = []
+        self.preemptions = 0
+        scheduler = llm._scheduler
+        schedule, preempt = scheduler.schedule, scheduler.preempt
+
+        def watched_schedule() -> list[Chunk]:
+            self.steps.append(schedule())
+            return self.steps[-1]
+
+        def watched_preempt(victim: Any) -> None:
+            self.preemptions += 1
+            preempt(victim)
+
+        scheduler.schedule, scheduler.preempt = watched_schedule, watched_preempt
+
+    @property
+    def computed(self) -> int:
+        """Tokens computed in all."""
+        return sum(chunk.size for step in self.steps for chunk in step)
+
+
+def assert_nothing_left(llm: LLM) -> None:
+    """No request, and no block with a user."""
+    assert llm._scheduler.idle and not llm._runs
+    assert llm._pool.free == llm._cache.blocks and not any(llm._pool._users)
+    assert sorted(llm._scheduler._free_rows) == list(range(llm._scheduler.max_batch))
