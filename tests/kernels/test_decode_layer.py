@@ -58,14 +58,17 @@ def on_copies(function, heads):
     """`function` with caches of its own: (q, k, v) of the rows. Other slots must still be NaN."""
 
     def run(x, norm_weight, weight, bias, cos, sin, k_cache, v_cache, slots):
-        k_cache, v_cache = k_cache.clone(), v_cache.clone()
+        frames = [
+            torch.cat((cache[:2], cache)) for cache in (k_cache, v_cache)
+        ]  # blocks before the first, for bad slots
+        k_cache, v_cache = (frame[2:] for frame in frames)
         cos, sin = (angle.to(torch.promote_types(x.dtype, torch.float32)) for angle in (cos, sin))
         q = function(x, norm_weight, weight, bias, cos, sin, k_cache, v_cache, slots, eps=EPS, heads=heads)
         found = [rows_at(cache, slots).clone() for cache in (k_cache, v_cache)]
-        for cache in (k_cache, v_cache):
-            used = slots[slots >= 0]
-            cache[used // cache.shape[2], :, used % cache.shape[2]] = torch.nan
-            assert cache.isnan().all(), "written outside the slots"
+        used = slots[slots >= 0]
+        for frame in frames:
+            frame[2 + used // k_cache.shape[2], :, used % k_cache.shape[2]] = torch.nan
+            assert frame.isnan().all(), "written outside the slots"
         return q, *found
 
     return run
