@@ -1,5 +1,6 @@
 """The book of blocks and the scheduler at their edges, and a run in which everything happens to many requests."""
 
+import contextlib
 import random
 
 import pytest
@@ -232,6 +233,10 @@ def test_shared_blocks_outlive_one_of_their_users():
 # --- everything at once ----------------------------------------------------------------------------------------------
 
 
+class DeviceFault(Exception):
+    """What the tests throw into a step."""
+
+
 def random_request(rng: random.Random):
     prompt = random_ids(16, seed=rng.randrange(3))[: rng.randrange(1, 17)] + random_ids(
         rng.randrange(9), seed=rng.randrange(9999)
@@ -271,7 +276,7 @@ def test_two_hundred_requests_with_faults(late, tmp_path, monkeypatch):
         launched = None if fails and when < 0.5 else launch(chunks)
         if fails:
             faults.append(len(watch.steps))
-            raise RuntimeError("the device has failed")
+            raise DeviceFault
         return launched
 
     monkeypatch.setattr(llm, "_launch", failing)
@@ -280,13 +285,11 @@ def test_two_hundred_requests_with_faults(late, tmp_path, monkeypatch):
     while len(requests) < len(asked) or not all(request.done for request in requests):
         for prompt, params in asked[len(requests) :][: rng.randrange(3)]:
             requests.append(llm.submit(prompt, params))
-        if requests and rng.random() < 0.15:
+        if requests and rng.random() < 0.2:
             cancelled.add(chosen := rng.randrange(max(0, len(requests) - 9), len(requests)))
             llm.cancel(requests[chosen])
-        try:
+        with contextlib.suppress(DeviceFault):
             llm.step()
-        except RuntimeError as error:
-            assert str(error) == "the device has failed"
         check_blocks(llm)
     assert_nothing_left(llm)
     cut = [
