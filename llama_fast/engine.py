@@ -140,7 +140,9 @@ class LLM:
         self._cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=self.dtype)
         self._pool = BlockPool(blocks, block_size)
         self._scheduler = Scheduler(self._pool, max_batch=max_batch, step_tokens=step_tokens)
-        self._sampler = Sampler(config.vocab_size, max_batch, eos_ids=self.tokenizer.eos_ids, device=self.device)
+        # a tokenizer may have more tokens than the model
+        eos_ids = [i for i in self.tokenizer.eos_ids if i < config.vocab_size]
+        self._sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
         self._last_tokens = torch.zeros(max_batch + 1, dtype=torch.int64, device=self.device)
         self._runs: dict[TokenSequence, _Run] = {}
         # the longest sequence: a token past it would have no place

@@ -186,6 +186,15 @@ def test_end_tokens(ending, tokens):
     assert_nothing_left(llm)
 
 
+def test_an_end_token_outside_the_vocabulary(tmp_path, tokens):
+    """Tokenizers may have more tokens than the model: one that ends texts never comes, and changes nothing."""
+    folder = save(make(), tmp_path)
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": [{VOCAB + 3}, {tokens[4]}]}}')
+    llm = engine(folder)
+    assert llm.generate(PROMPT, greedy())[0].token_ids == tokens[:5]
+    assert tokens[4] not in llm.generate(PROMPT, greedy(8, min_tokens=8))[0].token_ids
+
+
 def test_min_tokens_and_stop_strings(llm, tokens):
     """Stop strings count from the token after `min_tokens` on."""
     word = f" w{tokens[3]}"
