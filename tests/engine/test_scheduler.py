@@ -131,6 +131,17 @@ def test_prompts_in_chunks_beside_decoding():
     assert len({x.row for x in (a, b, c)}) == 3
 
 
+def test_a_long_prompt_does_not_hold_up_decoding():
+    """Not even that of an older sequence, which was let in later (one of several outputs, say)."""
+    s = scheduler(blocks=20)
+    older, younger = (Sequence(list(range(length)), 20, reuse_prefix=False) for length in (40, 3))
+    s.add(younger)
+    step(s)
+    s.add(older)
+    assert step(s) == [(younger, 3, 4, True), (older, 0, 15, False)]
+    assert step(s) == [(younger, 4, 5, True), (older, 15, 30, False)]
+
+
 def test_nothing_to_do():
     s = scheduler()
     assert s.idle and s.schedule() == []
