@@ -358,6 +358,14 @@ def test_text_of_the_embedded_model():
     assert stopped.text == completion.text[: completion.text.index(cut)]
 
 
+def test_half_a_character_at_the_end():
+    """What no more tokens come for is shown as what it is."""
+    llm = engine()
+    start = llm.tokenizer.encode("\N{LLAMA}")[1]
+    pieces = list(llm.stream("Hi", greedy(1, allowed_token_ids=[start])))
+    assert [piece.text for piece in pieces] == ["\ufffd"] == [pieces[-1].completion.text]
+
+
 def test_streams_side_by_side(llm, tokens):
     """Two streams read in turns: each has its own text."""
     streams = [llm.stream(PROMPT, greedy()), llm.stream(PROMPT[:5], greedy())]
