@@ -83,7 +83,7 @@ def attention_decode_kernel(
     With LSE None it is the only one, and its output the result.
     """
     HEAD_BLOCKS: tl.constexpr = (GROUP + BLOCK_H - 1) // BLOCK_H
-    if PDL:  # before anything is read: see decode_layer.py
+    if PDL:  # before anything is read: see streaming.py
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     i_b = (tl.program_id(0) // (KV_HEADS * HEAD_BLOCKS)).to(tl.int64)

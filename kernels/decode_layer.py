@@ -39,14 +39,9 @@ from .linear import allow_tf32, linear_op, require_dtype
 from .matmul import FEW_ROWS
 from .rms_norm import plan_rms_norm, rms_norm_op
 from .rope import rope_op
+from .streaming import streaming_stages, wait_for_previous_kernel
 from .swiglu import glu_op
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device, require_shape
-
-BYTES_IN_FLIGHT = 48 * 1024
-"""Of weight, a multiprocessor: an H200 needs 36 KB (4.8 TB/s over 132 SMs at a latency of 1 us)."""
-
-MAX_STAGES = 11
-"""Depth of the ring: 10 stages of 12 KB (8 of weight, 4 of x) are 120 KB of shared memory, sm_80 has 163."""
 
 
 @triton.jit
@@ -55,36 +50,6 @@ def _pair_rows(i_block, pairs, half, BLOCK_P: tl.constexpr):
     o_row = tl.arange(0, 2 * BLOCK_P)
     o_p = i_block.to(tl.int64) * BLOCK_P + o_row % BLOCK_P
     return o_p + (o_row // BLOCK_P).to(tl.int64) * half, o_p < pairs
-
-
-@triton.jit
-def _wait_for_previous_kernel(
-    p_weight, o_n, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K: tl.constexpr, NUM_STAGES: tl.constexpr
-):
-    """Prefetches the first NUM_STAGES tiles of the weight to L2, then waits for what earlier kernels wrote.
-
-    Programmatic dependent launch, the argument for memory order: the kernel may start once every program of the one before
-    has said `gdc_launch_dependents`, long before that one has written anything. `gdc_wait` returns when the kernel before
-    has ended and all its writes are visible. Every thread of every program of a kernel launched this way waits, before it reads or writes
-    anything but this prefetch, so a kernel ends only after all kernels before it have ended, and what holds for one
-    predecessor holds for all: whatever is read (x, slots, cos, the cache) was written, and whatever is written over (q, y,
-    the cache, memory that the allocator handed on) has been read. A kernel that does not take part starts after the one
-    before has ended, as ever. The prefetch changes no memory, and L2 is where all SMs see the same: a weight that an
-    earlier kernel writes is read after the wait with its new value.
-
-    The next kernel may start as soon as this one no longer waits. Said before the wait, kernel after kernel could pile up
-    on the SMs, all waiting for the same one.
-    """
-    LINE: tl.constexpr = 1024 // p_weight.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
-    for i in tl.static_range(NUM_STAGES):
-        o_k = (i * BLOCK_K + tl.arange(0, BLOCK_K // LINE) * LINE).to(tl.int64)[None, :]
-        p_line = p_weight + o_n[:, None] * weight_stride_n + o_k * weight_stride_k
-        p_line = tl.where(m_n[:, None] & (o_k < K), p_line, p_weight)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [p_line.to(tl.int64)], tl.int32, is_pure=False, pack=1
-        )
-    tl.extra.cuda.gdc_wait()
-    tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -164,7 +129,7 @@ def norm_qkv_rope_kernel(
     o_row, m_row = _pair_rows(i_block, pairs, pairs, BLOCK_P)
     o_n = i_head.to(tl.int64) * HEAD_DIM + first + o_row
     if PDL:
-        _wait_for_previous_kernel(p_weight, o_n, m_row, weight_stride_n, weight_stride_k, K, BLOCK_K, NUM_STAGES)
+        wait_for_previous_kernel(p_weight, o_n, m_row, weight_stride_n, weight_stride_k, K, BLOCK_K, NUM_STAGES)
 
     # read before the product, or they would wait for memory after it
     o_m = tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
@@ -210,7 +175,7 @@ def norm_swiglu_kernel(
     """Program: BLOCK_P rows of gate (the first N of the weight) and the same of up."""
     o_n, m_n = _pair_rows(tl.program_id(0), N, N, BLOCK_P)
     if PDL:
-        _wait_for_previous_kernel(p_weight, o_n, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, NUM_STAGES)
+        wait_for_previous_kernel(p_weight, o_n, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, NUM_STAGES)
     b_gate, b_up = _project_pairs(
         p_x, p_norm, p_weight, p_bias, o_n, m_n, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
         BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION,
@@ -233,9 +198,6 @@ _ONE_ROW_TILES = (Tile(8, 512), Tile(4, 1024))
 
 # 64 rows, which sm_90's own tensor core instruction takes, or 32. (Rows of 512 bytes took 255 registers and spilled.)
 _TILES = (Tile(32, 256), Tile(16, 256))
-
-PROGRAMS_PER_MULTIPROCESSOR = 4
-"""That are sure to be resident: of 4 warps, with up to 128 registers a thread."""
 
 
 def _plan_pairs(
@@ -267,7 +229,7 @@ def _plan_pairs(
             ),
             constants=constants | dict(
                 BLOCK_M=1 if m == 1 else FEW_ROWS, BLOCK_P=tile.block_p, BLOCK_K=block_k, EVEN_K=k % block_k == 0,
-                NUM_STAGES=_stages(programs(tile), 2 * tile.block_p * tile.row_bytes, gpu), PDL=gpu.has_pdl,
+                NUM_STAGES=streaming_stages(programs(tile), 2 * tile.block_p * tile.row_bytes, gpu), PDL=gpu.has_pdl,
             ),
             # float32 without TF32 has no tensor cores, and 4 warps spill
             num_warps=8 if m > 1 and constants["INPUT_PRECISION"] == "ieee" and x.element_size() == 4 else 4,
@@ -275,13 +237,6 @@ def _plan_pairs(
         )
     )  # fmt: skip
     return plans
-
-
-def _stages(programs: int, stage_bytes: int, gpu: Gpu) -> int:
-    """Depth of the ring, of which one stage is being computed on; on AMD one, while the next is in registers."""
-    resident = min(programs, PROGRAMS_PER_MULTIPROCESSOR * gpu.multiprocessors)
-    in_flight = cdiv(BYTES_IN_FLIGHT * gpu.multiprocessors, max(1, resident) * stage_bytes)
-    return max(3, min(MAX_STAGES, 1 + in_flight)) if gpu.is_nvidia else 2
 
 
 def plan_norm_qkv_rope(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .activation import activate
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
+from .streaming import streaming_stages, wait_for_previous_kernel
 
 FEW_ROWS = 16
 """Up to as many rows of x (the least a tensor core takes) the weight is streamed."""
@@ -56,12 +57,18 @@ def linear_few_rows_kernel(
     p_x, p_weight, p_bias, p_residual, p_preactivation, p_y, p_partial,
     x_stride_m, x_stride_k, weight_stride_n, weight_stride_k, residual_stride, M, N, K, split_k,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr, NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr, NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i_n, i_split): BLOCK_N rows of the weight, `split_k` columns of it (a multiple of BLOCK_K)."""
-    o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    o_row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_n = o_row[:, None]
     o_m = tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
     k_start = tl.program_id(1) * split_k
+    if PDL:
+        p_first = p_weight + k_start.to(tl.int64) * weight_stride_k
+        wait_for_previous_kernel(
+            p_first, o_row, o_row < N, weight_stride_n, weight_stride_k, K - k_start, BLOCK_K, NUM_STAGES
+        )  # fmt: skip
     if BLOCK_M == 1:
         b_product = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
     else:
@@ -94,9 +101,12 @@ def linear_few_rows_kernel(
 @triton.jit
 def linear_add_splits_kernel(
     p_partial, p_bias, p_residual, p_preactivation, p_y, residual_stride, M, N,
-    ACTIVATION: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+    ACTIVATION: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i_n, i_m): the sum of the partials of BLOCK_N elements of a row of y, and the epilogue."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     o_s = tl.arange(0, BLOCK_S)[:, None].to(tl.int64)
     o_m = tl.program_id(1) + tl.arange(0, 1)[:, None].to(tl.int64)
@@ -238,30 +248,37 @@ def plan_linear(
     ]
 
 
+# Rows of the weight, and bytes of a row, of one tile: 8 or 4 KB for one row of x, 16 to 4 KB for the tensor cores. The largest is
+# taken that nearly gives every multiprocessor a program: the fewer programs, the less often x is read.
+_ONE_ROW_TILES = ((8, 1024), (4, 1024))
+_FEW_ROWS_TILES = ((64, 256), (32, 256), (16, 256))
+
+
 def _plan_few_rows(
     operands: dict[str, Any], epilogue: dict[str, Any], constants: dict[str, Any], gpu: Gpu
 ) -> list[LaunchPlan]:
     m, n, k = epilogue["M"], epilogue["N"], operands["K"]
     itemsize = operands["p_x"].element_size()
-    # 8 KB of one-row weight tile (8 rows of 1 KB) or 16 KB of tensor-core tile (64 rows of 256 bytes) a stage.
-    block_m, block_n, row_bytes = (1, 8, 1024) if m == 1 else (16, 64, 256)
+    block_m, tiles = (1, _ONE_ROW_TILES) if m == 1 else (FEW_ROWS, _FEW_ROWS_TILES)
+    block_n, row_bytes = next((t for t in tiles if 10 * cdiv(n, t[0]) >= 9 * gpu.multiprocessors), tiles[-1])
     block_k = row_bytes // itemsize
-    tiles = cdiv(n, block_n)
-    # Three programs an SM have 72 KB of one-row weight tiles in flight, and two, all that its shared memory holds, 96 KB
-    # of the others. Rounded down, since one program more would be a second round. A split is at least a pipeline deep.
-    programs = (3 if m == 1 else 2) * gpu.multiprocessors
-    splits = max(1, min(programs // tiles, k // (4 * block_k), 16)) if tiles else 1
+    programs = cdiv(n, block_n)
+    # Only where N is too small for the GPU K is split: a split costs a second launch. It is at least 4 tiles long.
+    splits = max(1, min(2 * gpu.multiprocessors // programs, k // (4 * block_k), 16)) if programs else 1
+    if 10 * programs >= 9 * gpu.multiprocessors:
+        splits = 1
     split_k = cdiv(cdiv(k, splits), block_k) * block_k
     splits = cdiv(k, split_k) if k else 1
     partial = None if splits == 1 else epilogue["p_y"].new_empty((splits, m, n), dtype=torch.float32)
     streaming = LaunchPlan(
         linear_few_rows_kernel,
-        grid=(tiles, splits),
+        grid=(programs, splits),
         arguments=operands | epilogue | dict(p_partial=partial, split_k=split_k),
         constants=constants | dict(
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, EVEN_K=k % block_k == 0,
-            NUM_STAGES=_stages((block_m + block_n) * row_bytes, gpu),
+            NUM_STAGES=streaming_stages(programs * splits, block_n * row_bytes, gpu), PDL=gpu.has_pdl,
         ),
+        pdl=gpu.has_pdl,
     )  # fmt: skip
     if partial is None:
         return [streaming]
@@ -269,6 +286,9 @@ def _plan_few_rows(
         linear_add_splits_kernel,
         grid=(cdiv(n, 256), m),
         arguments=dict(p_partial=partial) | epilogue,
-        constants=dict(ACTIVATION=constants["ACTIVATION"], SPLITS=splits, BLOCK_S=next_power_of_2(splits), BLOCK_N=256),
-    )
+        constants=dict(
+            ACTIVATION=constants["ACTIVATION"], SPLITS=splits, BLOCK_S=next_power_of_2(splits), BLOCK_N=256, PDL=gpu.has_pdl
+        ),
+        pdl=gpu.has_pdl,
+    )  # fmt: skip
     return [streaming, add_splits]

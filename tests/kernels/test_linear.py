@@ -290,8 +290,8 @@ def test_products_are_not_waited_for_one_by_one():
     """On sm_90 the HGMMAs of a step run back to back: one wait in the loop, and one behind it."""
     products = [(shape, plan) for shape, plan in example_plans(GPUS["sm_90"]) if "INPUT_PRECISION" in plan.constants]
     for shape, plan in products:
-        if plan.constants["BLOCK_M"] == 1:  # one row takes no tensor core
-            continue
+        if max(plan.constants["BLOCK_M"], plan.constants["BLOCK_N"]) < 64 or plan.constants["BLOCK_M"] == 1:
+            continue  # one row takes no tensor core, and a product of fewer than 64 rows not this one
         sass = plan.compile(GPUS["sm_90"]).asm["sass"]
         assert sass.count("HGMMA") >= 4, shape
         assert sass.count("WARPGROUP.DEPBAR") <= 2, shape
