@@ -305,10 +305,10 @@ def _choose(option: str, given: str | None, known: list[str]) -> list[str]:
 
 def _binary_table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("kernel", overflow="fold", min_width=18)
+    table.add_column("kernel", no_wrap=True)
     table.add_column("shape", overflow="fold")
     for column in ("regs", "spill", "shared", "MMA", "access", "occup."):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         spilled = f"[red]{row['spill_bytes']}[/]" if row["spill_bytes"] > 16 else str(row["spill_bytes"])
         cores = f"{row['tensor_core_instructions']} {row['tensor_core']}" if row["tensor_core"] else "-"
