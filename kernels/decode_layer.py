@@ -33,9 +33,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
-from .launch import Gpu, LaunchPlan, as_rows, cdiv, gpu_of
+from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import register
-from .linear import allow_tf32, linear_op, require_dtype
+from .linear import linear_op, require_dtype
 from .matmul import FEW_ROWS
 from .rms_norm import plan_rms_norm, rms_norm_op
 from .rope import rope_op

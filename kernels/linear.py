@@ -95,7 +95,14 @@ def plan_linear_backward_epilogue(
 
 def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     """Plans at LLaMA sizes, as (shape, plan), for compilation ahead of time."""
-    for m, n, k in ((1, 4096, 14336), (1, 1024, 4096), (8, 4096, 4096), (8, 14336, 4096), (64, 4096, 4096), (8192, 4096, 14336)):
+    for m, n, k in (
+        (1, 4096, 14336),
+        (1, 1024, 4096),
+        (8, 4096, 4096),
+        (8, 14336, 4096),
+        (64, 4096, 4096),
+        (8192, 4096, 14336),
+    ):
         x, weight, y = (torch.empty(*s, dtype=torch.bfloat16, device="meta") for s in ((m, k), (n, k), (m, n)))
         for plan in plan_linear(x, weight, None, y, y, gpu=gpu):
             yield f"{m}x{n}x{k}+residual", plan

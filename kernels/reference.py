@@ -206,13 +206,19 @@ def allowed_keys(
     return allowed if mask is None else allowed & mask
 
 
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    y = rms_norm(x, weight, eps)
+    assert isinstance(y, Tensor)  # a pair only with a residual
+    return y
+
+
 def norm_qkv_rope(
     x: Tensor, norm_weight: Tensor, qkv_weight: Tensor, qkv_bias: Tensor | None, cos: Tensor, sin: Tensor,
     k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, eps: float, heads: int,
 ) -> Tensor:  # fmt: skip
     """q, after k and v of each row went to its slot of the caches."""
     _, kv_heads, block_size, head_dim = k_cache.shape
-    qkv = linear(rms_norm(x, norm_weight, eps), qkv_weight, qkv_bias).view(x.shape[0], -1, 1, head_dim)
+    qkv = linear(_normed(x, norm_weight, eps), qkv_weight, qkv_bias).view(x.shape[0], -1, 1, head_dim)
     q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
     q, k = rope(q, k, cos[:, None], sin[:, None])
     for row, slot in enumerate(slots.tolist()):
@@ -226,4 +232,4 @@ def norm_swiglu(
     x: Tensor, norm_weight: Tensor, gate_up_weight: Tensor, bias: Tensor | None = None, *, eps: float
 ) -> Tensor:
     """silu(gate) * up of the two halves of a projection of rms_norm(x)."""
-    return swiglu(*linear(rms_norm(x, norm_weight, eps), gate_up_weight, bias).chunk(2, dim=-1))
+    return swiglu(*linear(_normed(x, norm_weight, eps), gate_up_weight, bias).chunk(2, dim=-1))
