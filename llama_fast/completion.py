@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .sampling import SamplingParams
+from .sampling import Logprobs, SamplingParams
 from .tokenizer import DetokenizedStream, StopStrings, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -17,10 +17,16 @@ class TokenLogprob:
     logprob: float
     top: dict[int, float]
 
+    @classmethod
+    def of(cls, logprobs: Logprobs, row: int, token_id: int, count: int) -> "TokenLogprob":
+        """That of a row's `token_id`, with the `count` likeliest tokens. `logprobs` are on the host."""
+        ids, values = logprobs.top_ids[row, :count].tolist(), logprobs.top[row, :count].tolist()
+        return cls(token_id, logprobs.chosen[row].item(), dict(zip(ids, values, strict=True)))
+
 
 @dataclass
 class Completion:
-    """What a request has generated; `outputs` lists all `n` results, the first of which is this one.
+    """What a request has generated; `others` are the second to the last of `n` results, and `outputs` all of them.
 
     `text` ends before what stopped it, while `token_ids` hold the token that stopped it too. `finish_reason` is "stop" (an end
     token, a stop token or a stop string), "length" (`max_tokens`, or the end of the context), "cancelled", or None while it runs.
@@ -33,7 +39,12 @@ class Completion:
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
-    outputs: list["Completion"] = field(default_factory=list, repr=False, compare=False)  # holds this one too
+    others: list["Completion"] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def outputs(self) -> list["Completion"]:
+        """All `n` results."""
+        return [self, *self.others]
 
 
 class Output:

@@ -10,8 +10,9 @@ launched the next, so the GPU never waits for it; a sequence that ends has then 
 """
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,12 @@ from rich.progress import DownloadColumn, Progress
 from torch import Tensor
 
 from . import checkpoint
-from .cache import BlockPool, KVCache, bytes_per_token
-from .checkpoint_layout import weight_bytes
+from .cache import BlockPool, KVCache
 from .completion import Completion, Output, TokenLogprob
-from .config import DecoderConfig
-from .graphs import DecodingGraph
-from .memory import MemoryLedger, available_bytes
+from .graphs import DecodingGraphs
 from .model import Decoder, Fusions
 from .paged import OneSequence, PagedContext, StepInputs
+from .placement import LOGPROB_ROWS, current, device_of, dtype_of, plan_memory, upload
 from .sampling import Logprobs, Needs, Sampled, Sampler, SamplingParams, logprobs_of
 from .scheduler import Chunk, Scheduler
 from .scheduler import Sequence as TokenSequence
@@ -37,10 +36,6 @@ from .tokenizer import Tokenizer
 
 EMBEDDED_MODEL = Path(__file__).parent / "demo_model"
 Prompt = str | Sequence[int]
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_MEMORY_SHARE = {"cuda": 0.9, "cpu": 0.5}  # of what is free, that weights, cache and workspace may take
-_LOGPROB_ROWS = 128  # prompt tokens whose logits are there at a time: 64 MB of float32 for 128k of vocabulary
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class Request:
     def __init__(self, outputs: list[Output], sequences: list[TokenSequence]) -> None:
         self._outputs, self.sequences = outputs, sequences
         self.completion = outputs[0].completion
-        self.completion.outputs = [output.completion for output in outputs]
+        self.completion.others = [output.completion for output in outputs[1:]]
 
     @property
     def done(self) -> bool:
@@ -76,9 +71,8 @@ class _Run:
     params: SamplingParams
     seed: int
     empty: bool  # no token may be generated: its one token is dropped
-    followers: list[TokenSequence] = field(
-        default_factory=list
-    )  # start when its prompt is in the cache, and find it there
+    # they start when its prompt is in the cache, and find it there
+    followers: list[TokenSequence] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -119,23 +113,27 @@ class LLM:
         step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, cuda_graphs: bool = True, read_late: bool | None = None,
         progress: bool = True,
     ) -> None:  # fmt: skip
-        sizes = dict(
+        sizes: dict[str, Any] = dict(
             max_batch=max_batch, max_cache_tokens=max_cache_tokens, max_context=max_context, step_tokens=step_tokens,
             block_size=block_size,
         )  # fmt: skip
         for name, value in sizes.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.device = _device(device)
+        self.device = device_of(device)
         self._console = Console(stderr=True, quiet=not progress)
         opened = checkpoint.open_checkpoint(checkpoint.find(EMBEDDED_MODEL if model is None else model))
         self.config = config = opened.config
-        self.dtype = _dtype(dtype, opened.dtype, self.device)
+        self.dtype = dtype_of(dtype, opened.dtype, self.device)
         self.tokenizer = Tokenizer(opened.folder)
         self.max_context = config.max_positions if max_context is None else max_context
-        blocks, self.ledger = _plan_memory(
-            config, self.dtype, self.device, max_batch, max_cache_tokens, self.max_context, step_tokens, block_size
-        )
+        if self.max_context > config.max_positions and config.rope.rope_type != "dynamic":
+            warnings.warn(
+                f"max_context={max_context} is more than the {config.max_positions} tokens the model was made for: "
+                "what it says beyond them may be nonsense",
+                stacklevel=2,
+            )
+        blocks, self.ledger = plan_memory(config, self.dtype, self.device, **sizes | {"max_context": self.max_context})
         self.decoder = self._load(opened, fusions)
         self._cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=self.dtype)
         self._pool = BlockPool(blocks, block_size)
@@ -149,20 +147,24 @@ class LLM:
         self._longest = min(self.max_context, blocks * block_size)
         # where what a key is depends on how long its sequence is, equal beginnings are not equal
         self._prefixes_are_reusable = config.rope.rope_type not in ("dynamic", "longrope")
-        self._graphs: dict[tuple[int, Needs], DecodingGraph] | None = (
-            {} if cuda_graphs and self.device.type == "cuda" else None
-        )
+        self._graphs: DecodingGraphs | None = None
+        if cuda_graphs and self.device.type == "cuda":
+            self._graphs = DecodingGraphs(
+                self._decode, self._cache, self.device, padding_row=self._sampler.padding_row, longest=self._longest,
+                console=self._console,
+            )  # fmt: skip
         self._late = self.device.type == "cuda" if read_late is None else read_late
         self._launched: _Launched | None = None
 
     # --- what users call ---------------------------------------------------------------------------------------------
 
     def generate(
-        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Iterable[SamplingParams] | None = None
     ) -> list[Completion]:
         """The completions of prompts (strings or lists of token ids), in their order, whatever order they end in."""
         many = _prompts(prompts)
-        each = [params or SamplingParams()] * len(many) if not isinstance(params, Sequence) else list(params)
+        params = SamplingParams() if params is None else params
+        each = [params] * len(many) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(many):
             raise ValueError(f"params must be one or as many as the prompts, {len(many)}, got {len(each)}")
         requests: list[Request] = []
@@ -213,7 +215,9 @@ class LLM:
         Raises:
             ValueError: the prompt is empty or longer than the context or the cache, or `params` do not fit the model.
         """
-        params = params or SamplingParams()
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"params must be SamplingParams, got {params!r}")
         ids = self._encode(prompt)
         params.check_vocabulary(self.config.vocab_size, self.tokenizer.eos_ids)
         room = self._longest - len(ids)
@@ -253,10 +257,10 @@ class LLM:
         Where it is interrupted, what it was to compute is computed again later: requests lose time, but no token.
         """
         try:
-            self._step()
+            with current(self.device):
+                self._step()
         except BaseException:  # a KeyboardInterrupt too
-            self._launched = None
-            self._scheduler.restart()
+            self._recover()
             raise
 
     # --- a step ------------------------------------------------------------------------------------------------------
@@ -270,6 +274,16 @@ class LLM:
         if launched is not None:
             self._read(launched)
 
+    def _recover(self) -> None:
+        """After a step that came to no end: what the completions hold counts, whatever it was about to do."""
+        self._launched = None
+        self._scheduler.restart()
+        for sequence, run in list(self._runs.items()):
+            sequence.output[:] = run.output.completion.token_ids
+            if run.output.completion.finish_reason is not None:
+                self._scheduler.finish(sequence)
+                del self._runs[sequence]
+
     @torch.inference_mode()
     def _launch(self, chunks: list[Chunk]) -> _Launched:
         for chunk in chunks:
@@ -281,7 +295,9 @@ class LLM:
         prompt_logprobs: list[tuple[Chunk, Logprobs]] = []
         sampled = None
         if self._graphs is not None and len(sampling) == len(chunks) and not prompts and not asked:
-            sampled = self._replay(self._graphs, chunks, needs)
+            sampled = self._graphs.replay(chunks, needs)
+            if self._graphs.bytes != self.ledger.graphs:
+                self.ledger = replace(self.ledger, graphs=self._graphs.bytes)
         else:
             inputs = StepInputs.of(chunks, self._cache, self.device)
             hidden = self._forward(inputs, prompts)
@@ -291,14 +307,14 @@ class LLM:
                 if len(ends) == len(hidden):
                     sampled = self._sample(hidden, inputs.rows, needs)
                 else:
-                    last = torch.tensor(ends, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+                    last = upload(ends, self.device)
                     sampled = self._sample(hidden[last], inputs.rows[last], needs)
         for chunk in sampling:
             chunk.sequence.pending += 1
         if self.device.type == "cpu":
             return _Launched(chunks, sampled, prompt_logprobs, None)
-        on_host = None if sampled is None else _to_host(sampled)
-        prompt_logprobs = [(chunk, _logprobs_to_host(logprobs)) for chunk, logprobs in prompt_logprobs]
+        on_host = None if sampled is None else sampled.to_host()
+        prompt_logprobs = [(chunk, logprobs.to_host()) for chunk, logprobs in prompt_logprobs]
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         return _Launched(chunks, on_host, prompt_logprobs, done)
@@ -315,19 +331,9 @@ class LLM:
         self._last_tokens[rows] = sampled.token_ids
         return sampled
 
-    def _replay(self, graphs: dict[tuple[int, Needs], DecodingGraph], chunks: list[Chunk], needs: Needs) -> Sampled:
-        """A decoding step as a CUDA graph, padded to a power of two of rows."""
-        size = 1 << (len(chunks) - 1).bit_length()
-        padded: dict[str, int] = {
-            "rows": size, "blocks": -(-self._longest // self._cache.block_size), "padding_row": self._sampler.padding_row
-        }  # fmt: skip
-        if (size, needs) not in graphs:
-            self._console.print(f"capturing the decoding step of {size} rows")
-            idle = StepInputs.of([], self._cache, self.device, **padded)
-            graphs[size, needs] = DecodingGraph(
-                lambda inputs: self._sample(self._forward(inputs), inputs.rows, needs), idle
-            )
-        return graphs[size, needs].replay(StepInputs.of(chunks, self._cache, self.device, **padded))
+    def _decode(self, inputs: StepInputs, needs: Needs) -> Sampled:
+        """A whole step of decoding rows: what a CUDA graph holds."""
+        return self._sample(self._forward(inputs), inputs.rows, needs)
 
     def _give_row(self, sequence: TokenSequence) -> None:
         """Tells the sampler about a sequence that has just been given a row."""
@@ -364,12 +370,12 @@ class LLM:
                 continue
             count = self._runs[chunk.sequence].params.prompt_logprobs
             assert count is not None
-            targets = torch.tensor(chunk.sequence.prompt[chunk.start + 1 : chunk.end + 1], device=self.device)
+            targets = upload(chunk.sequence.prompt[chunk.start + 1 : chunk.end + 1], self.device)
             rows = hidden[end + 1 - chunk.size :][: len(targets)]
             parts = [
                 logprobs_of(self.decoder.logits(some), some_targets, count)
                 for some, some_targets in zip(
-                    torch.split(rows, _LOGPROB_ROWS), torch.split(targets, _LOGPROB_ROWS), strict=True
+                    torch.split(rows, LOGPROB_ROWS), torch.split(targets, LOGPROB_ROWS), strict=True
                 )
             ]
             whole = (torch.cat([getattr(part, name) for part in parts]) for name in ("chosen", "top", "top_ids"))
@@ -406,7 +412,7 @@ class LLM:
             run.followers = []
             logprob = None
             if logprobs is not None and run.params.logprobs is not None:
-                logprob = _token_logprob(logprobs, i, token_id, run.params.logprobs)
+                logprob = TokenLogprob.of(logprobs, i, token_id, run.params.logprobs)
             if run.empty:
                 run.output.end("length")
             if run.empty or run.output.push(token_id, logprob, last=len(sequence.output) >= sequence.max_tokens):
@@ -422,7 +428,7 @@ class LLM:
         targets = chunk.sequence.prompt[chunk.start + 1 : chunk.end + 1]
         for i, token_id in enumerate(targets):
             if chunk.start + i == len(found):  # a prompt that lost its blocks is computed twice
-                found.append(_token_logprob(logprobs, i, token_id, logprobs.top.shape[1]))
+                found.append(TokenLogprob.of(logprobs, i, token_id, logprobs.top.shape[1]))
 
     # --- setting up --------------------------------------------------------------------------------------------------
 
@@ -431,12 +437,16 @@ class LLM:
         with Progress(*Progress.get_default_columns(), DownloadColumn(), console=self._console, transient=True) as bar:
             task = bar.add_task("loading")
             opened.fill(decoder, lambda done, total: bar.update(task, completed=done, total=total))
+        if self.device.type == "cpu" and not (decoder.fusions.norm_qkv_rope or decoder.fusions.norm_swiglu):
+            decoder.pack()
         return decoder.eval()
 
     def _encode(self, prompt: Prompt) -> list[int]:
         given: Any = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         given = given.tolist() if hasattr(given, "tolist") else given
-        ids: list[Any] = list(given) if isinstance(given, Iterable) else [None]
+        # bytes would be read as integers
+        is_ids = isinstance(given, Iterable) and not isinstance(given, bytes | bytearray | memoryview)
+        ids: list[Any] = list(given) if is_ids else [None]
         if not all(isinstance(i, Integral) and 0 <= int(i) < self.config.vocab_size for i in ids):
             raise ValueError(
                 f"a prompt must be a string or token ids from 0 to {self.config.vocab_size - 1}, got {prompt!r}"
@@ -454,74 +464,9 @@ def _ends(chunks: Sequence[Chunk]) -> list[int]:
     return [end - 1 for end in itertools.accumulate(chunk.size for chunk in chunks)]
 
 
-def _to_host(sampled: Sampled) -> Sampled:
-    """A copy in pinned memory, on its way."""
-    logprobs = None if sampled.logprobs is None else _logprobs_to_host(sampled.logprobs)
-    return Sampled(sampled.token_ids.to("cpu", non_blocking=True), logprobs)
-
-
-def _logprobs_to_host(logprobs: Logprobs) -> Logprobs:
-    fields = (logprobs.chosen, logprobs.top, logprobs.top_ids)
-    return Logprobs(*(tensor.to("cpu", non_blocking=True) for tensor in fields))
-
-
-def _token_logprob(logprobs: Logprobs, row: int, token_id: int, count: int) -> TokenLogprob:
-    ids, values = logprobs.top_ids[row, :count].tolist(), logprobs.top[row, :count].tolist()
-    return TokenLogprob(token_id, logprobs.chosen[row].item(), dict(zip(ids, values, strict=True)))
-
-
 def _prompts(prompts: Any) -> list[Prompt]:
     """Token ids, also in an array or a tensor, are one prompt, as a string is."""
-    if isinstance(prompts, str):
-        return [prompts]
+    if isinstance(prompts, str | bytes):
+        return [prompts]  # `submit` refuses bytes
     each = list(prompts.tolist() if hasattr(prompts, "tolist") else prompts)
     return [each] if each and isinstance(each[0], Integral) else each
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f'device must be "auto", "cuda", "cuda:N" or "cpu", got {device!r}') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: PyTorch sees no GPU here; use device='cpu'")
-    if device.type not in ("cuda", "cpu"):
-        raise ValueError(f'device must be "auto", "cuda", "cuda:N" or "cpu", got {device.type!r}')
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
-
-
-def _dtype(dtype: str | torch.dtype, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        if device.type != "cpu" or (stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()):
-            return stored
-        return torch.float32
-    chosen = _DTYPES.get(str(dtype).removeprefix("torch."))
-    if chosen is None:
-        raise ValueError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))} or that torch dtype, got {dtype!r}")
-    return chosen
-
-
-def _plan_memory(
-    config: DecoderConfig, dtype: torch.dtype, device: torch.device, max_batch: int, max_cache_tokens: int | None,
-    max_context: int, step_tokens: int, block_size: int,
-) -> tuple[int, MemoryLedger]:  # fmt: skip
-    """How many blocks the cache has, and what the device must hold. Raises NotEnoughMemoryError before anything is made."""
-    weights = weight_bytes(config, dtype)
-    # activations of a step; logits in float32 with the sampler's copies of them
-    widest = max(2 * config.intermediate_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
-    tokens = min(step_tokens, max_batch * max_context)
-    workspace = tokens * (4 * config.hidden_size + 2 * widest) * dtype.itemsize
-    workspace += 6 * max(max_batch, _LOGPROB_ROWS) * config.vocab_size * 4
-    available = int(available_bytes(device) * _MEMORY_SHARE[device.type])
-    block_bytes = block_size * bytes_per_token(config, dtype)
-    if max_cache_tokens is None:
-        wanted = max_batch * -(-max_context // block_size)
-        room = (available - weights - workspace) // block_bytes - 1  # one block is for what nobody reads
-        blocks = max(1, min(wanted, room))
-    else:
-        blocks = -(-max_cache_tokens // block_size)
-    ledger = MemoryLedger(weights, (blocks + 1) * block_bytes, workspace, available)
-    ledger.check()
-    return blocks, ledger

@@ -1,37 +1,95 @@
 """CUDA graphs of the decoding step: model, sampling and all, launched by the host as one."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from rich.console import Console
 
+from .cache import KVCache
 from .paged import StepInputs
-from .sampling import Sampled
+from .sampling import Needs, Sampled
+from .scheduler import Chunk
 
-Step = Callable[[StepInputs], Sampled]
+Step = Callable[[StepInputs, Needs], Sampled]
+
+_FEWEST_BLOCKS = 64  # a row's, in a graph
 
 
-class DecodingGraph:
-    """A captured step for so many rows and so many blocks a row.
+@dataclass(frozen=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: StepInputs  # the tensors it reads
+    sampled: Sampled  # the tensors it writes
 
-    It reads where it read when it was captured: `replay` copies its inputs there. The cache, the weights and the sampler's tables
-    must stay where they are.
+
+class DecodingGraphs:
+    """The decoding steps that were captured, each when it was first needed.
+
+    A graph's key holds what is baked into it: rows (a power of two), blocks a row (64, 256, 1024, ...: a row of 128k tokens has
+    8192, and the host would write them all down at each step of a short one), and what its rows need of the sampler. Cache, weights
+    and the sampler's tables must stay where they are; PyTorch's switches (TF32, determinism) are those of the capture.
+
+    All graphs share one pool of memory, so that together they take little more than the largest. What one has written
+    is lost when any is replayed: the caller has it copied before, on the same stream.
+
+    Args:
+        step: what is captured. It must not wait for the device, and give padding rows (`padding_row`) an effect on nothing else.
+        cache: that it runs over.
+        device: the GPU, which must be the current one in `replay`.
+        longest: tokens of the longest sequence.
+        console: gets a line for each capture.
+
+    Attributes:
+        bytes: what the graphs take of the device's memory.
     """
 
-    def __init__(self, step: Step, inputs: StepInputs) -> None:
-        """Captures `step`. The inputs given must be those of padding rows: the warm-up before the capture runs them."""
-        self._inputs = inputs
-        stream = torch.cuda.Stream(inputs.token_ids.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compiles what was not compiled yet, which a capture cannot
-            for _ in range(2):
-                step(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._sampled = step(inputs)
+    def __init__(
+        self, step: Step, cache: KVCache, device: torch.device, *, padding_row: int, longest: int, console: Console
+    ) -> None:
+        self._step, self._cache, self._device, self._padding_row = step, cache, device, padding_row
+        self._most_blocks, self._console = -(-longest // cache.block_size), console
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captured: dict[tuple[int, int, Needs], _Captured] = {}
+        self.bytes = 0
 
-    def replay(self, inputs: StepInputs) -> Sampled:
-        """What the next replay overwrites: the caller copies it before."""
-        self._inputs.copy_(inputs)
-        self._graph.replay()
-        return self._sampled
+    def replay(self, chunks: Sequence[Chunk], needs: Needs) -> Sampled:
+        """The step of `chunks`, of one token each."""
+        rows = 1 << (len(chunks) - 1).bit_length()
+        blocks = _FEWEST_BLOCKS
+        while blocks < max(len(chunk.sequence.blocks) for chunk in chunks):
+            blocks *= 4
+        blocks = min(blocks, self._most_blocks)
+        captured = self._captured.get((rows, blocks, needs))
+        if captured is None:
+            captured = self._captured[rows, blocks, needs] = self._capture(self._inputs((), rows, blocks), needs)
+        captured.inputs.copy_(self._inputs(chunks, rows, blocks))
+        captured.graph.replay()
+        return captured.sampled
+
+    def _inputs(self, chunks: Sequence[Chunk], rows: int, blocks: int) -> StepInputs:
+        padded = dict(rows=rows, blocks=blocks, padding_row=self._padding_row)
+        return StepInputs.of(chunks, self._cache, self._device, **padded)
+
+    def _capture(self, inputs: StepInputs, needs: Needs) -> _Captured:
+        """Captures a step of padding rows, after a warm-up that runs it."""
+        start = time.perf_counter()
+        # on the stream of the capture: what libraries keep for each stream is then there before
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # compiles and loads what was not yet, which a capture cannot
+            for _ in range(2):
+                self._step(inputs, needs)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # as the capture will: the difference is then what it takes
+        before = torch.cuda.memory_reserved()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            sampled = self._step(inputs, needs)
+        size = torch.cuda.memory_reserved() - before
+        self.bytes += size
+        rows, seconds = len(inputs.cache_lens), time.perf_counter() - start
+        self._console.print(f"captured the decoding step of {rows} rows in {seconds:.1f} s, {size / 2**20:.0f} MiB")
+        return _Captured(graph, inputs, sampled)

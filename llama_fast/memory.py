@@ -12,16 +12,20 @@ class NotEnoughMemoryError(ValueError):
 
 @dataclass(frozen=True)
 class MemoryLedger:
-    """Bytes: what the weights, the cache of keys and values, and a step's workspace take, and what the device has free."""
+    """Bytes: what weights, the cache of keys and values, a step's workspace and CUDA graphs take, and what may be taken.
+
+    Nothing is set aside for graphs: they are counted as they are captured.
+    """
 
     weights: int
     kv_cache: int
     workspace: int
     available: int
+    graphs: int = 0
 
     @property
     def needed(self) -> int:
-        return self.weights + self.kv_cache + self.workspace
+        return self.weights + self.kv_cache + self.workspace + self.graphs
 
     def check(self) -> None:
         """Raises NotEnoughMemoryError where more is needed than there is."""
@@ -36,8 +40,9 @@ class MemoryLedger:
 
     def __str__(self) -> str:
         rows = [("weights", self.weights), ("KV cache", self.kv_cache), ("workspace", self.workspace)]
+        rows += [("CUDA graphs", self.graphs)] if self.graphs else []
         rows += [("needed", self.needed), ("available", self.available)]
-        return "\n".join(f"  {name:<10}{_gib(size):>12}" for name, size in rows)
+        return "\n".join(f"  {name:<12}{_gib(size):>11}" for name, size in rows)
 
 
 def available_bytes(device: torch.device | str) -> int:

@@ -24,6 +24,7 @@ from .sampling_params import GREEDY_BELOW, SamplingParams
 
 __all__ = ["Logprobs", "Needs", "Sampled", "Sampler", "SamplingParams", "logprobs_of"]
 
+TABLE_BYTES = 10  # an element of the sampler's tables, all of them
 _UNIT = 2.0**40  # the weight of the likeliest token: 2^23 of them still fit an int64
 # on a CPU, top-p looks at so many tokens before it sorts the vocabulary: 0.5 against 14 ms for 128k tokens
 _CANDIDATES = 1024
@@ -51,6 +52,10 @@ class Logprobs:
     top: Tensor  # (rows, count)
     top_ids: Tensor  # (rows, count)
 
+    def to_host(self) -> "Logprobs":
+        """A copy in pinned memory, on its way."""
+        return Logprobs(*(field.to("cpu", non_blocking=True) for field in (self.chosen, self.top, self.top_ids)))
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -58,6 +63,11 @@ class Sampled:
 
     token_ids: Tensor
     logprobs: Logprobs | None
+
+    def to_host(self) -> "Sampled":
+        """A copy in pinned memory, on its way."""
+        logprobs = None if self.logprobs is None else self.logprobs.to_host()
+        return Sampled(self.token_ids.to("cpu", non_blocking=True), logprobs)
 
 
 _TEMPERATURE, _TOP_P, _LOG_MIN_P, _REPETITION, _PRESENCE, _FREQUENCY = range(6)
@@ -79,8 +89,9 @@ class Sampler:
         self.padding_row = max_rows
         self._eos_ids = tuple(eos_ids)
         self._needs = [Needs()] * (max_rows + 1)
-        self._reals = torch.zeros(max_rows + 1, 6, dtype=torch.float64, device=device)
-        self._integers = torch.zeros(max_rows + 1, 4, dtype=torch.int64, device=device)
+        # six reals and four integers a row, in one tensor, so that one copy brings a row to a GPU
+        self._numbers = torch.zeros(max_rows + 1, 10, dtype=torch.int64, device=device)
+        self._reals, self._integers = self._numbers[:, :6].view(torch.float64), self._numbers[:, 6:]
         self._bias: Tensor | None = None  # float32
         self._in_prompt: Tensor | None = None  # bool
         self._counts: Tensor | None = None  # int32, of each token in the output
@@ -100,35 +111,43 @@ class Sampler:
         reals = [params.temperature, params.top_p, math.log(params.min_p) if params.min_p else -math.inf]
         reals += [params.repetition_penalty, params.presence_penalty, params.frequency_penalty]
         top_k = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
-        self._reals[row] = torch.tensor(reals, dtype=torch.float64)
-        self._integers[row] = torch.tensor([seed, len(output_ids), top_k, params.min_tokens])
+        integers = [seed, len(output_ids), top_k, params.min_tokens]
+        numbers = torch.cat((torch.tensor(reals, dtype=torch.float64).view(torch.int64), torch.tensor(integers)))
+        self._numbers[row] = self._upload(numbers)
+        for table in (self._bias, self._in_prompt, self._counts, self._ending):
+            if table is not None:  # what a row does not need, its neighbours may: it must find zeros there
+                table[row].zero_()
         if needs.bias:
             self._bias = self._table(self._bias, torch.float32)
-            self._bias[row] = _bias_row(params, self.vocab_size)
+            self._fill_bias(self._bias[row], params)
         if needs.penalties:
             self._in_prompt = self._table(self._in_prompt, torch.bool)
             self._counts = self._table(self._counts, torch.int32)
-            self._in_prompt[row] = _count(prompt_ids, self.vocab_size) > 0
-            self._counts[row] = _count(output_ids, self.vocab_size)
+            self._in_prompt[row].index_fill_(0, self._ids(prompt_ids), True)
+            output = self._ids(output_ids)
+            self._counts[row].index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
         if needs.min_tokens:
             self._ending = self._table(self._ending, torch.bool)
-            self._ending[row] = _count(tuple(params.ending_ids(self._eos_ids)), self.vocab_size) > 0
-        self._clear_tables(row, needs)
+            self._ending[row].index_fill_(0, self._ids(tuple(params.ending_ids(self._eos_ids))), True)
 
     def _table(self, table: Tensor | None, dtype: torch.dtype) -> Tensor:
         shape = (len(self._needs), self.vocab_size)
-        return torch.zeros(shape, dtype=dtype, device=self._reals.device) if table is None else table
+        return torch.zeros(shape, dtype=dtype, device=self._numbers.device) if table is None else table
 
-    def _clear_tables(self, row: int, needs: Needs) -> None:
-        """A row that needs no table runs through those its neighbours need: it must find zeros there."""
-        for needed, tables in (
-            (needs.bias, (self._bias,)),
-            (needs.penalties, (self._in_prompt, self._counts)),
-            (needs.min_tokens, (self._ending,)),
-        ):
-            for table in tables:
-                if table is not None and not needed:
-                    table[row] = 0
+    def _fill_bias(self, row: Tensor, params: SamplingParams) -> None:
+        if params.allowed_token_ids is not None:
+            row.fill_(-math.inf).index_fill_(0, self._ids(params.allowed_token_ids), 0)
+        biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
+        row.index_add_(0, self._ids(tuple(params.logit_bias)), self._upload(biases))
+        row.index_fill_(0, self._ids(params.banned_token_ids), -math.inf)
+
+    def _ids(self, token_ids: Sequence[int]) -> Tensor:
+        return self._upload(torch.tensor(token_ids, dtype=torch.int64))
+
+    def _upload(self, values: Tensor) -> Tensor:
+        """On the device; from pinned memory to a GPU, whose host does not wait for it."""
+        device = self._numbers.device
+        return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
     def needs(self, rows: Iterable[int]) -> Needs:
         """What these rows need together. Host only."""
@@ -206,21 +225,6 @@ class Sampler:
         if needs.min_p:
             scores = keep_near_likeliest(scores, reals[:, _LOG_MIN_P])
         return draw(scores, uniform(integers[:, _SEED], integers[:, _PRODUCED]))
-
-
-def _bias_row(params: SamplingParams, vocab_size: int) -> Tensor:
-    row = torch.zeros(vocab_size)
-    if params.allowed_token_ids is not None:
-        row.fill_(-math.inf)
-        row[list(params.allowed_token_ids)] = 0
-    for token_id, bias in params.logit_bias.items():
-        row[token_id] += bias
-    row[list(params.banned_token_ids)] = -math.inf
-    return row
-
-
-def _count(token_ids: Sequence[int], vocab_size: int) -> Tensor:
-    return torch.bincount(torch.tensor(token_ids, dtype=torch.int64), minlength=vocab_size)
 
 
 def penalize(

@@ -28,14 +28,13 @@ class Sequence:
     computed: int = 0
     reused: int = 0  # tokens of the prompt that were found in the cache
     blocks: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)  # hashes of the blocks made known
-    finished: bool = False
-    rotary_length: int = (
-        0  # the length that its positions are turned for at least: that of the prompt, `recompute` raises it
-    )
+    published: int = 0  # blocks made known
+    # the length that its positions are turned for at least: that of the prompt, until it outgrows the trained one
+    rotary_length: int = 0
     restarted: bool = False  # it has been given a row that the sampler does not know of yet
     row: int = -1  # of the sampler's state, while it runs
     arrival: int = field(default_factory=lambda: next(_arrivals))
+    _keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rotary_length = max(self.rotary_length, len(self.prompt))
@@ -44,16 +43,19 @@ class Sequence:
     def known(self) -> int:
         return len(self.prompt) + len(self.output) + self.pending
 
-    @property
-    def tokens(self) -> list[int]:
-        """Prompt and output, as far as the host has read."""
-        return self.prompt + self.output
-
     def span(self, start: int, end: int) -> list[int]:
         """Tokens [start, end); -1 - row for the one that only the device knows."""
         prompt = len(self.prompt)
         read = self.prompt[start:end] + self.output[max(0, start - prompt) : max(0, end - prompt)]
         return read + [-1 - self.row] * (end - start - len(read))
+
+    def keys(self, tokens: int, block_size: int) -> list[bytes]:
+        """The hashes of the full blocks of its first `tokens`. They are kept: tokens are added, and never changed."""
+        full, done = tokens // block_size, len(self._keys)
+        if done < full:
+            parent = self._keys[-1] if self._keys else b""
+            self._keys += block_keys(self.span(done * block_size, full * block_size), block_size, parent)
+        return self._keys[:full]
 
     @property
     def complete(self) -> bool:
@@ -99,7 +101,6 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Ends a sequence, whatever its state, and gives its blocks back."""
-        sequence.finished = True
         if sequence in self.running:
             self._stop(sequence)
         elif sequence in self.waiting:
@@ -111,19 +112,18 @@ class Scheduler:
         Every sequence must fit the pool alone, all its tokens to be generated included: then the oldest always proceeds.
         """
         chunks: list[Chunk] = []
-        budget, preempted = self.step_tokens, False
+        budget = self.step_tokens
         # those that decode go first: a long prompt must not hold them up
         ready = [s for s in self.running if not s.complete and s.known > s.computed]
         for sequence in sorted(ready, key=lambda s: (s.known - s.computed > 1, s.arrival)):
             if not budget:
                 break
             while sequence in self.running and not self._take_blocks(sequence):
-                preempted = True
                 self.preempt(max(self.running, key=lambda s: s.arrival))
             if sequence in self.running:
                 chunks.append(self._chunk(sequence, budget))
                 budget -= chunks[-1].size
-        while budget and self.waiting and len(self.running) < self.max_batch and not preempted:
+        while budget and self.waiting and len(self.running) < self.max_batch:
             sequence = self.waiting[0]
             if sequence.pending or not self._admit(sequence):
                 break
@@ -131,8 +131,9 @@ class Scheduler:
             sequence.row, sequence.restarted = self._free_rows.pop(), True
             chunks.append(self._chunk(sequence, budget))
             budget -= chunks[-1].size
-        chunks = [chunk for chunk in chunks if chunk.sequence in self.running]
         for chunk in chunks:
+            # only decoding takes blocks, oldest first, so that who loses them has no chunk yet
+            assert chunk.sequence in self.running
             chunk.sequence.computed = chunk.end
         return sorted(chunks, key=lambda chunk: chunk.size > 1)
 
@@ -144,9 +145,8 @@ class Scheduler:
         """Blocks for all its tokens, known beginnings first; False, and nothing taken, when there are too few."""
         if sequence.reuse_prefix:
             # the last token is computed anyhow: its logits are what is asked for
-            keys = block_keys(sequence.tokens[:-1], self.pool.block_size)
-            sequence.blocks = self.pool.reuse(keys)
-            sequence.keys = keys[: len(sequence.blocks)]
+            sequence.blocks = self.pool.reuse(sequence.keys(sequence.known - 1, self.pool.block_size))
+            sequence.published = len(sequence.blocks)
             sequence.computed = sequence.reused = len(sequence.blocks) * self.pool.block_size
         if self._take_blocks(sequence):
             return True
@@ -181,18 +181,15 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
-        sequence.blocks, sequence.keys, sequence.computed = [], [], 0
+        sequence.blocks, sequence.published, sequence.computed = [], 0, 0
 
     def publish(self, chunks: AbstractSequence[Chunk]) -> None:
         """Makes the blocks that a computed step has filled known, as far as the host knows their tokens."""
         size = self.pool.block_size
         for sequence in (chunk.sequence for chunk in chunks):
-            full = min(sequence.computed, len(sequence.prompt) + len(sequence.output)) // size
-            if sequence.finished or len(sequence.keys) >= full:
-                continue
-            done = len(sequence.keys)
-            parent = sequence.keys[-1] if sequence.keys else b""
-            new = block_keys(sequence.tokens[done * size : full * size], size, parent)
-            for block, key in zip(sequence.blocks[done:full], new, strict=True):
-                self.pool.publish(block, key)
-            sequence.keys += new
+            filled = min(sequence.computed, len(sequence.prompt) + len(sequence.output))
+            if filled // size > sequence.published:
+                keys = sequence.keys(filled, size)
+                for i in range(sequence.published, len(keys)):
+                    self.pool.publish(sequence.blocks[i], keys[i])
+                sequence.published = len(keys)

@@ -33,8 +33,7 @@ class Tokenizer:
         eos_ids: the tokens that end a text: the tokenizer's own and those the generation config names.
 
     Raises:
-        FileNotFoundError: there is no `tokenizer.json`.
-        ValueError: a file cannot be read, or names a token that is not in the vocabulary.
+        ValueError: there is no `tokenizer.json`; a file cannot be read, or names a token that is not in the vocabulary.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -138,12 +137,14 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         if (folder / "tokenizer.model").is_file():
-            raise FileNotFoundError(
+            raise ValueError(
                 f"{folder} has a tokenizer.model but no tokenizer.json. Convert it once: pip install transformers sentencepiece "
                 f"tiktoken protobuf; python -c \"from transformers import AutoTokenizer as A; p = '{folder}'; "
                 'A.from_pretrained(p).save_pretrained(p)"'
             )
-        raise FileNotFoundError(f"{folder} has no tokenizer.json")
+        raise ValueError(
+            f"{folder} has no tokenizer.json: copy it, and tokenizer_config.json, from the model that this one was made from"
+        )
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for every fault of the file

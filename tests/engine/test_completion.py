@@ -1,5 +1,6 @@
 """Requests at their edges: what a prompt may be, how a completion ends, and what comes with its tokens."""
 
+import dataclasses
 import itertools
 import math
 
@@ -86,13 +87,16 @@ def test_an_empty_prompt(llm, ending):
 
 
 @pytest.mark.parametrize(
-    "prompt", [[VOCAB], [3, -1], [1.5], numpy.array([0.5]), [[[3]]], [None], [5, "w5"], 5, None], ids=repr
+    "prompt", [[VOCAB], [3, -1], [1.5], numpy.array([0.5]), [[[3]]], [None], [5, "w5"], 5, None, b"w5"], ids=repr
 )
 def test_what_is_no_prompt(prompt, llm):
     with pytest.raises(ValueError, match=f"a prompt must be a string or token ids from 0 to {VOCAB - 1}, got"):
         llm.submit(prompt)
     with pytest.raises(ValueError, match="a prompt must be"):
         llm.generate([PROMPT, prompt])
+    if isinstance(prompt, bytes):  # alone it is no list of token ids
+        with pytest.raises(ValueError, match="a prompt must be"):
+            llm.generate(prompt)
 
 
 def test_prompts_and_the_context(llm, folder, tokens):
@@ -216,6 +220,7 @@ def test_several_outputs(llm):
     watch = Watch(llm)
     (completion,) = llm.generate(PROMPT, SamplingParams(seed=7, n=3, **params))
     assert completion.outputs[0] is completion
+    assert [other["token_ids"] for other in dataclasses.asdict(completion)["others"]] == singles[1:]
     assert [output.token_ids for output in completion.outputs] == singles
     before = watch.computed
     llm.generate(prompt, SamplingParams(seed=7, n=3, **params))
@@ -259,6 +264,9 @@ def test_streams_are_of_one_output(llm):
 def test_as_many_params_as_prompts(llm, tokens):
     short, long = llm.generate([PROMPT, PROMPT], [greedy(2), greedy(9)])
     assert (short.token_ids, long.token_ids) == (tokens[:2], tokens[:9])
+    assert len(llm.generate([PROMPT, PROMPT], (greedy(i) for i in (2, 9)))[1].token_ids) == 9
+    with pytest.raises(ValueError, match="params must be SamplingParams, got 'temperature'"):
+        llm.generate(PROMPT, {"temperature": 0})
     for params in ([], [greedy()], [greedy()] * 3):
         with pytest.raises(ValueError, match=f"params must be one or as many as the prompts, 2, got {len(params)}"):
             llm.generate([PROMPT, PROMPT], params)

@@ -1,5 +1,6 @@
 """The engine against transformers, and against itself: whatever the schedule, a request's tokens are those it gets alone."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ def test_transformers(name, length, folder):
 
 
 @not_interpreted
+@pytest.mark.filterwarnings("ignore:max_context=256 is more than the 128 tokens")
 def test_dream_260k():
     if not DREAM.is_dir():
         pytest.skip("the checkpoint dream-260k is not beside this repository")
@@ -289,6 +291,30 @@ def test_an_interrupt_leaves_the_engine_usable(where, late, folder, alone, monke
 
 
 @not_interpreted
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupt_after_the_last_token(late, folder, alone, monkeypatch):
+    """The completion is whole, and its sequence has not been told: it must get no token more."""
+    llm = engine(folder("llama"), max_context=128, read_late=late)
+    request, other = llm.submit(PROMPTS[4], EACH[4]), llm.submit(PROMPTS[5], EACH[5])
+    publish = llm._scheduler.publish
+
+    def interrupted(chunks):
+        if request.done:
+            monkeypatch.setattr(llm._scheduler, "publish", publish)
+            raise KeyboardInterrupt
+        publish(chunks)
+
+    monkeypatch.setattr(llm._scheduler, "publish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        while not request.done:
+            llm.step()
+    for _ in range(200):
+        llm.step()
+    assert [r.completion.token_ids for r in (request, other)] == alone("llama")[4:6]
+    assert_nothing_left(llm)
+
+
+@not_interpreted
 def test_a_stream_that_is_left_early(folder, alone):
     llm = engine(folder("llama"), max_context=128)
     stream = llm.stream(PROMPTS[4], EACH[4])
@@ -327,6 +353,22 @@ def test_no_gpu(folder):
         engine(folder("llama"), device="cuda")
 
 
+def test_a_model_without_a_tokenizer(folder, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(folder("llama") / name)
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json: copy it"):
+        engine(tmp_path)
+
+
+def test_a_context_beyond_the_trained_one_is_warned_of(folder):
+    with pytest.warns(UserWarning, match="max_context=257 is more than the 256 tokens the model was made for"):
+        engine(folder("llama"), max_context=257)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine(folder("llama"), max_context=256)
+        engine(folder("dynamic"), max_context=256)  # made to be stretched
+
+
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"there is no folder .*nothing"):
         engine(tmp_path / "nothing")
@@ -340,7 +382,7 @@ def test_a_model_that_is_not_there(tmp_path):
     ],
 )
 def test_too_large_for_the_memory(free, options, message, folder, monkeypatch):
-    monkeypatch.setattr("llama_fast.engine.available_bytes", lambda _: free)
+    monkeypatch.setattr("llama_fast.placement.available_bytes", lambda _: free)
     monkeypatch.setattr(LLM, "_load", lambda *_: pytest.fail("it was loaded before the memory was looked at"))
     with pytest.raises(NotEnoughMemoryError, match=message) as error:
         engine(folder("llama"), **options)
@@ -354,7 +396,7 @@ def test_the_cache_takes_what_is_free(folder, monkeypatch):
     assert full.ledger.kv_cache == full._cache._storage.nbytes
     assert full.ledger.weights == sum(parameter.nbytes for parameter in full.decoder.parameters())
     room = full.ledger.weights + full.ledger.workspace + full.ledger.kv_cache // 2
-    monkeypatch.setattr("llama_fast.engine.available_bytes", lambda _: 2 * room)  # of which a CPU gives half
+    monkeypatch.setattr("llama_fast.placement.available_bytes", lambda _: 2 * room)  # of which a CPU gives half
     small = engine(folder("llama"), device="cpu")
     assert 100 < small._cache.blocks < 128 and small.ledger.needed <= room
 

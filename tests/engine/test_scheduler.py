@@ -241,6 +241,24 @@ def test_shared_blocks_outlive_one_of_their_users():
     assert step(s) == [(second, 9, 10, True)]
 
 
+def test_a_prompt_that_waits_is_hashed_once(monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        "llama_fast.scheduler.block_keys", lambda tokens, *rest: hashed.extend(tokens) or block_keys(tokens, *rest)
+    )
+    s = scheduler()
+    first, second = Sequence(list(range(20)), 4), Sequence(list(range(50, 70)), 4)
+    s.add(first)
+    s.add(second)
+    for _ in range(3):
+        step(s)
+    assert s.waiting[0] is second and hashed == [*range(16), *range(50, 66), *range(16, 20)]
+    s.finish(first)
+    assert step(s) == [(second, 0, 16, False)] and len(hashed) == 36
+    s.preempt(second)
+    assert step(s) == [(second, 16, 20, True)] and second.reused == 16
+
+
 # --- everything at once ----------------------------------------------------------------------------------------------
 
 

@@ -222,10 +222,10 @@ def test_tokens_only_the_config_declares_are_read(tmp_path) -> None:
 
 
 def test_a_folder_that_cannot_be_used_says_why(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"no tokenizer\.json: copy it"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match="save_pretrained"):
+    with pytest.raises(ValueError, match="save_pretrained"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
