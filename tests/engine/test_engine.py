@@ -1,5 +1,6 @@
 """The engine against transformers, and against itself: whatever the schedule, a request's tokens are those it gets alone."""
 
+import contextlib
 import warnings
 from pathlib import Path
 
@@ -296,20 +297,19 @@ def test_an_interrupt_after_the_last_token(late, folder, alone, monkeypatch):
     """The completion is whole, and its sequence has not been told: it must get no token more."""
     llm = engine(folder("llama"), max_context=128, read_late=late)
     request, other = llm.submit(PROMPTS[4], EACH[4]), llm.submit(PROMPTS[5], EACH[5])
-    publish = llm._scheduler.publish
+    publish, interrupts = llm._scheduler.publish, []
 
     def interrupted(chunks):
-        if request.done:
-            monkeypatch.setattr(llm._scheduler, "publish", publish)
+        if request.done and not interrupts:
+            interrupts.append(1)
             raise KeyboardInterrupt
         publish(chunks)
 
     monkeypatch.setattr(llm._scheduler, "publish", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        while not request.done:
-            llm.step()
     for _ in range(200):
-        llm.step()
+        with contextlib.suppress(KeyboardInterrupt):
+            llm.step()
+    assert interrupts
     assert [r.completion.token_ids for r in (request, other)] == alone("llama")[4:6]
     assert_nothing_left(llm)
 
