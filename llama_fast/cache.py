@@ -24,7 +24,7 @@ class KVCache:
     def __init__(
         self, config: DecoderConfig, *, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.blocks, self.block_size = blocks, block_size
+        self.blocks, self.block_size, self.device = blocks, block_size, device
         # The tokens of neighbouring blocks are neighbours (heads outside, blocks inside): a sequence in consecutive blocks
         # is a view of the storage, which the CPU reads without a copy.
         shape = (config.num_layers, 2, config.num_kv_heads, blocks + 1, block_size, config.head_dim)
@@ -47,10 +47,14 @@ def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
 
 
 class BlockPool:
-    """Which blocks are free, how many sequences use each, and which hold a known beginning. Touches no tensor."""
+    """Which blocks are free, how many sequences use each, and which hold a known beginning. Touches no tensor.
 
-    def __init__(self, blocks: int, block_size: int) -> None:
-        self.block_size = block_size
+    With `neighbours` a sequence grows into the next block even if that means to forget what it holds; else the block that has been
+    free the longest is forgotten first.
+    """
+
+    def __init__(self, blocks: int, block_size: int, *, neighbours: bool = False) -> None:
+        self.block_size, self._neighbours = block_size, neighbours
         self._users = [0] * blocks
         # In the order in which they are taken. Bits reversed, sequences start far apart and can grow into their neighbours.
         bits = max(1, (blocks - 1).bit_length())
@@ -65,10 +69,10 @@ class BlockPool:
         return len(self._free)
 
     def take(self, after: int | None = None) -> int:
-        """A free block, of which there must be one; the neighbour of block `after` if that is free and holds nothing known."""
+        """A free block, of which there must be one; that after block `after` if it is free, and holds nothing known or `neighbours`."""
         assert self._free, "no block is free"
         block = -1 if after is None else after + 1
-        if block not in self._free or block in self._hash_of:
+        if block not in self._free or (block in self._hash_of and not self._neighbours):
             block = next(iter(self._free))
         del self._free[block]
         self._forget(block)

@@ -27,8 +27,9 @@ class Slot:
     interleaved_heads: int = 0
 
     def of(self, decoder: nn.Module) -> Tensor:
-        """The part of the parameter, a view."""
-        part = decoder.get_parameter(self.parameter).data.narrow(0, self.row, self.shape[0])
+        """The part of the parameter, a view; of a packed one a copy."""
+        parameter = decoder.get_parameter(self.parameter).detach()
+        part = (parameter.to_dense() if parameter.is_mkldnn else parameter).narrow(0, self.row, self.shape[0])
         return part if part.ndim == 1 else part.narrow(1, self.column, self.shape[1])
 
     def fill(self, decoder: nn.Module, stored: Tensor) -> None:

@@ -136,7 +136,7 @@ class LLM:
         blocks, self.ledger = plan_memory(config, self.dtype, self.device, **sizes | {"max_context": self.max_context})
         self.decoder = self._load(opened, fusions)
         self._cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=self.dtype)
-        self._pool = BlockPool(blocks, block_size)
+        self._pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
         self._scheduler = Scheduler(self._pool, max_batch=max_batch, step_tokens=step_tokens)
         # a tokenizer may have more tokens than the model
         eos_ids = [i for i in self.tokenizer.eos_ids if i < config.vocab_size]
@@ -300,7 +300,7 @@ class LLM:
                 self.ledger = replace(self.ledger, graphs=self._graphs.bytes)
         else:
             inputs = StepInputs.of(chunks, self._cache, self.device)
-            hidden = self._forward(inputs, prompts)
+            hidden = self._forward(inputs, chunks)
             prompt_logprobs = self._prompt_logprobs(chunks, asked, hidden)
             if sampling:
                 ends = [end for chunk, end in zip(chunks, _ends(chunks), strict=True) if chunk.samples]
@@ -319,11 +319,11 @@ class LLM:
         done.record()
         return _Launched(chunks, on_host, prompt_logprobs, done)
 
-    def _forward(self, inputs: StepInputs, prompts: Sequence[Chunk] = ()) -> Tensor:
+    def _forward(self, inputs: StepInputs, chunks: Sequence[Chunk] = ()) -> Tensor:
         ids = inputs.token_ids
         if self._late:
             ids = torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
-        hidden: Tensor = self.decoder(ids, PagedContext(self._cache, inputs, prompts))
+        hidden: Tensor = self.decoder(ids, PagedContext(self._cache, inputs, chunks))
         return hidden
 
     def _sample(self, hidden: Tensor, rows: Tensor, needs: Needs) -> Sampled:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import ops
 from .cache import KVCache
+from .kernels.launch import INTERPRETED
 from .scheduler import Chunk
 
 
@@ -79,14 +80,27 @@ class StepInputs:
 
 
 class PagedContext:
-    """The `Context` of a step over the paged cache."""
+    """The `Context` of a step over the paged cache.
 
-    def __init__(self, cache: KVCache, inputs: StepInputs, prompts: Sequence[Chunk] = ()) -> None:
-        self._cache, self._inputs, self._prompts = cache, inputs, prompts
+    Rows that decode are one `attention_decode` where Triton runs, which follows their block tables. On a CPU each reads its keys as
+    a view of the cache, if its blocks are neighbours, as they mostly are; so does every chunk of a prompt.
+    """
+
+    def __init__(self, cache: KVCache, inputs: StepInputs, chunks: Sequence[Chunk] = ()) -> None:
+        self._cache, self._inputs = cache, inputs
         self.positions, self.lengths, self.slots = inputs.positions, inputs.lengths, inputs.slots
+        self._rows = len(inputs.cache_lens) if cache.device.type != "cpu" or INTERPRETED else 0
+        self._chunks = [(chunk.size, chunk.end, self._blocks(chunk)) for chunk in chunks[self._rows :]]
+
+    def _blocks(self, chunk: Chunk) -> slice | Tensor:
+        """What picks a chunk's keys from the cache: a slice of neighbouring blocks, or their list."""
+        blocks = chunk.sequence.blocks[: -(-chunk.end // self._cache.block_size)]
+        first, end = blocks[0], blocks[0] + len(blocks)
+        if blocks == list(range(first, end)):
+            return slice(first, end)
+        return torch.tensor(blocks, device=self._cache.device)
 
     def cache(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, (blocks, kv_heads, block_size, head_dim), for kernels that write them themselves."""
         return self._cache.layer(layer)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -95,30 +109,21 @@ class PagedContext:
         values.index_copy_(1, self.slots, v)
 
     def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
-        k_cache, v_cache = self._cache.layer(layer)
-        rows = len(self._inputs.cache_lens)
-        parts = []
-        if rows:
-            queries = q[:, :rows].transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, head_dim)
+        caches, parts = self._cache.layer(layer), []
+        if self._rows:
+            queries = q[:, : self._rows].transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, head_dim)
+            inputs = self._inputs
             out = ops.attention_decode(
-                queries, k_cache, v_cache, self._inputs.cache_lens, block_table=self._inputs.block_table, window=window
-            )
+                queries, *caches, inputs.cache_lens, block_table=inputs.block_table, window=window
+            )  # fmt: skip
             parts.append(out.flatten(1))
-        start = rows
-        for chunk in self._prompts:
-            k, v = (self._keys(cache, chunk) for cache in (k_cache, v_cache))
-            out = ops.attention(q[None, :, start : start + chunk.size], k[None], v[None], window=window)
+        start = self._rows
+        for size, end, blocks in self._chunks:
+            k, v = (cache[blocks].transpose(0, 1).flatten(1, 2)[None, :, :end] for cache in caches)
+            out = ops.attention(q[None, :, start : start + size], k, v, window=window)
             parts.append(out[0].transpose(0, 1).flatten(1))
-            start += chunk.size
+            start += size
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _keys(self, cache: Tensor, chunk: Chunk) -> Tensor:
-        """(kv_heads, keys, head_dim) up to the chunk's end; a view where the blocks are neighbours."""
-        blocks = chunk.sequence.blocks[: -(-chunk.end // self._cache.block_size)]
-        first, last = blocks[0], blocks[-1] + 1
-        consecutive = blocks == list(range(first, last))
-        chosen = cache[first:last] if consecutive else cache[torch.tensor(blocks, device=cache.device)]
-        return chosen.transpose(0, 1).flatten(1, 2)[:, : chunk.end]
 
 
 class OneSequence:
