@@ -124,8 +124,9 @@ class Sampler:
             self._in_prompt = self._table(self._in_prompt, torch.bool)
             self._counts = self._table(self._counts, torch.int32)
             self._in_prompt[row].index_fill_(0, self._ids(prompt_ids), True)
-            output = self._ids(output_ids)
-            self._counts[row].index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+            if output_ids:
+                output = self._ids(output_ids)
+                self._counts[row].index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
         if needs.min_tokens:
             self._ending = self._table(self._ending, torch.bool)
             self._ending[row].index_fill_(0, self._ids(tuple(params.ending_ids(self._eos_ids))), True)
@@ -137,8 +138,9 @@ class Sampler:
     def _fill_bias(self, row: Tensor, params: SamplingParams) -> None:
         if params.allowed_token_ids is not None:
             row.fill_(-math.inf).index_fill_(0, self._ids(params.allowed_token_ids), 0)
-        biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
-        row.index_add_(0, self._ids(tuple(params.logit_bias)), self._upload(biases))
+        if params.logit_bias:
+            biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
+            row.index_add_(0, self._ids(tuple(params.logit_bias)), self._upload(biases))
         row.index_fill_(0, self._ids(params.banned_token_ids), -math.inf)
 
     def _ids(self, token_ids: Sequence[int]) -> Tensor:
