@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from .demo import DemoResult
     from .engine import LLM
+    from .sampling import SamplingParams
 
 
 class Device(str, Enum):
@@ -158,20 +160,23 @@ def generate(
 
     if not prompt:
         raise fail('give at least one prompt: llama-fast generate -p "Once upon a time"')
-    prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
     try:
+        prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
         params = SamplingParams(
             max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
             stop=stop or (),
         )  # fmt: skip
-        llm = _open(model, device, dtype, max_cache_tokens, max_batch=1)
+        llm = _open(model, device, dtype, max_cache_tokens, params)
         for text in prompts:
+            request = llm.submit(text, params)
             console.print(f"[bold]{escape(text)}[/]", end="", highlight=False, soft_wrap=True)
-            streamed = stream(llm, text, params, _write)
+            streamed = stream(llm, request, _write)
             console.print()
             errors.print(f"[dim]{streamed}[/]", highlight=False)
             if streamed.interrupted:
                 raise typer.Exit(130)
+    except BrokenPipeError:  # whoever read the text has enough: typer ends without a word
+        raise
     except (OSError, ValueError) as error:
         raise fail(str(error)) from None
 
@@ -198,7 +203,7 @@ def chat(
         params = SamplingParams(
             max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
-        llm = _open(model, device, dtype, max_cache_tokens, max_batch=1)
+        llm = _open(model, device, dtype, max_cache_tokens, params)
         llm.tokenizer.chat([{"role": "user", "content": ""}])  # a model without a template says so at once
         conversation = Conversation(llm, params, system)
     except (OSError, ValueError) as error:
@@ -217,16 +222,22 @@ def chat(
             errors.print(f"[dim]{streamed}[/]", highlight=False)
 
 
-def _open(model: str | None, device: str, dtype: str, max_cache_tokens: int | None, **settings: Any) -> "LLM":
+def _open(
+    model: str | None, device: str, dtype: str, max_cache_tokens: int | None, params: "SamplingParams"
+) -> "LLM":  # fmt: skip
+    """An engine for one sequence at a time. On a GPU it has captured its step: the lines that say so come before any text."""
     from .engine import LLM
 
-    return LLM(model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens, **settings)
+    llm = LLM(model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens, max_batch=1)
+    if llm.device.type == "cuda":
+        llm.generate([0], replace(params, max_tokens=3, ignore_eos=True, stop=()))
+    return llm
 
 
 def _ask() -> str | None:
     """A line from the user; None at the end of input, or for Ctrl-C before anything was typed."""
     try:
-        return console.input("[bold]> [/]").strip()
+        return console.input("[bold]> [/]" if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):
         console.print()
         return None

@@ -1,11 +1,11 @@
 """Generating in a terminal: text as it comes, and a conversation that goes on."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .completion import Completion
-from .engine import LLM
+from .engine import LLM, Request
 from .sampling import SamplingParams
 
 Write = Callable[[str], None]
@@ -28,11 +28,10 @@ class Streamed:
         return text + f" ({self.completion.finish_reason})"
 
 
-def stream(llm: LLM, prompt: str | Sequence[int], params: SamplingParams, write: Write) -> Streamed:
+def stream(llm: LLM, request: Request, write: Write) -> Streamed:
     """Writes a completion piece by piece. Ctrl-C ends it, and what was generated until then is kept."""
     start = time.perf_counter()
     first = 0.0
-    request = llm.submit(prompt, params)
     interrupted = False
     try:
         while not request.done:
@@ -66,7 +65,8 @@ class Conversation:
             ValueError: the conversation has become longer than the context; it is as before the message.
         """
         messages = [*self._messages, {"role": "user", "content": text}]
-        streamed = stream(self._llm, self._llm.tokenizer.chat(messages), self._params, write)
+        request = self._llm.submit(self._llm.tokenizer.chat(messages), self._params)
+        streamed = stream(self._llm, request, write)
         reply = streamed.completion.text.strip()
         self._messages = [*messages, {"role": "assistant", "content": reply}]
         return streamed

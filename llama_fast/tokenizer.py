@@ -92,7 +92,14 @@ class Tokenizer:
         """The tokens of a text. It starts with exactly one BOS if the model uses one, also where the text spells it.
 
         Special tokens in the text are read as such. No end token is added.
+
+        Raises:
+            ValueError: the text is not Unicode, but holds half a character (a byte of a terminal or a file that is no UTF-8).
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is not UTF-8: its character {error.start} is {text[error.start]!r}") from None
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 

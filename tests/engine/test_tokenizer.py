@@ -221,6 +221,12 @@ def test_tokens_only_the_config_declares_are_read(tmp_path) -> None:
     assert size in ours.special_ids and ours.vocab_size == size + 1 == len(theirs)
 
 
+def test_a_text_that_is_not_unicode(tmp_path) -> None:
+    text = b"ab\xffc".decode(errors="surrogateescape")
+    with pytest.raises(ValueError, match="the text is not UTF-8: its character 2 is"):
+        Tokenizer(write(tmp_path, byte_level())).encode(text)
+
+
 def test_a_folder_that_cannot_be_used_says_why(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no tokenizer\.json: copy it"):
         Tokenizer(tmp_path)
