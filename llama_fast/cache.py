@@ -24,7 +24,7 @@ class KVCache:
     def __init__(
         self, config: DecoderConfig, *, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.blocks, self.block_size, self.device = blocks, block_size, device
+        self.blocks, self.block_size, self.device, self.dtype = blocks, block_size, device, dtype
         # The tokens of neighbouring blocks are neighbours (heads outside, blocks inside): a sequence in consecutive blocks
         # is a view of the storage, which the CPU reads without a copy.
         shape = (config.num_layers, 2, config.num_kv_heads, blocks + 1, block_size, config.head_dim)

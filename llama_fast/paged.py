@@ -105,11 +105,12 @@ class PagedContext:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> None:
         keys, values = self._cache.tokens(layer)
-        keys.index_copy_(1, self.slots, k)
-        values.index_copy_(1, self.slots, v)
+        keys.index_copy_(1, self.slots, k.to(keys.dtype))
+        values.index_copy_(1, self.slots, v.to(keys.dtype))
 
     def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
-        caches, parts = self._cache.layer(layer), []
+        caches, parts, dtype = self._cache.layer(layer), [], q.dtype
+        q = q.to(self._cache.dtype)
         if self._rows:
             queries = q[:, : self._rows].transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, head_dim)
             inputs = self._inputs
@@ -123,7 +124,7 @@ class PagedContext:
             out = ops.attention(q[None, :, start : start + size], k, v, window=window)
             parts.append(out[0].transpose(0, 1).flatten(1))
             start += size
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
 
 
 class OneSequence:
