@@ -11,7 +11,9 @@ import argparse
 import copy
 import itertools
 import json
+import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from llama_fast import LLM, SamplingParams
 from llama_fast.engine import EMBEDDED_MODEL
+from llama_fast.environment import versions
 from llama_fast.kernels.parity import error_bound, relative_error
 
 LLAMA_3 = dict(
@@ -175,10 +178,10 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
 
 
 def table(results: list[Result], title: str, batch: int, new_tokens: int) -> Table:
-    """The medians, and what they are of the first result's."""
+    """Medians: time to first token, inter-token latency, tokens/s, their ratio to the first result's, and parity."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("side", no_wrap=True)
-    for column in ("first token, ms", "per token, ms", "tokens/s", "ratio", "logit error", "same tokens"):
+    for column in ("TTFT, ms", "ITL, ms", "tokens/s", "ratio", "error", "same tokens"):
         shown.add_column(column, justify="right")
     for result in results:
         figures = ["FAIL", "", "", ""]
@@ -222,8 +225,25 @@ def main() -> None:
     title = f"{args.shape}, {args.dtype}, batch {args.batch}, {args.prompt_tokens} + {args.new_tokens} tokens, {args.device}"
     Console().print(table(results, title, args.batch, args.new_tokens))
     if args.json is not None:
-        settings = {name: str(value) for name, value in vars(args).items()}
-        args.json.write_text(json.dumps({"settings": settings, "results": [asdict(result) for result in results]}))
+        settings = {name: str(value) for name, value in vars(args).items() if name != "json"}
+        record = {
+            "settings": settings,
+            "machine": _machine(args.device),
+            "results": [asdict(result) for result in results],
+        }
+        args.json.write_text(json.dumps(record))
+
+
+def _machine(device: str) -> dict[str, Any]:
+    """What the figures depend on: processor, threads, versions, commit."""
+    name = torch.cuda.get_device_name(device) if device != "cpu" else _cpu_name()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {"processor": name, "threads": torch.get_num_threads(), "commit": commit or None, **versions()}
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

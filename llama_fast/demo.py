@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .engine import EMBEDDED_MODEL as EMBEDDED_MODEL
 from .environment import implementation_on
 from .fusion import FuseReport, fuse, unfuse
 from .fusion.verify import InFloat64
 from .kernels.parity import error_bound, relative_error
 
-EMBEDDED_MODEL = Path(__file__).parent / "demo_model"
 PROMPT = "Once upon a time, there was a brave owl named Mia."
 
 
