@@ -91,7 +91,8 @@ def measure(
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
         llm = LLM(
-            folder, dtype=dtype, device=device, max_batch=batch, max_context=longest, progress=False
+            folder, dtype=dtype, device=device, max_batch=batch, max_context=longest, max_cache_tokens=2 * batch * longest,
+            progress=False,
         )  # fmt: skip
     prompts = torch.randint(3, model.config.vocab_size, (batch, prompt_tokens), device=device)
     sides = [_transformers(model, prompts, new_tokens, "transformers", {})]

@@ -49,17 +49,14 @@ def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
 class BlockPool:
     """Which blocks are free, how many sequences use each, and which hold a known beginning. Touches no tensor.
 
-    With `neighbours` a sequence grows into the next block even if that means to forget what it holds; else the block that has been
-    free the longest is forgotten first.
+    The block that has been free the longest is taken first. With `neighbours` it is the next one of the sequence, if that is free, and
+    a new sequence starts in the middle of the widest gap, where it and those around it can grow.
     """
 
     def __init__(self, blocks: int, block_size: int, *, neighbours: bool = False) -> None:
         self.block_size, self._neighbours = block_size, neighbours
         self._users = [0] * blocks
-        # In the order in which they are taken. Bits reversed, sequences start far apart and can grow into their neighbours.
-        bits = max(1, (blocks - 1).bit_length())
-        order = sorted(range(blocks), key=lambda block: f"{block:0{bits}b}"[::-1])
-        self._free: dict[int, None] = dict.fromkeys(order)
+        self._free: dict[int, None] = dict.fromkeys(range(blocks))  # longest first
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
 
@@ -69,15 +66,30 @@ class BlockPool:
         return len(self._free)
 
     def take(self, after: int | None = None) -> int:
-        """A free block, of which there must be one; that after block `after` if it is free, and holds nothing known or `neighbours`."""
+        """A free block, of which there must be one, for a sequence whose last block is `after`."""
         assert self._free, "no block is free"
-        block = -1 if after is None else after + 1
-        if block not in self._free or (block in self._hash_of and not self._neighbours):
+        if not self._neighbours:
             block = next(iter(self._free))
+        elif after is not None and after + 1 in self._free:
+            block = after + 1
+        else:
+            block = self._middle_of_widest_gap()
         del self._free[block]
         self._forget(block)
         self._users[block] = 1
         return block
+
+    def _middle_of_widest_gap(self) -> int:
+        """Of the free blocks that hold nothing known, if there are such. Nothing grows into block 0: it is as good a start."""
+        free = sorted(self._free.keys() - self._hash_of.keys()) or sorted(self._free)
+        runs: list[list[int]] = []
+        for block in free:
+            if runs and runs[-1][-1] == block - 1:
+                runs[-1].append(block)
+            else:
+                runs.append([block])
+        widest = max(runs, key=len)
+        return widest[0] if widest[0] == 0 else widest[len(widest) // 2]
 
     def release(self, blocks: Sequence[int]) -> None:
         """Ends one use of each. The last ones are taken again first: a beginning is worth more than what follows it."""
