@@ -8,6 +8,7 @@ from torch import Tensor
 from . import ops
 from .cache import KVCache
 from .kernels.launch import INTERPRETED
+from .placement import upload
 from .scheduler import Chunk
 
 
@@ -98,7 +99,7 @@ class PagedContext:
         first, end = blocks[0], blocks[0] + len(blocks)
         if blocks == list(range(first, end)):
             return slice(first, end)
-        return torch.tensor(blocks, device=self._cache.device)
+        return upload(blocks, self._cache.device)
 
     def cache(self, layer: int) -> tuple[Tensor, Tensor]:
         return self._cache.layer(layer)
