@@ -70,6 +70,7 @@ def demo(
 
     try:
         from . import demo as job
+        from .engine import EMBEDDED_MODEL
     except ImportError as error:
         raise fail(str(error)) from None
     where = default_device() if device == Device.auto else torch.device(device.value)
@@ -78,7 +79,7 @@ def demo(
     try:
         with errors.status("starting") as status:
             result = job.run_demo(
-                model or job.EMBEDDED_MODEL, prompt=job.PROMPT if prompt is None else prompt, new_tokens=new_tokens,
+                model or EMBEDDED_MODEL, prompt=job.PROMPT if prompt is None else prompt, new_tokens=new_tokens,
                 rounds=rounds, device=where, dtype=getattr(torch, dtype.value),
                 progress=lambda step: status.update(escape(step)),
             )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import EMBEDDED_MODEL as EMBEDDED_MODEL
+from .engine import EMBEDDED_MODEL
 from .environment import implementation_on
 from .fusion import FuseReport, fuse, unfuse
 from .fusion.verify import InFloat64
