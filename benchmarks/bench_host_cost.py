@@ -86,9 +86,14 @@ def _cases() -> Iterator[Case]:
     yield Case("attention_decode", (q[:, :, :1], ones(2, 2, 256, 64), ones(2, 2, 256, 64), lens))
     yield Case("attention_decode", (q[:, :, :1], ones(8, 2, 64, 64), ones(8, 2, 64, 64), lens), dict(block_table=table))
 
+    rows, slots, cache = ones(2, 64), torch.arange(2, device=DEVICE), ones(8, 2, 64, 64)
+    yield Case("norm_qkv_rope", (rows, weight, ones(8 * 64, 64), None, ones(2, 64), ones(2, 64), cache, cache, slots),
+               dict(eps=1e-5, heads=4))  # fmt: skip
+    yield Case("norm_swiglu", (rows, weight, matrix), dict(eps=1e-5))
+
 
 CASES = [case for case in _cases() if case.op in ops.__all__]
-NOT_DIFFERENTIABLE = {"attention_decode"}
+NOT_DIFFERENTIABLE = {"attention_decode", "norm_qkv_rope", "norm_swiglu"}
 TRAINING_CASES = [case for case in CASES if case.op not in NOT_DIFFERENTIABLE]
 
 
