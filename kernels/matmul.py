@@ -249,7 +249,7 @@ def plan_linear(
 
 
 # Rows of the weight, and bytes of a row, of one tile: 8 or 4 KB for one row of x, 16 to 4 KB for the tensor cores. The largest is
-# taken that nearly gives every multiprocessor a program: the fewer programs, the less often x is read.
+# taken that gives three quarters of the multiprocessors a program: the fewer programs, the less often x is read.
 _ONE_ROW_TILES = ((8, 1024), (4, 1024))
 _FEW_ROWS_TILES = ((64, 256), (32, 256), (16, 256))
 
@@ -260,12 +260,12 @@ def _plan_few_rows(
     m, n, k = epilogue["M"], epilogue["N"], operands["K"]
     itemsize = operands["p_x"].element_size()
     block_m, tiles = (1, _ONE_ROW_TILES) if m == 1 else (FEW_ROWS, _FEW_ROWS_TILES)
-    block_n, row_bytes = next((t for t in tiles if 10 * cdiv(n, t[0]) >= 9 * gpu.multiprocessors), tiles[-1])
+    block_n, row_bytes = next((t for t in tiles if 4 * cdiv(n, t[0]) >= 3 * gpu.multiprocessors), tiles[-1])
     block_k = row_bytes // itemsize
     programs = cdiv(n, block_n)
     # Only where N is too small for the GPU K is split: a split costs a second launch. It is at least 4 tiles long.
     splits = max(1, min(2 * gpu.multiprocessors // programs, k // (4 * block_k), 16)) if programs else 1
-    if 10 * programs >= 9 * gpu.multiprocessors:
+    if 4 * programs >= 3 * gpu.multiprocessors:
         splits = 1
     split_k = cdiv(cdiv(k, splits), block_k) * block_k
     splits = cdiv(k, split_k) if k else 1
