@@ -52,8 +52,11 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 """What a long context at batch 1 is split into; sm_80 holds two at a time (72 KB of shared memory each), so none waits for
 another. Together they keep 64 KB and more in flight, where an H200 needs 36 KB an SM (4.8 TB/s at 1 us)."""
 
-NOT_SPECIALIZED = ["max_len", "window", "splits", "LSE"]
+NOT_SPECIALIZED = ["max_len", "window", "splits", "LSE", "table_stride"]
 """Sizes that change while a cache grows: no binary of its own for a multiple of 16 or a 1."""
+
+ANY_ALIGNMENT = ["p_cache_lens", "p_key_start", "p_block_table"]
+"""Read one number at a time, and often rows of a larger tensor: no binary of its own for an aligned address."""
 
 
 @triton.jit
@@ -69,7 +72,7 @@ def _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS: tl.c
     return start, end, tl.cdiv(blocks, MAX_SPLITS) * BLOCK_N
 
 
-@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED, do_not_specialize_on_alignment=ANY_ALIGNMENT)
 def attention_decode_kernel(
     p_q, p_k, p_v, p_out, p_cache_lens, p_key_start, p_block_table,
     q_stride_b, q_stride_h, q_stride_d, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
@@ -148,7 +151,7 @@ def attention_decode_kernel(
         tl.store(p_out + LSE + o_out, (b_max + tl.log2(b_sum))[:, None], mask=(o_group < GROUP)[:, None])
 
 
-@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED, do_not_specialize_on_alignment=ANY_ALIGNMENT)
 def attention_decode_combine_kernel(
     p_partial, p_out, p_cache_lens, p_key_start, max_len, window, splits, LSE,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,

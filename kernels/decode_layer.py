@@ -106,7 +106,8 @@ def _project_pairs(
     return tl.split(tl.permute(tl.reshape(b_acc, (2, BLOCK_P, BLOCK_M)), (1, 2, 0)))
 
 
-@triton.jit(do_not_specialize=["M"])  # one binary for 2 to 16 rows
+# one binary for 2 to 16 rows, wherever a step's slots lie among its inputs
+@triton.jit(do_not_specialize=["M"], do_not_specialize_on_alignment=["p_slots"])
 def norm_qkv_rope_kernel(
     p_x, p_norm, p_weight, p_bias, p_cos, p_sin, p_q, p_k, p_v, p_slots,
     x_stride, weight_stride_n, weight_stride_k, angle_stride, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
@@ -138,7 +139,8 @@ def norm_qkv_rope_kernel(
     m_angle = mask & (o_p < turned)
     b_cos = tl.load(p_cos + o_m * angle_stride + o_p, mask=m_angle, other=1.0).to(tl.float32)  # [BLOCK_P, BLOCK_M]
     b_sin = tl.load(p_sin + o_m * angle_stride + o_p, mask=m_angle, other=0.0).to(tl.float32)
-    b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1).to(tl.int32)  # 64 bits a slot would spill
+    b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1)
+    b_slot = tl.maximum(b_slot, -1).to(tl.int32)  # 64 bits a slot would spill; -2**32 is no slot 0
 
     b_a, b_b = _project_pairs(
         p_x, p_norm, p_weight, p_bias, o_n, m_row, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
@@ -218,7 +220,7 @@ def _plan_pairs(
 
     tiles, wanted = (_ONE_ROW_TILES, 2) if m == 1 else (_TILES, 1)
     tile = next((tile for tile in tiles if programs(tile) >= wanted * gpu.multiprocessors), tiles[-1])
-    block_k = tile.row_bytes // x.element_size()
+    block_m, block_k = 1 if m == 1 else FEW_ROWS, tile.row_bytes // x.element_size()
     plans.append(
         LaunchPlan(
             kernel,
@@ -228,8 +230,11 @@ def _plan_pairs(
                 weight_stride_n=weight.stride(0), weight_stride_k=weight.stride(1), M=m, K=k, eps=eps,
             ),
             constants=constants | dict(
-                BLOCK_M=1 if m == 1 else FEW_ROWS, BLOCK_P=tile.block_p, BLOCK_K=block_k, EVEN_K=k % block_k == 0,
-                NUM_STAGES=streaming_stages(programs(tile), 2 * tile.block_p * tile.row_bytes, gpu), PDL=gpu.has_pdl,
+                BLOCK_M=block_m, BLOCK_P=tile.block_p, BLOCK_K=block_k, EVEN_K=k % block_k == 0,
+                PDL=gpu.has_pdl,
+                NUM_STAGES=streaming_stages(
+                    programs(tile), 2 * tile.block_p * tile.row_bytes, max(2, block_m) * tile.row_bytes, gpu
+                ),
             ),
             # float32 without TF32 has no tensor cores, and 4 warps spill
             num_warps=8 if m > 1 and constants["INPUT_PRECISION"] == "ieee" and x.element_size() == 4 else 4,
@@ -403,7 +408,9 @@ def norm_qkv_rope(
     if k_cache.ndim != 4 or k_cache.shape[3] % 2 or 0 in k_cache.shape[1:]:
         raise ValueError(f"k_cache must be (blocks, kv_heads, block_size, even head_dim), got {tuple(k_cache.shape)}")
     require_shape("v_cache", v_cache, k_cache.shape)
-    _, kv_heads, _, head_dim = k_cache.shape
+    blocks, kv_heads, block_size, head_dim = k_cache.shape
+    if blocks * block_size >= 2**31:  # the kernel counts them in 32 bits
+        raise ValueError(f"k_cache must have fewer than 2**31 slots, got {blocks} blocks of {block_size}")
     if heads < 1 or heads % kv_heads:
         raise ValueError(f"heads must be a positive multiple of k_cache's {kv_heads} kv_heads, got {heads}")
     require_shape("qkv_weight", qkv_weight, ((heads + 2 * kv_heads) * head_dim, x.shape[1]))

@@ -52,7 +52,7 @@ def _halves(b_tile):
     return tl.split(tl.permute(tl.reshape(b_tile, (b_tile.shape[0], 2, b_tile.shape[1] // 2)), (0, 2, 1)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one binary for 2 to 16 rows
 def linear_few_rows_kernel(
     p_x, p_weight, p_bias, p_residual, p_preactivation, p_y, p_partial,
     x_stride_m, x_stride_k, weight_stride_n, weight_stride_k, residual_stride, M, N, K, split_k,
@@ -276,7 +276,8 @@ def _plan_few_rows(
         arguments=operands | epilogue | dict(p_partial=partial, split_k=split_k),
         constants=constants | dict(
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, EVEN_K=k % block_k == 0,
-            NUM_STAGES=streaming_stages(programs * splits, block_n * row_bytes, gpu), PDL=gpu.has_pdl,
+            PDL=gpu.has_pdl,
+            NUM_STAGES=streaming_stages(programs * splits, block_n * row_bytes, block_m * row_bytes, gpu),
         ),
         pdl=gpu.has_pdl,
     )  # fmt: skip

@@ -16,17 +16,24 @@ BYTES_IN_FLIGHT = 48 * 1024
 """Of weight, a multiprocessor: an H200 needs 36 KB (4.8 TB/s over 132 SMs at a latency of 1 us)."""
 
 MAX_STAGES = 11
-"""Depth of the ring: 10 stages of 12 KB (8 of weight, 4 of x) are 120 KB of shared memory, sm_80 has 163."""
+"""Depth of the ring: 10 stages of 12 KB (8 of weight, 4 of x) are 120 KB of shared memory. sm_80 has 163, sm_86 and sm_120 have 99."""
+
+_SCRATCH_BYTES = 8 * 1024
+"""Of shared memory beside the ring: a normed tile of x (4 KB) on its way to the tensor cores, sums across warps."""
 
 PROGRAMS_PER_MULTIPROCESSOR = 4
 """That are sure to be resident: of 4 warps, with up to 128 registers a thread."""
 
 
-def streaming_stages(programs: int, stage_bytes: int, gpu: Gpu) -> int:
-    """Depth of the ring of weight tiles, one of which is being computed on; on AMD one, while the next is in registers."""
+def streaming_stages(programs: int, weight_bytes: int, x_bytes: int, gpu: Gpu) -> int:
+    """Depth of the ring of tiles, one of which is being computed on; on AMD one, while the next is in registers.
+
+    A stage has `weight_bytes` of weight and `x_bytes` of what it is multiplied with.
+    """
     resident = min(programs, PROGRAMS_PER_MULTIPROCESSOR * gpu.multiprocessors)
-    in_flight = cdiv(BYTES_IN_FLIGHT * gpu.multiprocessors, max(1, resident) * stage_bytes)
-    return max(3, min(MAX_STAGES, 1 + in_flight)) if gpu.is_nvidia else 2
+    in_flight = cdiv(BYTES_IN_FLIGHT * gpu.multiprocessors, max(1, resident) * weight_bytes)
+    fits = (gpu.shared_bytes - _SCRATCH_BYTES) // (weight_bytes + x_bytes)
+    return max(3, min(MAX_STAGES, 1 + in_flight, fits)) if gpu.is_nvidia else 2
 
 
 @triton.jit
@@ -51,9 +58,10 @@ def wait_for_previous_kernel(
     for i in tl.static_range(NUM_STAGES):
         o_k = (i * BLOCK_K + tl.arange(0, BLOCK_K // LINE) * LINE).to(tl.int64)[None, :]
         p_line = p_weight + o_n[:, None] * weight_stride_n + o_k * weight_stride_k
-        p_line = tl.where(m_n[:, None] & (o_k < K), p_line, p_weight)
+        is_there = (m_n[:, None] & (o_k < K)).to(tl.int32)
         tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [p_line.to(tl.int64)], tl.int32, is_pure=False, pack=1
-        )
+            "{ .reg .pred there; setp.ne.b32 there, $2, 0; @there prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+            "=r,l,r", [p_line.to(tl.int64), is_there], tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
     tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()

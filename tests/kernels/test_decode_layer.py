@@ -20,7 +20,8 @@ from llama_fast.kernels.decode_layer import (
     norm_swiglu_op,
     plan_norm_qkv_rope,
 )
-from llama_fast.kernels.launch import GPUS, INTERPRETED, gpu_of
+from llama_fast.kernels.launch import GPUS, INTERPRETED, Gpu, gpu_of
+from llama_fast.kernels.matmul import plan_linear
 from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
 
 # The interpreter multiplies the raw bits of bfloat16 matrices; one row needs no matrix product.
@@ -261,6 +262,15 @@ def test_float16_does_not_overflow_before_the_norm(rows, device):
     assert_norm_swiglu([x / 500, norm_weight / 30, weight, None])
 
 
+@pytest.mark.parametrize("slot", [-1, -(2**31) - 1, -(2**32) + 5, -(2**63)])
+def test_no_negative_slot_is_written(slot, device):
+    for rows in (1, 3):
+        case = qkv_case(rows, device)
+        case[8].fill_(slot)
+        ops.norm_qkv_rope(*case, eps=EPS, heads=4)
+        assert case[6].isnan().all() and case[7].isnan().all()
+
+
 def test_no_rows(device):
     case = qkv_case(0, device)
     assert ops.norm_qkv_rope(*case, eps=EPS, heads=4).shape == (0, 4, 1, 16)
@@ -345,6 +355,10 @@ NAMES = ("x", "norm_weight", "qkv_weight", "qkv_bias", "cos", "sin", "k_cache", 
         (dict(k_cache=torch.zeros(13, 2, 4, 16).half()), TypeError, "k_cache must have the input's dtype"),
         (dict(k_cache=torch.zeros(13, 2, 4)), ValueError, r"k_cache must be \(blocks, kv_heads, block_size, even"),
         (dict(k_cache=torch.zeros(13, 2, 4, 15)), ValueError, "k_cache must be"),
+        (
+            dict.fromkeys(("k_cache", "v_cache"), torch.zeros(1, 1, 1, 1).expand(2**29, 2, 4, 16)), ValueError,
+            r"k_cache must have fewer than 2\*\*31 slots, got 536870912 blocks of 4",
+        ),
         (dict(v_cache=torch.zeros(13, 2, 5, 16)), ValueError, r"v_cache must have shape \(13, 2, 4, 16\), got"),
         (dict(heads=3), ValueError, "heads must be a positive multiple of k_cache's 2 kv_heads, got 3"),
         (dict(cos=torch.zeros(2, 15), sin=torch.zeros(2, 15)), ValueError, r"cos must be \(2, even rotary_dim up to 16"),
@@ -392,8 +406,56 @@ def test_dependent_launch_is_in_the_plan_and_in_the_code():
             if has_pdl:
                 before, after = assembly.split("griddepcontrol.wait")
                 assert ("prefetch.global.L2" in before) == any(plan is other for other in plans)
+                assert before.count("@there prefetch") == before.count("prefetch")  # of no address outside the weight
                 assert not any(access in before for access in ("ld.global", "cp.async", "st.global"))
                 assert "griddepcontrol.launch_dependents" in after
+
+
+@not_interpreted
+@pytest.mark.parametrize("arch", ["sm_86", "sm_120"])
+@pytest.mark.parametrize(("hidden", "heads", "kv_heads"), [(576, 9, 3), (2048, 8, 1), (4096, 20, 1)])
+def test_the_ring_fits_a_small_shared_memory(arch, hidden, heads, kv_heads):
+    """99 KB a program, as on GeForce cards; few programs would have 11 stages of 12 KB."""
+    gpu = Gpu(arch, multiprocessors=84, shared_bytes=99 * 1024)
+    for dtype in (torch.bfloat16, torch.float32):
+        x, norm_weight, weight, q, cache = (
+            torch.empty(*shape, dtype=dtype, device="meta")
+            for shape in (
+                (4, hidden), (hidden,), ((heads + 2 * kv_heads) * 64, hidden), (4, heads, 1, 64), (9, kv_heads, 16, 64)
+            )
+        )  # fmt: skip
+        cos, slots = torch.empty(4, 64, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+        plans = plan_norm_qkv_rope(
+            x, norm_weight, weight, None, cos, cos, cache, cache, slots, q, eps=EPS, gpu=gpu, allow_tf32=True
+        )
+        for plan in plans + plan_linear(x, weight, None, None, x.new_empty(4, len(weight)), allow_tf32=True, gpu=gpu):
+            assert plan.compile(gpu).metadata.shared <= gpu.shared_bytes
+
+
+@not_interpreted
+def test_a_step_of_another_size_needs_no_other_binary():
+    """2 to 16 rows, any width of the block table, wherever the numbers of a step lie: no step waits for the compiler."""
+    gpu, binaries = GPUS["sm_90"], {}
+
+    def meta(*shape, dtype=torch.bfloat16):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    norm_weight, weight, cache = meta(256), meta(512, 256), meta(64, 2, 16, 64)
+    for rows, width in ((2, 1), (3, 16), (5, 7), (16, 32)):
+        x, q, cos = meta(rows, 256), meta(rows, 4, 1, 64), meta(rows, 64, dtype=torch.float32)
+        slots = meta(5, rows, dtype=torch.int64)[3]
+        of_rows = meta(rows * (1 + width), dtype=torch.int32)
+        lens, table = of_rows[:rows], of_rows[rows:].view(rows, width)
+        for plan in (
+            *plan_norm_qkv_rope(x, norm_weight, weight, None, cos, cos, cache, cache, slots, q, eps=EPS, gpu=gpu),
+            *attention_decode.plan_attention_decode(q, cache, cache, lens, q, block_table=table, scale=1.0, gpu=gpu),
+            *plan_linear(x, weight, None, None, meta(rows, 512), gpu=gpu),
+        ):
+            binaries.setdefault((plan.kernel, str(plan.constants), plan.arguments.get("LSE") is None), set()).add(
+                plan.compile(gpu).hash
+            )
+    assert all(len(found) == 1 for found in binaries.values()), binaries
+    assert len(binaries) == 5  # attention of a single split is another than of several
 
 
 @not_interpreted
