@@ -139,8 +139,7 @@ def norm_qkv_rope_kernel(
     m_angle = mask & (o_p < turned)
     b_cos = tl.load(p_cos + o_m * angle_stride + o_p, mask=m_angle, other=1.0).to(tl.float32)  # [BLOCK_P, BLOCK_M]
     b_sin = tl.load(p_sin + o_m * angle_stride + o_p, mask=m_angle, other=0.0).to(tl.float32)
-    b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1)
-    b_slot = tl.maximum(b_slot, -1).to(tl.int32)  # 64 bits a slot would spill; -2**32 is no slot 0
+    b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1).to(tl.int32)  # 64 bits a slot would spill
 
     b_a, b_b = _project_pairs(
         p_x, p_norm, p_weight, p_bias, o_n, m_row, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
@@ -385,8 +384,8 @@ def norm_qkv_rope(
         cos, sin: (rows, rotary_dim) of any floating-point dtype, each angle twice (in equal halves), as in transformers.
             rotary_dim is even and at most head_dim; elements past it are not turned.
         k_cache, v_cache: (blocks, kv_heads, block_size, head_dim) of any strides. Written at `slots`, nowhere else.
-        slots: (rows,) int64, block * block_size + offset of each row, below blocks * block_size (not checked on a GPU)
-            and no two alike. Nothing is written for a negative one: a row of padding.
+        slots: (rows,) int64, block * block_size + offset of each row, below blocks * block_size (not checked on a GPU).
+            Of two rows with one slot either may stay. Nothing is written for one from -1 to -2**31: a row of padding.
         eps: of the norm.
         heads: of q.
 
@@ -396,7 +395,7 @@ def norm_qkv_rope(
 
     Raises:
         TypeError: a tensor has the wrong dtype.
-        ValueError: a shape or device does not fit, or there are more than 16 rows.
+        ValueError: a shape or device does not fit, or there are more than 16 rows, or 2**31 slots.
         RuntimeError: an input requires a gradient and grad mode is on: use the separate ops, or `torch.no_grad()`.
     """
     _check_norm(

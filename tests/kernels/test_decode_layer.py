@@ -262,7 +262,7 @@ def test_float16_does_not_overflow_before_the_norm(rows, device):
     assert_norm_swiglu([x / 500, norm_weight / 30, weight, None])
 
 
-@pytest.mark.parametrize("slot", [-1, -(2**31) - 1, -(2**32) + 5, -(2**63)])
+@pytest.mark.parametrize("slot", [-1, -7, -(2**31)])
 def test_no_negative_slot_is_written(slot, device):
     for rows in (1, 3):
         case = qkv_case(rows, device)
