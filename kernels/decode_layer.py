@@ -385,7 +385,7 @@ def norm_qkv_rope(
             rotary_dim is even and at most head_dim; elements past it are not turned.
         k_cache, v_cache: (blocks, kv_heads, block_size, head_dim) of any strides. Written at `slots`, nowhere else.
         slots: (rows,) int64, block * block_size + offset of each row, below blocks * block_size (not checked on a GPU).
-            Of two rows with one slot either may stay. Nothing is written for one from -1 to -2**31: a row of padding.
+            Two rows with one slot mix there. Nothing is written for one from -1 to -2**31: a row of padding.
         eps: of the norm.
         heads: of q.
 
