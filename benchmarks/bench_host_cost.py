@@ -37,7 +37,7 @@ class Case:
     """A call of `ops.<op>` on tensors so small that nothing but the host counts."""
 
     op: str
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[Tensor | None, ...]
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
