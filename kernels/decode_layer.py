@@ -41,7 +41,14 @@ from .rms_norm import plan_rms_norm, rms_norm_op
 from .rope import rope_op
 from .streaming import streaming_stages, wait_for_previous_kernel
 from .swiglu import glu_op
-from .validate import require_floating, require_kernel_dtype, require_same, require_same_device, require_shape
+from .validate import (
+    require_floating,
+    require_kernel_dtype,
+    require_same,
+    require_same_device,
+    require_shape,
+    require_tensors,
+)
 
 
 @triton.jit
@@ -399,9 +406,10 @@ def norm_qkv_rope(
         RuntimeError: an input requires a gradient and grad mode is on: use the separate ops, or `torch.no_grad()`.
     """
     _check_norm(
-        "norm_qkv_rope", x, norm_weight, qkv_weight=qkv_weight, qkv_bias=qkv_bias, k_cache=k_cache, v_cache=v_cache
+        "norm_qkv_rope", x, norm_weight, {"qkv_bias": qkv_bias}, qkv_weight=qkv_weight, k_cache=k_cache, v_cache=v_cache
     )
     require_floating(cos=cos, sin=sin)
+    require_tensors(slots=slots)
     require_same(cos=cos, sin=sin)
     require_same_device(x=x, cos=cos, sin=sin, slots=slots)
     if k_cache.ndim != 4 or k_cache.shape[3] % 2 or 0 in k_cache.shape[1:]:
@@ -444,26 +452,26 @@ def norm_swiglu(
         ValueError: a shape or device does not fit, or there are more than 16 rows.
         RuntimeError: an input requires a gradient and grad mode is on: use the separate ops, or `torch.no_grad()`.
     """
-    _check_norm("norm_swiglu", x, norm_weight, gate_up_weight=gate_up_weight, bias=bias)
+    _check_norm("norm_swiglu", x, norm_weight, {"bias": bias}, gate_up_weight=gate_up_weight)
     if gate_up_weight.shape[0] % 2:
         raise ValueError(f"gate_up_weight must have an even number of rows, got {gate_up_weight.shape[0]}")
     return norm_swiglu_op(x, norm_weight, gate_up_weight, bias, eps)
 
 
-def _check_norm(op: str, x: Tensor, norm_weight: Tensor, **others: Tensor | None) -> None:
-    """What both ops ask of x, the norm's weight, the matrix and its bias (the first two of the others), and the caches."""
-    given = {name: tensor for name, tensor in others.items() if tensor is not None}
+def _check_norm(op: str, x: Tensor, norm_weight: Tensor, bias: dict[str, Tensor | None], **others: Tensor) -> None:
+    """What both ops ask of x, the norm's weight, the bias by its name, and the others: the matrix first, then the caches."""
+    biases = {name: tensor for name, tensor in bias.items() if tensor is not None}
+    given = others | biases
     require_floating(x=x, norm_weight=norm_weight, **given)
     require_same_device(x=x, norm_weight=norm_weight, **given)
     require_dtype(x, norm_weight=norm_weight, **given)
     if x.ndim != 2 or x.shape[0] > FEW_ROWS or x.shape[1] == 0:
         raise ValueError(f"x must be (rows, hidden) with at most {FEW_ROWS} rows, got {tuple(x.shape)}")
     require_shape("norm_weight", norm_weight, x.shape[1:])
-    (weight_name, weight), (bias_name, bias) = list(others.items())[:2]
-    assert weight is not None
+    name, weight = next(iter(others.items()))
     if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
-        raise ValueError(f"{weight_name} must have shape (rows, {x.shape[1]}), got {tuple(weight.shape)}")
-    if bias is not None:
-        require_shape(bias_name, bias, weight.shape[:1])
+        raise ValueError(f"{name} must have shape (rows, {x.shape[1]}), got {tuple(weight.shape)}")
+    for name, tensor in biases.items():
+        require_shape(name, tensor, weight.shape[:1])
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, norm_weight, *given.values())):
         raise RuntimeError(f"{op} has no gradient: use the separate ops, or call it under torch.no_grad()")

@@ -19,11 +19,17 @@ GOOD = {
     "layer_norm": dict(x=X),
     "linear": dict(x=X, weight=X),
     "linear_cross_entropy": dict(hidden=X, weight=X, labels=LABELS),
+    "norm_qkv_rope": dict(
+        x=X, norm_weight=X[0], qkv_weight=torch.ones(64, 8), qkv_bias=torch.ones(64), cos=torch.ones(2, 16),
+        sin=torch.ones(2, 16), k_cache=torch.ones(4, 1, 2, 16), v_cache=torch.ones(4, 1, 2, 16),
+        slots=torch.arange(2), eps=1e-5, heads=2,
+    ),
+    "norm_swiglu": dict(x=X, norm_weight=X[0], gate_up_weight=X, bias=X[:, 0], eps=1e-5),
     "rms_norm": dict(x=X, weight=X[0]),
     "rope": dict(q=HEADS, k=HEADS, cos=ANGLES, sin=ANGLES),
     "softmax": dict(x=X),
     "swiglu": dict(gate=X, up=X),
-}
+}  # fmt: skip
 
 
 def tensor_arguments():
