@@ -110,8 +110,8 @@ class LLM:
     def __init__(
         self, model: str | Path | None = None, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto",
         max_batch: int = 16, max_cache_tokens: int | None = None, max_context: int | None = None,
-        step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, cuda_graphs: bool = True, read_late: bool | None = None,
-        progress: bool = True,
+        step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, cuda_graphs: bool = True,
+        read_late: bool | None = None, progress: bool = True,
     ) -> None:  # fmt: skip
         sizes: dict[str, Any] = dict(
             max_batch=max_batch, max_cache_tokens=max_cache_tokens, max_context=max_context, step_tokens=step_tokens,

@@ -32,11 +32,8 @@ class Context(Protocol):
     """Where the tokens of a step stand in their sequences, and the keys and values before them."""
 
     positions: Tensor  # (tokens,) int64: of each token in its own sequence
-    lengths: Tensor  # (tokens,) int64: of its sequence, with this step's tokens
-
-    slots: (
-        Tensor | None
-    )  # (tokens,) int64: where their keys and values go in `cache`; None where there is no paged cache
+    lengths: Tensor  # (tokens,) int64: of its sequence, as `RotaryTable.rows` counts it
+    slots: Tensor | None  # (tokens,) int64: where its keys and values go in `cache`; None where there is no paged cache
 
     def cache(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, (blocks, kv_heads, block_size, head_dim)."""
@@ -78,6 +75,7 @@ class Linear(nn.Module):
         return _linear(x, self.weight, self.bias, residual)
 
     def pack(self) -> None:
+        """Packs the weight for a CPU: see `Decoder.pack`."""
         self.weight = nn.Parameter(_packed(self.weight), requires_grad=False)
 
 

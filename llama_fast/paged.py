@@ -30,10 +30,8 @@ class StepInputs:
     def __init__(self, of_tokens: Tensor, of_rows: Tensor, rows: int) -> None:
         self._of_tokens, self._of_rows = of_tokens, of_rows
         self.token_ids, self.positions, self.lengths, self.slots, self.rows = of_tokens.unbind(0)
-        self.cache_lens, self.block_table = (
-            of_rows[:rows],
-            of_rows[rows:].view(rows, (len(of_rows) - rows) // max(1, rows)),
-        )
+        width = (len(of_rows) - rows) // max(1, rows)
+        self.cache_lens, self.block_table = of_rows[:rows], of_rows[rows:].view(rows, width)
 
     @classmethod
     def of(

@@ -25,25 +25,11 @@ from tests.engine.models import (
     expected,
     make,
     random_ids,
-    save,
 )
 from tests.parity import not_interpreted
 
 DREAM = Path(llama_fast.__file__).parents[2] / "shared" / "checkpoints" / "dream-260k"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=128, logprobs=VOCAB, prompt_logprobs=VOCAB)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder of one of the tiny models, made when it is first asked for."""
-    made: dict[str, Path] = {}
-
-    def of(name: str) -> Path:
-        if name not in made:
-            made[name] = save(make(name), tmp_path_factory.mktemp("model"))
-        return made[name]
-
-    return of
 
 
 # --- transformers ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Decoding steps as CUDA graphs: what a GPU must show, and what can be seen of it without one."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,7 @@ from llama_fast.model import Decoder, Fusions
 from llama_fast.paged import StepInputs
 from llama_fast.sampling import Needs, SamplingParams
 from tests.engine.engines import DEVICE, assert_nothing_left, engine
-from tests.engine.models import VOCAB, make, random_ids, save
+from tests.engine.models import VOCAB, random_ids
 from tests.parity import not_interpreted
 
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
@@ -35,18 +34,6 @@ SAMPLED = [
     SamplingParams(temperature=0.0, min_tokens=9, stop_token_ids=list(range(3, 40)), max_tokens=22),
     SamplingParams(seed=7, logprobs=3, max_tokens=14),
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made: dict[str, Path] = {}
-
-    def of(name: str) -> Path:
-        if name not in made:
-            made[name] = save(make(name), tmp_path_factory.mktemp("model"))
-        return made[name]
-
-    return of
 
 
 def joining(llm, each):
