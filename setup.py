@@ -8,7 +8,14 @@ because a search for packages loses both folders on the way from sdist to wheel.
 from setuptools import setup
 
 setup(
-    packages=["llama_fast", "llama_fast.data", "llama_fast.fusion", "llama_fast.kernels", "llama_fast.benchmarks"],
+    packages=[
+        "llama_fast",
+        "llama_fast.data",
+        "llama_fast.fusion",
+        "llama_fast.kernels",
+        "llama_fast.profiler",
+        "llama_fast.benchmarks",
+    ],
     package_dir={"llama_fast.kernels": "kernels", "llama_fast.benchmarks": "benchmarks"},
     package_data={"llama_fast": ["py.typed", "demo_model/*"]},
 )

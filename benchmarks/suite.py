@@ -1,0 +1,267 @@
+"""A comparison: one piece of work, done by several implementations on the same inputs, judged first and then timed in turns.
+
+A benchmark file has `cases(device, quick=...)`, which lists its comparisons without making any tensor, and `test_speed`, which
+runs them under pytest-benchmark. `llama-fast bench` runs the same cases with a progress bar.
+"""
+
+import functools
+import gc
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import pytest
+import torch
+from torch import Tensor
+
+from llama_fast.benchmarks.peers import BASELINE, Implementation, Implementations, Unavailable
+from llama_fast.benchmarks.record import Result, Skipped
+from llama_fast.environment import default_device
+from llama_fast.kernels.parity import GRADIENT_FACTOR, OUTPUT_FACTOR, error_bound, relative_error
+from llama_fast.profiler.limits import Limits, measure_limits
+from llama_fast.profiler.timing import Call, Timing, time_interleaved
+from llama_fast.profiler.work import Work
+
+FORWARD = "forward"
+TRAINING = "forward + backward"
+
+SECONDS = 1.0
+"""That each implementation of a case is timed."""
+QUICK_SECONDS = 0.1
+
+
+class Case(Hashable, Protocol):
+    """One piece of work, not begun yet."""
+
+    op: str
+    shape: str
+    dtype: torch.dtype
+    direction: str
+
+    def implementations(self) -> Implementations:
+        """Who does it, by name."""
+
+    def measure(self, device: torch.device, limits: Limits, *, seconds: float) -> list[Result]:
+        """Judges and times all of them, `seconds` each."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The tensors of an op's case.
+
+    Attributes:
+        inputs: what each implementation is called with. Floating-point ones get gradients where a case trains.
+        reference: the same function in float64, called with the inputs in float64.
+        work: what one call must do (forward, or forward and backward).
+    """
+
+    inputs: tuple[Any, ...]
+    reference: Implementation
+    work: Work
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """An op at one size. `build` makes the tensors on a device, `peers` the implementations."""
+
+    op: str
+    shape: str
+    dtype: torch.dtype
+    direction: str
+    peers: Callable[[], Implementations]
+    build: Callable[[torch.device], Problem]
+
+    def implementations(self) -> Implementations:
+        return self.peers()
+
+    def measure(self, device: torch.device, limits: Limits, *, seconds: float) -> list[Result]:
+        torch.manual_seed(0)
+        problem = self.build(device)
+        run = _training if self.direction == TRAINING else _forward
+        there = {name: peer for name, peer in self.peers().items() if not isinstance(peer, Unavailable)}
+        results = _judge(self, problem, there, run)
+        calls: dict[str, Call] = {
+            name: run(there[name], problem.inputs) for name, result in results.items() if result.failure is None
+        }
+        timings, failures = _time(calls, device, seconds)
+        floor = limits.floor_s(problem.work, self.dtype)
+        work: dict[str, Any] = dict(
+            read=problem.work.read, written=problem.work.written, flops=problem.work.flops, floor_s=floor
+        )
+        measured = []
+        for name, result in results.items():
+            samples = list(timings[name].samples) if name in timings else []
+            measured.append(replace(result, samples=samples, failure=result.failure or failures.get(name), **work))
+        return measured
+
+
+def _judge(
+    case: OpCase,
+    problem: Problem,
+    there: dict[str, Implementation],
+    run: Callable[[Implementation, tuple[Any, ...]], Call],
+) -> dict[str, Result]:
+    """Each implementation's error against float64 on the same inputs; who exceeds the bound, or raises, has a failure."""
+    expected = _tensors(run(problem.reference, tuple(map(_double, problem.inputs)))())
+    factor = GRADIENT_FACTOR if case.direction == TRAINING else OUTPUT_FACTOR
+    named: dict[str, Any] = dict(
+        op=case.op, shape=case.shape, dtype=str(case.dtype).removeprefix("torch."), direction=case.direction
+    )
+    results: dict[str, Result] = {}
+    peer_errors: list[float] = []
+    for name in sorted(there, key=lambda name: name != BASELINE):  # the baseline first: the others are judged beside it
+        result = Result(**named, implementation=name)
+        try:
+            errors = [
+                relative_error(a, e)
+                for a, e in zip(_tensors(run(there[name], problem.inputs)()), expected, strict=True)
+            ]
+        except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError, AssertionError) as error:
+            results[name] = replace(result, failure=f"it raised {type(error).__name__}: {first_line(error)}")
+            continue
+        peer_errors = peer_errors or errors
+        bounds = [error_bound(peer, case.dtype, factor=factor) for peer in peer_errors]
+        worst = max(range(len(errors)), key=lambda i: errors[i] / bounds[i])
+        result = replace(result, error=errors[worst], bound=bounds[worst], peer_error=peer_errors[worst])
+        if errors[worst] > bounds[worst]:
+            which = f" of output {worst}" if len(errors) > 1 else ""
+            result = replace(result, failure=f"FAIL: error {errors[worst]:.1e}{which} exceeds {bounds[worst]:.1e}")
+        results[name] = result
+    return {name: results[name] for name in there}
+
+
+def _time(calls: dict[str, Call], device: torch.device, seconds: float) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Timings, and why there is none: a peer that cannot be captured in a graph must not stop the others."""
+    failures: dict[str, str] = {}
+    while calls:
+        current = [""]
+
+        def named(name: str, call: Call, current: list[str] = current) -> Call:
+            def run() -> object:
+                current[0] = name
+                return call()
+
+            return run
+
+        try:
+            return time_interleaved(
+                {name: named(name, call) for name, call in calls.items()}, device, seconds=seconds
+            ), failures
+        except RuntimeError as error:
+            failures[current[0]] = f"it cannot be timed: {first_line(error)}"
+            calls = {name: call for name, call in calls.items() if name != current[0]}
+    return {}, failures
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows it."""
+    return next(iter(str(error).splitlines()), "")
+
+
+def _forward(implementation: Implementation, inputs: tuple[Any, ...]) -> Call:
+    def call() -> object:
+        with torch.no_grad():
+            return implementation(*inputs)
+
+    return call
+
+
+def _training(implementation: Implementation, inputs: tuple[Any, ...]) -> Call:
+    """A call that returns the outputs and the gradients of all floating-point inputs, for the same random gradients of the outputs."""
+    leaves = tuple(x.detach().requires_grad_() if _is_floating(x) else x for x in inputs)
+    wanted = [x for x in leaves if _is_floating(x)]
+    given: list[Tensor] = []
+
+    def call() -> object:
+        outputs = _tensors(implementation(*leaves))
+        if not given:
+            generator = torch.Generator(outputs[0].device).manual_seed(1)
+            # drawn in float32, so that float64's are the same numbers
+            given.extend(
+                torch.randn(y.shape, generator=generator, device=y.device).to(torch.bfloat16).to(y.dtype)
+                for y in outputs
+            )
+        return [*outputs, *torch.autograd.grad(outputs, wanted, given)]
+
+    return call
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _is_floating(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _double(x: Any) -> Any:
+    return x.double() if _is_floating(x) else x
+
+
+def unavailable(cases: Sequence[Case]) -> list[Skipped]:
+    """Who cannot run, each once."""
+    found = {
+        (case.op, name): peer.reason
+        for case in cases for name, peer in case.implementations().items() if isinstance(peer, Unavailable)
+    }  # fmt: skip
+    return [Skipped(op, name, reason) for (op, name), reason in found.items()]
+
+
+def release() -> None:
+    """Gives back what a case has taken."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class _Player:
+    """A clock for pytest-benchmark that plays back what was measured: its rounds are our samples."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def play(self, benchmark: Any, samples: Sequence[float]) -> None:
+        left = iter(samples)
+
+        def to_zero() -> None:
+            self._now = 0.0
+
+        def to_end_of_call() -> None:
+            self._now = next(left)
+
+        benchmark.pedantic(to_end_of_call, setup=to_zero, rounds=len(samples))
+
+
+_PLAYER = _Player()
+
+
+@functools.cache
+def _limits(device: torch.device, quick: bool) -> Limits:
+    return measure_limits(device, quick=quick)
+
+
+@functools.lru_cache(maxsize=1)  # pytest runs the implementations of a case one after the other
+def _measured(case: Case, device: torch.device, quick: bool) -> dict[str, Result]:
+    release()
+    seconds = QUICK_SECONDS if quick else SECONDS
+    return {result.implementation: result for result in case.measure(device, _limits(device, quick), seconds=seconds)}
+
+
+@pytest.mark.benchmark(timer=_PLAYER, disable_gc=False)
+def speed_test(benchmark: Any, case: Case, implementation: str, quick: bool) -> None:
+    """One implementation of one case. All of a case are judged and timed together; this hands its samples to pytest-benchmark."""
+    peer = case.implementations()[implementation]
+    if isinstance(peer, Unavailable):
+        pytest.skip(peer.reason)
+    result = _measured(case, default_device(), quick)[implementation]
+    if result.failure is not None:
+        pytest.fail(result.failure, pytrace=False)
+    benchmark.group = ", ".join(result.work_key)
+    _PLAYER.play(benchmark, result.samples)
+    benchmark.extra_info.update(
+        relative_error=result.error, error_bound=result.bound, gigabytes_per_s=result.gigabytes_per_s,
+        teraflops=result.teraflops, share_of_limit=result.share_of_limit, note=result.note,
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""Dataclasses as JSON files: written whole or not at all, read back with every field checked for being there."""
+
+import json
+import os
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+SCHEMA = 1
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a dataclass. Figures keep 6 digits, more than any clock has; an interrupted run leaves no half of a file.
+
+    Raises:
+        OSError: the folder is not there, or the disk is full.
+    """
+    path = Path(path)
+    exact = json.dumps({"schema": SCHEMA} | asdict(value))
+    rounded = json.loads(exact, parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(rounded, separators=(",", ":")))
+    os.replace(partial, path)
+
+
+def read_json(path: str | Path, kind: type[T]) -> T:
+    """Reads what `write_json` has written of a `kind`.
+
+    Raises:
+        ValueError: the file is something else, or of another version.
+        OSError: it cannot be read.
+    """
+    try:
+        value = json.loads(Path(path).read_text())
+        schema = value.pop("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"{path} is of schema {schema}, and this version reads schema {SCHEMA}")
+        read: T = _read(value, kind)
+        return read
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no {kind.__name__} file of llama-fast: {type(error).__name__} {error}") from None
+
+
+def _read(value: Any, kind: Any) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        types = get_type_hints(kind)
+        return kind(**{field.name: _read(value[field.name], types[field.name]) for field in fields(kind)})
+    if get_origin(kind) in (list, tuple):
+        return get_origin(kind)(_read(each, get_args(kind)[0]) for each in value)
+    classes = [each for each in get_args(kind) if is_dataclass(each)]
+    return _read(value, classes[0]) if classes and value is not None else value

@@ -1,0 +1,143 @@
+"""Timing several implementations side by side, so that what the machine does to one it does to all.
+
+On a GPU each is captured in a CUDA graph of many calls, with L2 emptied before each call; the same graph without the calls is replayed
+beside it, and the difference is the calls' own time. No host cost and no event's cost is in it, and a cold cache, as in a model. On a
+CPU a sample is a run of calls long enough for the clock. Either way the implementations take turns, and every sample is kept.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.read_stream import read_stream
+
+Call = Callable[[], object]
+
+_CALLS_IN_GRAPH = 20
+_SAMPLE_SECONDS = 2e-3  # a CPU sample is at least so long: the clock's own cost, 0.1 us, is lost in it
+_SPREAD_WARNING = 0.02
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, in samples."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def p20(self) -> float:
+        return quantile(self.samples, 0.2)
+
+    @property
+    def p80(self) -> float:
+        return quantile(self.samples, 0.8)
+
+    @property
+    def spread(self) -> float:
+        """From p20 to p80, as a share of the median."""
+        return (self.p80 - self.p20) / self.median
+
+    @property
+    def is_noisy(self) -> bool:
+        return self.spread > _SPREAD_WARNING
+
+
+def quantile(samples: tuple[float, ...] | list[float], q: float) -> float:
+    """The value that a share `q` of the samples do not exceed, interpolated between neighbours (as numpy's default)."""
+    ordered = sorted(samples)
+    at = q * (len(ordered) - 1)
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+def time_interleaved(
+    calls: Mapping[str, Call], device: torch.device, *, seconds: float = 1.0, min_samples: int = 10
+) -> dict[str, Timing]:
+    """Times each call in turn, after a warm-up, for about `seconds` each and at least `min_samples` samples.
+
+    On a GPU the calls must be ones that a CUDA graph can hold.
+    """
+    samplers = {
+        name: _gpu_sampler(call, device) if device.type == "cuda" else _cpu_sampler(call)
+        for name, call in calls.items()
+    }
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    start, rounds = time.perf_counter(), 0
+    while rounds < min_samples or time.perf_counter() - start < seconds * len(names):
+        shift = rounds % len(names) if names else 0  # nobody is always first
+        for name in names[shift:] + names[:shift]:
+            samples[name].append(samplers[name]())
+        rounds += 1
+        if not names:
+            break
+    return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def _cpu_sampler(call: Call) -> Callable[[], float]:
+    """A sample is the mean of as many calls as take `_SAMPLE_SECONDS`."""
+    once = _run(call, 1)
+    for _ in range(20):  # until stable: the first calls compile, allocate and fill caches
+        before, once = once, _run(call, 1)
+        if abs(once - before) < 0.1 * before:
+            break
+    count = max(1, round(_SAMPLE_SECONDS / max(once, 1e-9)))
+    return lambda: _run(call, count) / count
+
+
+def _run(call: Call, count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return time.perf_counter() - start
+
+
+def _gpu_sampler(call: Call, device: torch.device) -> Callable[[], float]:
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    flush = torch.ones(int(1.5 * l2_bytes) // 4, device=device)
+    with_calls = _captured(call, flush, device)
+    without = _captured(None, flush, device)
+    for _ in range(3):
+        _replay(with_calls), _replay(without)
+
+    def sample() -> float:
+        return max(0.0, _replay(with_calls) - _replay(without)) / _CALLS_IN_GRAPH
+
+    return sample
+
+
+def _captured(call: Call | None, flush: Tensor, device: torch.device) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # compiles and allocates what a capture cannot
+        for _ in range(3):
+            read_stream(flush)
+            if call is not None:
+                call()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(_CALLS_IN_GRAPH):
+            read_stream(flush)
+            if call is not None:
+                call()
+    return graph
+
+
+def _replay(graph: torch.cuda.CUDAGraph) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return 1e-3 * float(start.elapsed_time(end))
