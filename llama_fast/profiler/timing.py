@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ..kernels.read_stream import read_stream
 
 Call = Callable[[], object]
 
-_CALLS_IN_GRAPH = 20
-_SAMPLE_SECONDS = 2e-3  # a CPU sample is at least so long: the clock's own cost, 0.1 us, is lost in it
+_MOST_CALLS_IN_GRAPH = 20
+_SAMPLE_SECONDS = 2e-3  # a sample is about so long: what a clock or an event costs is lost in it
 _SPREAD_WARNING = 0.02
 
 
@@ -85,11 +84,7 @@ def time_interleaved(
 
 def _cpu_sampler(call: Call) -> Callable[[], float]:
     """A sample is the mean of as many calls as take `_SAMPLE_SECONDS`."""
-    once = _run(call, 1)
-    for _ in range(20):  # until stable: the first calls compile, allocate and fill caches
-        before, once = once, _run(call, 1)
-        if abs(once - before) < 0.1 * before:
-            break
+    once = _stable(lambda: _run(call, 1))
     count = max(1, round(_SAMPLE_SECONDS / max(once, 1e-9)))
     return lambda: _run(call, count) / count
 
@@ -101,43 +96,59 @@ def _run(call: Call, count: int) -> float:
     return time.perf_counter() - start
 
 
+def _stable(sample: Callable[[], float]) -> float:
+    """The first sample that is within 10 % of the one before, of 20 at most: until then code compiles, caches fill and clocks rise."""
+    once = sample()
+    for _ in range(20):
+        before, once = once, sample()
+        if abs(once - before) < 0.1 * before:
+            break
+    return once
+
+
 def _gpu_sampler(call: Call, device: torch.device) -> Callable[[], float]:
+    """A sample is the mean of the calls in a graph: as many as take `_SAMPLE_SECONDS`, and 20 at most."""
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     flush = torch.ones(int(1.5 * l2_bytes) // 4, device=device)
-    with_calls = _captured(call, flush, device)
-    without = _captured(None, flush, device)
-    for _ in range(3):
-        _replay(with_calls), _replay(without)
+
+    def flush_and_call() -> None:
+        read_stream(flush)
+        call()
+
+    def once() -> float:
+        return _elapsed(call)
+
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # compiles and allocates, which a capture cannot
+        read_stream(flush)
+        seconds = _stable(once)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    count = max(1, min(_MOST_CALLS_IN_GRAPH, round(_SAMPLE_SECONDS / seconds)))
+    with_calls = _captured(flush_and_call, count, stream)
+    without = _captured(lambda: read_stream(flush), count, stream)
 
     def sample() -> float:
-        return max(0.0, _replay(with_calls) - _replay(without)) / _CALLS_IN_GRAPH
+        return max(0.0, _elapsed(with_calls.replay) - _elapsed(without.replay)) / count
 
+    _stable(sample)
     return sample
 
 
-def _captured(call: Call | None, flush: Tensor, device: torch.device) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # compiles and allocates what a capture cannot
-        for _ in range(3):
-            read_stream(flush)
-            if call is not None:
-                call()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    torch.cuda.synchronize(device)
+def _captured(call: Call, count: int, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+    torch.cuda.synchronize(stream.device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        for _ in range(_CALLS_IN_GRAPH):
-            read_stream(flush)
-            if call is not None:
-                call()
+        for _ in range(count):
+            call()
     return graph
 
 
-def _replay(graph: torch.cuda.CUDAGraph) -> float:
+def _elapsed(work: Call) -> float:
+    """Seconds on the GPU, on the current stream."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
-    graph.replay()
+    work()
     end.record()
     end.synchronize()
     return 1e-3 * float(start.elapsed_time(end))
