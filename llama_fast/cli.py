@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import sys
 from dataclasses import replace
 from enum import Enum
@@ -15,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+
+from .cli_common import console, errors, fail, write_whole
 
 if TYPE_CHECKING:
     from .demo import DemoResult
@@ -44,14 +45,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
-
-
-def fail(message: str) -> typer.Exit:
-    """Prints an error for the user and gives the exit to raise."""
-    errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    return typer.Exit(2)
 
 
 @app.command()
@@ -303,7 +296,7 @@ def inspect(
     for (arch, name), group in itertools.groupby(rows, key=lambda row: (row["gpu"], row["op"])):
         console.print(_binary_table(f"{name} on {arch}", list(group)))
     if json_file is not None:
-        _write_whole(json_file, json.dumps(rows, indent=1))
+        write_whole(json_file, json.dumps(rows, indent=1))
         console.print(f"{len(rows)} rows written to {json_file}")
 
 
@@ -329,10 +322,3 @@ def _binary_table(title: str, rows: list[dict[str, Any]]) -> Table:
             spilled, str(row["shared_bytes"]), cores, str(row["access_bytes"]), f"{row['occupancy']:.0%}",
         )  # fmt: skip
     return table
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes the file at once, so that an interrupted run leaves no half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -95,6 +95,7 @@ class Kernel:
         seconds: of all calls.
         read, written, flops: what must be done; zero where it is not known.
         floor: the least time for that by the measured limits.
+        samples: seconds of all calls in each step that was traced, so that two profiles can be compared; `seconds` is their median.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Kernel:
     written: int
     flops: int
     floor: float
+    samples: tuple[float, ...] = ()
 
     @property
     def winnable(self) -> float:

@@ -1,0 +1,42 @@
+"""What every command of the command line shares: where it prints, how it fails, how it writes a file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def fail(message: str) -> typer.Exit:
+    """Prints an error for the user and gives the exit to raise."""
+    errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    return typer.Exit(2)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes the file at once, so that an interrupted run leaves no half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+class GroupWithDefault(TyperGroup):
+    """Commands of which the first one registered runs where none is named: `profile MODEL` beside `profile compare A B`.
+
+    Its help is the group's, so it should name the others (`epilog=`).
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return ("" if name == next(iter(self.commands)) else name), command, rest
