@@ -11,7 +11,7 @@ launched the next, so the GPU never waits for it; a sequence that ends has then 
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -163,6 +163,8 @@ class LLM:
             )  # fmt: skip
         self._late = self.device.type == "cuda" if read_late is None else read_late
         self._launched: _Launched | None = None
+        # is told the name of each phase of a step as it ends on the host: see `profiler.phases`
+        self.on_phase: Callable[[str], None] | None = None
 
     # --- what users call ---------------------------------------------------------------------------------------------
 
@@ -276,11 +278,16 @@ class LLM:
     def _step(self) -> None:
         self._recompute_turned()
         chunks = self._scheduler.schedule()
+        self._phase("schedule")
         launched = self._launch(chunks) if chunks else None
         if self._late:
             launched, self._launched = self._launched, launched
         if launched is not None:
             self._read(launched)
+
+    def _phase(self, name: str) -> None:
+        if self.on_phase is not None:
+            self.on_phase(name)
 
     def _recover(self) -> None:
         """After a step that came to no end: what the completions hold counts, whatever it was about to do."""
@@ -308,6 +315,7 @@ class LLM:
                 self.ledger = replace(self.ledger, graphs=self._graphs.bytes)
         else:
             inputs = StepInputs.of(chunks, self._cache, self.device)
+            self._phase("inputs")
             hidden = self._forward(inputs, chunks)
             prompt_logprobs = self._prompt_logprobs(chunks, asked, hidden)
             if sampling:
@@ -325,6 +333,7 @@ class LLM:
         prompt_logprobs = [(chunk, logprobs.to_host()) for chunk, logprobs in prompt_logprobs]
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
+        self._phase("launch")
         return _Launched(chunks, on_host, prompt_logprobs, done)
 
     def _forward(self, inputs: StepInputs, chunks: Sequence[Chunk] = ()) -> Tensor:
@@ -335,8 +344,11 @@ class LLM:
         return hidden
 
     def _sample(self, hidden: Tensor, rows: Tensor, needs: Needs) -> Sampled:
-        sampled = self._sampler.sample(self.decoder.logits(hidden), rows, needs)
+        logits = self.decoder.logits(hidden)
+        self._phase("forward")
+        sampled = self._sampler.sample(logits, rows, needs)
         self._last_tokens[rows] = sampled.token_ids
+        self._phase("sample")
         return sampled
 
     def _decode(self, inputs: StepInputs, needs: Needs) -> Sampled:
@@ -395,6 +407,7 @@ class LLM:
     def _read(self, launched: _Launched) -> None:
         if launched.done is not None:
             launched.done.synchronize()
+            self._phase("wait")
         for chunk, logprobs in launched.prompt_logprobs:
             self._add_prompt_logprobs(chunk, logprobs)
         ended = self._read_tokens(launched) if launched.sampled is not None else []
@@ -408,8 +421,10 @@ class LLM:
         assert launched.sampled is not None
         sampling = [chunk.sequence for chunk in launched.chunks if chunk.samples]
         logprobs = launched.sampled.logprobs
+        token_ids = launched.sampled.token_ids.tolist()
+        self._phase("read")
         ended = []
-        for i, (sequence, token_id) in enumerate(zip(sampling, launched.sampled.token_ids.tolist(), strict=False)):
+        for i, (sequence, token_id) in enumerate(zip(sampling, token_ids, strict=False)):
             sequence.pending -= 1
             run = self._runs.get(sequence)
             if run is None:  # it ended, or was cancelled, while this was computed
@@ -425,6 +440,7 @@ class LLM:
                 run.output.end("length")
             if run.empty or run.output.push(token_id, logprob, last=len(sequence.output) >= sequence.max_tokens):
                 ended.append(sequence)
+        self._phase("text")
         return ended
 
     def _add_prompt_logprobs(self, chunk: Chunk, logprobs: Logprobs) -> None:

@@ -18,7 +18,9 @@ _FEWEST_BLOCKS = 64  # a row's, in a graph
 
 
 @dataclass(frozen=True)
-class _Captured:
+class Captured:
+    """A step as a graph."""
+
     graph: torch.cuda.CUDAGraph
     inputs: StepInputs  # the tensors it reads
     sampled: Sampled  # the tensors it writes
@@ -52,8 +54,9 @@ class DecodingGraphs:
         self._most_blocks, self._console = -(-longest // cache.block_size), console
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: dict[tuple[int, int, Needs], _Captured] = {}
+        self._captured: dict[tuple[int, int, Needs], Captured] = {}
         self.bytes = 0
+        self.last: tuple[Captured, Needs] | None = None  # what was replayed last: the profiler runs it again
 
     def replay(self, chunks: Sequence[Chunk], needs: Needs) -> Sampled:
         """The step of `chunks`, of one token each."""
@@ -67,13 +70,14 @@ class DecodingGraphs:
             captured = self._captured[rows, blocks, needs] = self._capture(self._inputs((), rows, blocks), needs)
         captured.inputs.copy_(self._inputs(chunks, rows, blocks))
         captured.graph.replay()
+        self.last = captured, needs
         return captured.sampled
 
     def _inputs(self, chunks: Sequence[Chunk], rows: int, blocks: int) -> StepInputs:
         padded = dict(rows=rows, blocks=blocks, padding_row=self._padding_row)
         return StepInputs.of(chunks, self._cache, self._device, **padded)
 
-    def _capture(self, inputs: StepInputs, needs: Needs) -> _Captured:
+    def _capture(self, inputs: StepInputs, needs: Needs) -> Captured:
         """Captures a step of padding rows, after a warm-up that runs it."""
         start = time.perf_counter()
         # on the stream of the capture: what libraries keep for each stream is then there before
@@ -92,4 +96,4 @@ class DecodingGraphs:
         self.bytes += size
         rows, seconds = len(inputs.cache_lens), time.perf_counter() - start
         self._console.print(f"captured the decoding step of {rows} rows in {seconds:.1f} s, {size / 2**20:.0f} MiB")
-        return _Captured(graph, inputs, sampled)
+        return Captured(graph, inputs, sampled)

@@ -1,0 +1,102 @@
+"""The sides generate the same tokens by the same clock, without end tokens, and over the same weights."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from llama_fast.engine import LLM
+from llama_fast.fusion import fuse
+from llama_fast.profiler.sides import (
+    EngineSide,
+    fused_side,
+    is_fused,
+    plain_side,
+    sharing_weights,
+    static_side,
+    transformers_side,
+)
+from tests.engine.models import make, save
+
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make(eos_token_id=list(range(0, 97, 2)))  # half of all tokens end a text
+
+
+@pytest.fixture(scope="module")
+def llm(model, tmp_path_factory):
+    return LLM(save(model, tmp_path_factory.mktemp("m")), dtype="float32", device="cpu", progress=False)
+
+
+def prompts(batch: int = 2) -> torch.Tensor:
+    return torch.randint(3, 97, (batch, 5), generator=torch.Generator().manual_seed(1))
+
+
+def test_all_sides_generate_the_same_tokens_and_clock_each(model, llm):
+    sides = [EngineSide(llm), transformers_side(model), fused_side(model), static_side(model)]
+    assert [side.name for side in sides] == [
+        "llama-fast", "transformers", "transformers, fused", "transformers, static cache + compile"
+    ]  # fmt: skip
+    generations = [side.generate(prompts(), NEW) for side in sides]
+    for generation in generations:
+        assert generation.token_ids == generations[0].token_ids
+        assert [len(row) for row in generation.token_ids] == [NEW, NEW]
+        assert len(generation.times) == NEW
+        assert generation.times[0] > 0 and all(a <= b for a, b in pairwise(generation.times))
+
+
+def test_the_engine_computes_its_prompt_each_time(llm):
+    side, computed = EngineSide(llm), []
+    llm.on_phase = lambda name: computed.append(name)
+    first = side.generate(prompts(1).repeat(1, 8), NEW)
+    steps = list(computed)
+    computed.clear()
+    assert side.generate(prompts(1).repeat(1, 8), NEW).token_ids == first.token_ids
+    side.watch(None)
+    assert computed == steps and llm.on_phase is None
+
+
+def test_logits_are_those_of_the_model(model, llm):
+    ids = prompts(1)[0]
+    expected = model(ids[None]).logits[0].detach()
+    for side in (EngineSide(llm), plain_side(model), fused_side(model)):
+        torch.testing.assert_close(side.logits(ids), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_phases_of_a_step(model, llm):
+    phases: list[str] = []
+    ours = EngineSide(llm)
+    ours.watch(phases.append)
+    ours.generate(prompts(1), 2, texts=["w5 w6"])
+    ours.watch(None)
+    step = ["schedule", "inputs", "forward", "sample", "read", "text"]
+    assert phases == ["tokenise", "submit", *step, *step]
+
+    phases.clear()
+    theirs = transformers_side(model)
+    theirs.watch(phases.append)
+    theirs.generate(prompts(1), 2)
+    assert phases == ["generate", "forward"] * 2
+    theirs.watch(None)
+    theirs.generate(prompts(1), 2)
+    assert len(phases) == 4 and not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_sides_share_weights_and_leave_the_model_alone(model):
+    fused = fused_side(model)
+    assert is_fused(fused.model) and not is_fused(model)
+    assert plain_side(model).model is model
+    assert not is_fused(plain_side(fused.model).model) and is_fused(fused.model)
+    for a, b in zip(fused.model.parameters(), model.parameters(), strict=True):
+        assert a is b
+    assert sharing_weights(model).config is not model.config
+
+
+def test_a_model_that_is_fused_already_is_named_so():
+    model = make()
+    fuse(model)
+    assert transformers_side(model).name == "transformers, fused"
+    assert fused_side(model).model is model
