@@ -6,7 +6,7 @@ runs them under pytest-benchmark. `llama-fast bench` runs the same cases with a 
 
 import functools
 import gc
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_fast.benchmarks.peers import BASELINE, Implementation, Implementations, Unavailable
+from llama_fast.benchmarks.peers import BASELINE, OURS, Implementation, Implementations, Unavailable
 from llama_fast.benchmarks.record import Result, Skipped
 from llama_fast.environment import default_device
 from llama_fast.kernels.parity import GRADIENT_FACTOR, OUTPUT_FACTOR, error_bound, relative_error
@@ -29,14 +29,26 @@ SECONDS = 1.0
 """That each implementation of a case is timed."""
 QUICK_SECONDS = 0.1
 
+CALL_ERRORS = (
+    RuntimeError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError, AssertionError
+)  # fmt: skip
+"""What implementations raise that cannot do what they are asked for."""
+
 
 class Case(Hashable, Protocol):
     """One piece of work, not begun yet."""
 
-    op: str
-    shape: str
-    dtype: torch.dtype
-    direction: str
+    @property
+    def op(self) -> str: ...
+
+    @property
+    def shape(self) -> str: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def direction(self) -> str: ...
 
     def implementations(self) -> Implementations:
         """Who does it, by name."""
@@ -78,48 +90,33 @@ class OpCase:
         torch.manual_seed(0)
         problem = self.build(device)
         run = _training if self.direction == TRAINING else _forward
-        there = {name: peer for name, peer in self.peers().items() if not isinstance(peer, Unavailable)}
-        results = _judge(self, problem, there, run)
         calls: dict[str, Call] = {
-            name: run(there[name], problem.inputs) for name, result in results.items() if result.failure is None
+            name: run(peer, problem.inputs) for name, peer in self.peers().items() if not isinstance(peer, Unavailable)
         }
-        timings, failures = _time(calls, device, seconds)
-        floor = limits.floor_s(problem.work, self.dtype)
-        work: dict[str, Any] = dict(
-            read=problem.work.read, written=problem.work.written, flops=problem.work.flops, floor_s=floor
-        )
-        measured = []
-        for name, result in results.items():
-            samples = list(timings[name].samples) if name in timings else []
-            measured.append(replace(result, samples=samples, failure=result.failure or failures.get(name), **work))
-        return measured
+        reference = run(problem.reference, tuple(map(_double, problem.inputs)))
+        results = judge(self, tensors(reference()), calls)
+        del reference
+        return timed(self, results, calls, device, seconds, limits, problem.work)
 
 
-def _judge(
-    case: OpCase,
-    problem: Problem,
-    there: dict[str, Implementation],
-    run: Callable[[Implementation, tuple[Any, ...]], Call],
-) -> dict[str, Result]:
-    """Each implementation's error against float64 on the same inputs; who exceeds the bound, or raises, has a failure."""
-    expected = _tensors(run(problem.reference, tuple(map(_double, problem.inputs)))())
-    factor = GRADIENT_FACTOR if case.direction == TRAINING else OUTPUT_FACTOR
+def judge(case: Case, expected: Sequence[Tensor], calls: Mapping[str, Call]) -> dict[str, Result]:
+    """The error of what each call returns against `expected`, in float64; who exceeds the bound, or raises, has a failure."""
+    factor = OUTPUT_FACTOR if case.direction == FORWARD else GRADIENT_FACTOR
     named: dict[str, Any] = dict(
         op=case.op, shape=case.shape, dtype=str(case.dtype).removeprefix("torch."), direction=case.direction
     )
     results: dict[str, Result] = {}
     peer_errors: list[float] = []
-    for name in sorted(there, key=lambda name: name != BASELINE):  # the baseline first: the others are judged beside it
+    # the baseline first, which the others are judged beside; where it cannot run, the next peer. Never ours beside ours
+    for name in sorted(calls, key=lambda name: (name != BASELINE, name.startswith(OURS))):
         result = Result(**named, implementation=name)
         try:
-            errors = [
-                relative_error(a, e)
-                for a, e in zip(_tensors(run(there[name], problem.inputs)()), expected, strict=True)
-            ]
-        except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError, AssertionError) as error:
+            errors = [relative_error(a, e) for a, e in zip(tensors(calls[name]()), expected, strict=True)]
+        except CALL_ERRORS as error:
             results[name] = replace(result, failure=f"it raised {type(error).__name__}: {first_line(error)}")
             continue
-        peer_errors = peer_errors or errors
+        if not peer_errors:
+            peer_errors = [0.0] * len(errors) if name.startswith(OURS) else errors
         bounds = [error_bound(peer, case.dtype, factor=factor) for peer in peer_errors]
         worst = max(range(len(errors)), key=lambda i: errors[i] / bounds[i])
         result = replace(result, error=errors[worst], bound=bounds[worst], peer_error=peer_errors[worst])
@@ -127,10 +124,31 @@ def _judge(
             which = f" of output {worst}" if len(errors) > 1 else ""
             result = replace(result, failure=f"FAIL: error {errors[worst]:.1e}{which} exceeds {bounds[worst]:.1e}")
         results[name] = result
-    return {name: results[name] for name in there}
+    return {name: results[name] for name in calls}
 
 
-def _time(calls: dict[str, Call], device: torch.device, seconds: float) -> tuple[dict[str, Timing], dict[str, str]]:
+def timed(
+    case: Case, results: Mapping[str, Result], calls: Mapping[str, Call], device: torch.device, seconds: float,
+    limits: Limits, work: Work, *, graphs: bool = True,
+) -> list[Result]:  # fmt: skip
+    """`results` with the samples of those calls that have not failed, taken in turns, and with what they have to do."""
+    passed = {name: calls[name] for name, result in results.items() if result.failure is None}
+    timings, failures = _time(passed, device, seconds, graphs)
+    counted: dict[str, Any] = dict(
+        read=work.read, written=work.written, flops=work.flops, floor_s=limits.floor_s(work, case.dtype)
+    )
+    return [
+        replace(
+            result, samples=list(timings[name].samples) if name in timings else [],
+            failure=result.failure or failures.get(name), **counted,
+        )
+        for name, result in results.items()
+    ]  # fmt: skip
+
+
+def _time(
+    calls: dict[str, Call], device: torch.device, seconds: float, graphs: bool
+) -> tuple[dict[str, Timing], dict[str, str]]:
     """Timings, and why there is none: a peer that cannot be captured in a graph must not stop the others."""
     failures: dict[str, str] = {}
     while calls:
@@ -145,7 +163,7 @@ def _time(calls: dict[str, Call], device: torch.device, seconds: float) -> tuple
 
         try:
             return time_interleaved(
-                {name: named(name, call) for name, call in calls.items()}, device, seconds=seconds
+                {name: named(name, call) for name, call in calls.items()}, device, seconds=seconds, graphs=graphs
             ), failures
         except RuntimeError as error:
             failures[current[0]] = f"it cannot be timed: {first_line(error)}"
@@ -173,7 +191,7 @@ def _training(implementation: Implementation, inputs: tuple[Any, ...]) -> Call:
     given: list[Tensor] = []
 
     def call() -> object:
-        outputs = _tensors(implementation(*leaves))
+        outputs = tensors(implementation(*leaves))
         if not given:
             generator = torch.Generator(outputs[0].device).manual_seed(1)
             # drawn in float32, so that float64's are the same numbers
@@ -186,7 +204,8 @@ def _training(implementation: Implementation, inputs: tuple[Any, ...]) -> Call:
     return call
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
+def tensors(outputs: Any) -> list[Tensor]:
+    """What an implementation returns, as a list."""
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 

@@ -3,6 +3,8 @@
 On a GPU each is captured in a CUDA graph of many calls, with L2 emptied before each call; the same graph without the calls is replayed
 beside it, and the difference is the calls' own time. No host cost and no event's cost is in it, and a cold cache, as in a model. On a
 CPU a sample is a run of calls long enough for the clock. Either way the implementations take turns, and every sample is kept.
+
+What a graph cannot hold, or what its caller launches one by one, is timed by the host's clock, from an idle GPU until it is idle again.
 """
 
 import statistics
@@ -59,16 +61,15 @@ def quantile(samples: tuple[float, ...] | list[float], q: float) -> float:
 
 
 def time_interleaved(
-    calls: Mapping[str, Call], device: torch.device, *, seconds: float = 1.0, min_samples: int = 10
+    calls: Mapping[str, Call], device: torch.device, *, seconds: float = 1.0, min_samples: int = 10, graphs: bool = True
 ) -> dict[str, Timing]:
     """Times each call in turn, after a warm-up, for about `seconds` each and at least `min_samples` samples.
 
-    On a GPU the calls must be ones that a CUDA graph can hold.
+    On a GPU the calls must be ones that a CUDA graph can hold. Without `graphs` a sample there is one call by the host's clock, with
+    what launching it costs, and with whatever the call before has left in L2: right for calls of many milliseconds.
     """
-    samplers = {
-        name: _gpu_sampler(call, device) if device.type == "cuda" else _cpu_sampler(call)
-        for name, call in calls.items()
-    }
+    sampler = _cpu_sampler if device.type != "cuda" else _gpu_sampler if graphs else _host_sampler
+    samplers = {name: sampler(call, device) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     start, rounds = time.perf_counter(), 0
@@ -82,7 +83,7 @@ def time_interleaved(
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 
-def _cpu_sampler(call: Call) -> Callable[[], float]:
+def _cpu_sampler(call: Call, _: torch.device) -> Callable[[], float]:
     """A sample is the mean of as many calls as take `_SAMPLE_SECONDS`."""
     once = _stable(lambda: _run(call, 1))
     count = max(1, round(_SAMPLE_SECONDS / max(once, 1e-9)))
@@ -103,6 +104,18 @@ def _stable(sample: Callable[[], float]) -> float:
         before, once = once, sample()
         if abs(once - before) < 0.1 * before:
             break
+    return once
+
+
+def _host_sampler(call: Call, device: torch.device) -> Callable[[], float]:
+    def once() -> float:
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    _stable(once)
     return once
 
 
