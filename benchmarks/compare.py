@@ -1,0 +1,177 @@
+"""What got faster or slower from one result file to another, beyond the noise.
+
+A change counts if the clock shows it and if it is also there beside the other implementations of the same work, whose samples were
+taken in turns with it: where PyTorch's own op got slower as well, the machine did. What is measured alone is judged by the clock.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_fast.benchmarks.record import Record, Result
+from llama_fast.profiler.significance import MINIMUM_EFFECT, Difference, difference
+
+MINIMUM_EFFECT_ON_CPU = 0.1
+"""Two runs of the same code differ by more on a CPU, whose caches and clock other processes share."""
+
+Key = tuple[str, str, str, str, str]
+"""Op, shape, dtype, direction, implementation."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A result that is in both files. `beside` is its change relative to the others of the same work, None without any."""
+
+    before: Result
+    after: Result
+    by_clock: Difference
+    beside: Difference | None
+
+    @property
+    def name(self) -> str:
+        return ", ".join((*self.after.work_key, self.after.implementation))
+
+    def is_real(self, *, absolute: bool) -> bool:
+        """Whether it is beyond the noise: by the clock and, unless `absolute`, beside the others too."""
+        if absolute or self.beside is None:
+            return self.by_clock.is_significant
+        return (self.by_clock.is_slower and self.beside.is_slower) or (
+            self.by_clock.is_faster and self.beside.is_faster
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found. Changes are sorted, the largest first.
+
+    Attributes:
+        together: what moved by the clock, but with all that was measured beside it.
+        unchanged: how many did not move beyond the noise.
+        newly_failing, repaired, gone, new: names.
+        drift: by what all results together moved, the median of their ratios.
+        notes: what a reader must know of the two files.
+    """
+
+    slower: list[Change] = field(default_factory=list)
+    faster: list[Change] = field(default_factory=list)
+    together: list[Change] = field(default_factory=list)
+    unchanged: int = 0
+    newly_failing: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    drift: float = 1.0
+    minimum: float = MINIMUM_EFFECT
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether something is slower, or fails that did not."""
+        return bool(self.slower or self.newly_failing)
+
+
+def compare(
+    before: Record,
+    after: Record,
+    *,
+    minimum: float | None = None,
+    absolute: bool = False,
+    across_machines: bool = False,
+) -> Comparison:
+    """Pairs the results of two files by work and implementation.
+
+    Args:
+        minimum: a change smaller than this share does not count; 3 % by default, 10 % on a CPU.
+        absolute: judge by the clock alone, not beside what was measured in the same run.
+        across_machines: compare even if the files are of two machines.
+
+    Raises:
+        ValueError: they are, or there is nothing to pair.
+    """
+    if not across_machines:
+        _require_one_machine(before.machine, after.machine)
+    if minimum is None:
+        minimum = MINIMUM_EFFECT if "gpu" in after.machine else MINIMUM_EFFECT_ON_CPU
+    old, new = _by_key(before), _by_key(after)
+    both = [key for key in new if key in old]
+    if not both:
+        raise ValueError("the files have no work and implementation in common")
+    timed = [key for key in both if old[key].samples and new[key].samples]
+    changes = [_change(key, old, new, minimum, len(timed)) for key in timed]
+    real = [change for change in changes if change.is_real(absolute=absolute)]
+    together = [change for change in changes if change.by_clock.is_significant and change not in real]
+    return Comparison(
+        slower=_sorted([change for change in real if change.by_clock.is_slower]),
+        faster=_sorted([change for change in real if change.by_clock.is_faster]),
+        together=_sorted(together),
+        unchanged=len(changes) - len(real) - len(together),
+        newly_failing=[
+            f"{', '.join(key)}: {new[key].failure}" for key in both if _fails(new[key]) and not _fails(old[key])
+        ],
+        repaired=[", ".join(key) for key in both if _fails(old[key]) and not _fails(new[key])],
+        gone=[", ".join(key) for key in old if key not in new],
+        new=[", ".join(key) for key in new if key not in old],
+        drift=statistics.median(change.by_clock.ratio for change in changes) if changes else 1.0,
+        minimum=minimum,
+        notes=_notes(before, after),
+    )
+
+
+def _by_key(record: Record) -> dict[Key, Result]:
+    return {(*result.work_key, result.implementation): result for result in record.results}
+
+
+def _fails(result: Result) -> bool:
+    return result.failure is not None
+
+
+def _sorted(changes: list[Change]) -> list[Change]:
+    return sorted(changes, key=lambda change: -abs(math.log(change.by_clock.ratio)))
+
+
+def _change(key: Key, old: dict[Key, Result], new: dict[Key, Result], minimum: float, comparisons: int) -> Change:
+    others = [
+        other for other in new
+        if other != key and other[:-1] == key[:-1] and new[other].samples and other in old and old[other].samples
+    ]  # fmt: skip
+    beside = None
+    if others:
+        sides = [_relative(side[key], [side[other] for other in others]) for side in (old, new)]
+        beside = difference(*sides, minimum=minimum, comparisons=comparisons)
+    by_clock = difference(old[key].samples, new[key].samples, minimum=minimum, comparisons=comparisons)
+    return Change(old[key], new[key], by_clock, beside)
+
+
+def _relative(result: Result, others: list[Result]) -> list[float]:
+    """Each sample over what the others took in the same round (their geometric mean), or over their medians where rounds differ."""
+    count = len(result.samples)
+    if any(len(other.samples) != count for other in others):
+        scale = math.exp(statistics.fmean(math.log(other.timing.median) for other in others))
+        return [sample / scale for sample in result.samples]
+    rounds = zip(*(other.samples for other in others), strict=True)
+    scales = [math.exp(statistics.fmean(math.log(max(x, 1e-9)) for x in taken)) for taken in rounds]
+    return [sample / scale for sample, scale in zip(result.samples, scales, strict=True)]
+
+
+def _require_one_machine(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for part in ("processor", "gpu"):
+        if part == "processor" and "gpu" in before and "gpu" in after:
+            continue  # what runs on a GPU is timed without its host
+        if before.get(part) != after.get(part):
+            raise ValueError(
+                f"the files are of two machines: {part} {before.get(part) or 'none'}, and {after.get(part) or 'none'}"
+            )
+
+
+def _notes(before: Record, after: Record) -> list[str]:
+    notes = []
+    old, new = before.machine.get("versions", {}), after.machine.get("versions", {})
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            notes.append(f"{name} {old.get(name)} -> {new.get(name)}")
+    if before.machine.get("threads") != after.machine.get("threads"):
+        notes.append(f"{before.machine.get('threads')} -> {after.machine.get('threads')} CPU threads")
+    if before.settings.get("quick") or after.settings.get("quick"):
+        notes.append("--quick runs: few samples, so only large changes are seen")
+    return notes

@@ -1,0 +1,130 @@
+"""`llama-fast bench`: which cases there are, and one run over them into a `Record`."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from llama_fast.benchmarks.record import Record, Result
+from llama_fast.benchmarks.suite import QUICK_SECONDS, SECONDS, Case, first_line, release, unavailable
+from llama_fast.profiler.limits import Limits, measure_limits
+from llama_fast.profiler.machine import gpu_state, machine
+
+WHOLE = {"layer": "layer", "prefill": "prefill", "generate": "generate", "train": "train_step"}
+"""The kinds of work that are more than one op, and the ends of their files' names."""
+
+KINDS = ("kernels", *WHOLE)
+
+CLOCK_WARNING = 0.02
+_HARMLESS_THROTTLING = {"", "0x0000000000000000", "0x0000000000000001"}  # none, and none but that it idles
+
+Progress = Callable[[str, int, int], None]
+"""What is being measured, how many are done, how many there are."""
+
+
+class GpuFailure(RuntimeError):
+    """The GPU is in a state in which nothing more can be measured in this process."""
+
+
+def modules(kind: str) -> list[ModuleType]:
+    """The benchmark files of a kind of work: those that have `cases`."""
+    names = [f"bench_{WHOLE[kind]}"] if kind in WHOLE else _kernel_files()
+    return [importlib.import_module(f"llama_fast.benchmarks.{name}") for name in names]
+
+
+def _kernel_files() -> list[str]:
+    whole = {f"bench_{end}" for end in WHOLE.values()}
+    files = sorted(Path(__file__).parent.glob("bench_*.py"))
+    return [file.stem for file in files if file.stem not in whole and "\ndef cases(" in file.read_text()]
+
+
+def find_cases(kinds: Sequence[str], ops: Sequence[str] | None, device: torch.device, *, quick: bool) -> list[Case]:
+    """The cases of these kinds, or those of them whose op, or whose file's name, is among `ops`.
+
+    Raises:
+        ValueError: there is no such op.
+    """
+    cases: list[tuple[str, Case]] = [
+        (module.__name__.rpartition("bench_")[2], case)
+        for kind in kinds for module in modules(kind) for case in module.cases(device, quick=quick)
+    ]  # fmt: skip
+    if ops is None:
+        return [case for _, case in cases]
+    known = sorted({name for stem, case in cases for name in (stem, case.op)})
+    for op in ops:
+        if op not in known:
+            raise ValueError(f"there is no benchmark of {op!r} in {', '.join(kinds)}; choose from {', '.join(known)}")
+    return [case for stem, case in cases if stem in ops or case.op in ops]
+
+
+def new_record(device: torch.device, settings: dict[str, Any], *, quick: bool) -> Record:
+    """An empty record of this machine, whose limits are measured now."""
+    limits = measure_limits(device, quick=quick)
+    return Record(machine(device), limits, settings | {"quick": quick, "device": device.type})
+
+
+def run_cases(
+    record: Record, cases: Sequence[Case], device: torch.device, *, quick: bool, progress: Progress = lambda *_: None
+) -> None:
+    """Measures the cases one after the other into `record`, which holds what is done if it is interrupted.
+
+    Raises:
+        GpuFailure: a kernel broke the GPU's context: what was measured before is in `record`.
+    """
+    record.skipped.extend(skipped for skipped in unavailable(cases) if skipped not in record.skipped)
+    state = gpu_state(device) if device.type == "cuda" else {}
+    for done, case in enumerate(cases):
+        progress(case_name(case), done, len(cases))
+        record.results.extend(_measured(case, device, record.limits, quick))
+        if device.type == "cuda":
+            _require_working_gpu(case, device)
+            before, state = state, gpu_state(device)
+            record.warnings.extend(_clock_warnings(case, before, state))
+            record.settings.setdefault("gpu_states", []).append(state)
+        release()
+    progress("", len(cases), len(cases))
+
+
+def case_name(case: Case) -> str:
+    """For people."""
+    return ", ".join((case.op, case.shape, str(case.dtype).removeprefix("torch."), case.direction))
+
+
+def _measured(case: Case, device: torch.device, limits: Limits, quick: bool) -> list[Result]:
+    """The case's results. One that cannot be done at all (its tensors do not fit) is a failure of each implementation."""
+    try:
+        return case.measure(device, limits, seconds=QUICK_SECONDS if quick else SECONDS)
+    except RuntimeError as error:
+        failure = f"{type(error).__name__}: {first_line(error)}"
+        named: dict[str, Any] = dict(
+            op=case.op, shape=case.shape, dtype=str(case.dtype).removeprefix("torch."), direction=case.direction
+        )
+        return [Result(**named, implementation=name, failure=failure) for name in case.implementations()]
+
+
+def _require_working_gpu(case: Case, device: torch.device) -> None:
+    """An illegal address ends the context for good: every call after it fails, this one too."""
+    try:
+        torch.cuda.synchronize(device)
+    except torch.AcceleratorError as error:
+        raise GpuFailure(f"after {case_name(case)} the GPU answers nothing more: {first_line(error)}") from error
+
+
+def _clock_warnings(case: Case, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    warnings = []
+    old, new = _megahertz(before), _megahertz(after)
+    if old and new and abs(new / old - 1) > CLOCK_WARNING:
+        warnings.append(f"{case_name(case)}: the SM clock went from {old:.0f} to {new:.0f} MHz")
+    throttled = after.get("clocks_throttle_reasons.active", "")
+    if throttled not in _HARMLESS_THROTTLING:
+        warnings.append(f"{case_name(case)}: the GPU held its clock back, reasons {throttled}")
+    return warnings
+
+
+def _megahertz(state: dict[str, str]) -> float | None:
+    """The SM clock, as nvidia-smi writes it ("1980 MHz", or "[N/A]")."""
+    number = state.get("clocks.sm", "").removesuffix(" MHz")
+    return float(number) if number.replace(".", "", 1).isdigit() else None
