@@ -50,8 +50,22 @@ class Gpu:
 
     @property
     def has_pdl(self) -> bool:
-        """Whether kernels can be launched while the one before still runs (programmatic dependent launch)."""
-        return self.compute_capability >= 90 and not INTERPRETED
+        """Whether kernels are launched while the one before still runs (programmatic dependent launch)."""
+        return _dependent_launch and self.compute_capability >= 90 and not INTERPRETED
+
+
+_dependent_launch = True
+
+
+@contextmanager
+def dependent_launch(allowed: bool) -> Iterator[None]:
+    """Inside, plans are made with programmatic dependent launch, where the GPU has it, or without: to measure what it gains."""
+    global _dependent_launch
+    before, _dependent_launch = _dependent_launch, allowed
+    try:
+        yield
+    finally:
+        _dependent_launch = before
 
 
 GPUS = {

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from . import ops
 from .config import DecoderConfig
 from .kernels.decode_layer import norm_qkv_rope, norm_swiglu
-from .kernels.launch import INTERPRETED
+from .kernels.launch import INTERPRETED, dependent_launch
 from .kernels.matmul import FEW_ROWS
 from .rope import RotaryTable
 
@@ -47,7 +47,7 @@ class Context(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fusions:
-    """What one launch does where the Triton kernels run; each can be switched off, to measure what it gains.
+    """What one launch does where the Triton kernels run, and how launches follow; each can be switched off, to measure what it gains.
 
     The first two are kernels for up to 16 tokens: a decoding step, or a short chunk of a prompt.
     """
@@ -55,6 +55,7 @@ class Fusions:
     norm_qkv_rope: bool = True  # norm, q/k/v projection, rotation, and keys and values into the cache
     norm_swiglu: bool = True  # norm, gate and up projections, SwiGLU
     residual: bool = True  # the residual add in the epilogue of the projection before it
+    dependent_launch: bool = True  # a kernel starts while the one before it ends, where the GPU can (sm_90 and up)
 
     @classmethod
     def where(cls, device: torch.device) -> "Fusions":
@@ -243,17 +244,19 @@ class Decoder(nn.Module):
         """The hidden states before the last norm, (tokens, hidden), of `token_ids` (tokens,)."""
         x: Tensor = self.embedding(token_ids)
         cos, sin = self.rotary.rows(context.positions, context.lengths)
-        for layer in self.layers:
-            x = layer(x, cos, sin, context, self.fusions)
+        with dependent_launch(self.fusions.dependent_launch):
+            for layer in self.layers:
+                x = layer(x, cos, sin, context, self.fusions)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, vocab) for the rows of `forward`'s hidden states whose next token is asked for."""
-        if self.head is not None:
-            logits: Tensor = self.head(self.norm(hidden))
-            return logits
-        weight = self.embedding.weight if self._packed_embedding is None else self._packed_embedding
-        return _linear(self.norm(hidden), weight)
+        with dependent_launch(self.fusions.dependent_launch):
+            if self.head is not None:
+                logits: Tensor = self.head(self.norm(hidden))
+                return logits
+            weight = self.embedding.weight if self._packed_embedding is None else self._packed_embedding
+            return _linear(self.norm(hidden), weight)
 
     def pack(self) -> None:
         """Packs the weights for a CPU. The fused kernels of a decoding step want them plain: switch these off."""

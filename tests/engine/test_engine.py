@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import transformers
 import llama_fast
 from llama_fast import checkpoint
 from llama_fast.engine import LLM
+from llama_fast.kernels.launch import GPUS
 from llama_fast.memory import NotEnoughMemoryError
 from llama_fast.model import Fusions
 from llama_fast.sampling import SamplingParams
@@ -229,6 +231,18 @@ def test_fusions(off, folder):
         theirs = expected(model, prompt, CHECKED)
         assert ours.token_ids == theirs.token_ids[:4]
         assert_within_rule("output", as_tensor(ours.logprobs), theirs.logprobs[:4], theirs.exact[:4])
+
+
+@not_interpreted
+@pytest.mark.parametrize("on", [True, False])
+def test_dependent_launch_is_what_the_switch_says_in_every_layer_and_the_head(on, folder, monkeypatch):
+    llm = engine(folder("llama"), fusions=replace(Fusions.where(torch.device("cpu")), dependent_launch=on))
+    seen = []
+    for module in (*llm.decoder.layers, llm.decoder.norm):
+        module.register_forward_pre_hook(lambda *_: seen.append(GPUS["sm_90"].has_pdl))
+    llm.generate([5], SamplingParams(max_tokens=1))
+    assert set(seen) == {on} and len(seen) == len(llm.decoder.layers) + 1
+    assert GPUS["sm_90"].has_pdl
 
 
 def test_every_fusion_is_used_and_can_be_switched_off(folder, monkeypatch):

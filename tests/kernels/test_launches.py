@@ -5,7 +5,7 @@ import torch
 
 from llama_fast.kernels.attention_decode import plan_attention_decode
 from llama_fast.kernels.decode_layer import plan_norm_qkv_rope, plan_norm_swiglu
-from llama_fast.kernels.launch import GPUS
+from llama_fast.kernels.launch import GPUS, dependent_launch
 from llama_fast.kernels.matmul import plan_linear
 from tests.parity import not_interpreted
 
@@ -37,3 +37,13 @@ def test_a_layer_is_six_launches(arch, hidden, inner, heads, head_dim, rows):
     ]
     assert len(plans) == 6
     assert all(plan.pdl == (arch != "sm_80") for plan in plans)
+
+
+def test_dependent_launch_can_be_switched_off_for_a_while():
+    x, y = meta(1, 4096), meta(1, 4096)
+    with dependent_launch(False):
+        (plan,) = plan_linear(x, meta(4096, 4096), None, None, y, gpu=GPUS["sm_90"])
+        with dependent_launch(True):
+            assert GPUS["sm_90"].has_pdl
+        assert not (plan.pdl or plan.constants["PDL"] or GPUS["sm_90"].has_pdl)
+    assert GPUS["sm_90"].has_pdl and not GPUS["sm_80"].has_pdl
