@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementation, Implementations, Unavailable
 from llama_fast.benchmarks.record import Result, Skipped
@@ -62,14 +63,32 @@ class Problem:
     """The tensors of an op's case.
 
     Attributes:
-        inputs: what each implementation is called with. Floating-point ones get gradients where a case trains.
+        inputs: what each implementation is called with. Tensors must be dense: a copy has their strides.
         reference: the same function in float64, called with the inputs in float64.
         work: what one call must do (forward, or forward and backward).
+        differentiable: the inputs that get gradients where a case trains; all floating-point tensors by default.
+        judged: for an op that writes into its inputs: what is compared, given the inputs after the call and the outputs.
     """
 
     inputs: tuple[Any, ...]
     reference: Implementation
     work: Work
+    differentiable: tuple[int, ...] | None = None
+    judged: Callable[[tuple[Any, ...], list[Tensor]], list[Tensor]] | None = None
+
+    def call(self, implementation: Implementation, inputs: tuple[Any, ...], direction: str) -> Call:
+        """One call of `implementation`; a training one returns the outputs and the gradients."""
+        if direction == FORWARD:
+            return _forward(implementation, inputs)
+        wanted = self.differentiable
+        if wanted is None:
+            wanted = tuple(i for i, x in enumerate(inputs) if _is_floating(x))
+        return _training(implementation, inputs, wanted)
+
+    def results(self, implementation: Implementation, inputs: tuple[Any, ...], direction: str) -> list[Tensor]:
+        """What is compared of one call."""
+        outputs = tensors(self.call(implementation, inputs, direction)())
+        return outputs if self.judged is None else self.judged(inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -87,16 +106,47 @@ class OpCase:
         return self.peers()
 
     def measure(self, device: torch.device, limits: Limits, *, seconds: float) -> list[Result]:
+        release()
         torch.manual_seed(0)
         problem = self.build(device)
-        run = _training if self.direction == TRAINING else _forward
-        calls: dict[str, Call] = {
-            name: run(peer, problem.inputs) for name, peer in self.peers().items() if not isinstance(peer, Unavailable)
-        }
-        reference = run(problem.reference, tuple(map(_double, problem.inputs)))
-        results = judge(self, tensors(reference()), calls)
-        del reference
+        there = {name: peer for name, peer in self.peers().items() if not isinstance(peer, Unavailable)}
+        notes: dict[str, list[str]] = {name: [] for name in there}
+        expected = problem.results(problem.reference, tuple(map(_double, problem.inputs)), self.direction)
+        once = {name: self._once(problem, peer, notes[name]) for name, peer in there.items()}
+        results = judge(self, expected, once)
+        del expected
+        calls = {
+            name: problem.call(peer, _copies(problem.inputs) if _OVERWRITES in notes[name] else problem.inputs, self.direction)
+            for name, peer in there.items() if results[name].failure is None
+        }  # fmt: skip
+        results = {name: replace(result, note="; ".join(notes[name]) or None) for name, result in results.items()}
         return timed(self, results, calls, device, seconds, limits, problem.work)
+
+    def _once(self, problem: Problem, peer: Implementation, notes: list[str]) -> Call:
+        """A call on a copy of the inputs, so that no peer can spoil them for the next; `notes` gets what is seen on the way."""
+
+        def call() -> list[Tensor]:
+            inputs = _copies(problem.inputs)
+            outputs = problem.results(peer, inputs, self.direction)
+            pairs = zip(inputs, problem.inputs, strict=True)
+            if problem.judged is None and not all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor)):
+                notes.append(_OVERWRITES)
+            if outputs[0].is_cuda:
+                peak = _peak_bytes(problem.call(peer, inputs, self.direction), outputs[0].device)
+                notes.append(f"takes {peak / 2**30:.3g} GiB beside its inputs")
+            return outputs
+
+        return call
+
+
+_OVERWRITES = "overwrites its inputs: timed on a copy of its own, again and again"
+
+
+def _peak_bytes(call: Call, device: torch.device) -> int:
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def judge(case: Case, expected: Sequence[Tensor], calls: Mapping[str, Call]) -> dict[str, Result]:
@@ -117,7 +167,10 @@ def judge(case: Case, expected: Sequence[Tensor], calls: Mapping[str, Call]) -> 
             continue
         if not peer_errors:
             peer_errors = [0.0] * len(errors) if name.startswith(OURS) else errors
-        bounds = [error_bound(peer, case.dtype, factor=factor) for peer in peer_errors]
+        bounds = [
+            error_bound(_typical(peer, e, case.dtype), case.dtype, factor=factor)
+            for peer, e in zip(peer_errors, expected, strict=True)
+        ]
         worst = max(range(len(errors)), key=lambda i: errors[i] / bounds[i])
         result = replace(result, error=errors[worst], bound=bounds[worst], peer_error=peer_errors[worst])
         if errors[worst] > bounds[worst]:
@@ -125,6 +178,11 @@ def judge(case: Case, expected: Sequence[Tensor], calls: Mapping[str, Call]) -> 
             result = replace(result, failure=f"FAIL: error {errors[worst]:.1e}{which} exceeds {bounds[worst]:.1e}")
         results[name] = result
     return {name: results[name] for name in calls}
+
+
+def _typical(peer_error: float, expected: Tensor, dtype: torch.dtype) -> float:
+    """A single number, such as a loss, has one error and no mean of them: the peer's may be lucky, down to nothing."""
+    return max(peer_error, torch.finfo(dtype).eps) if expected.numel() == 1 else peer_error
 
 
 def timed(
@@ -184,24 +242,37 @@ def _forward(implementation: Implementation, inputs: tuple[Any, ...]) -> Call:
     return call
 
 
-def _training(implementation: Implementation, inputs: tuple[Any, ...]) -> Call:
-    """A call that returns the outputs and the gradients of all floating-point inputs, for the same random gradients of the outputs."""
-    leaves = tuple(x.detach().requires_grad_() if _is_floating(x) else x for x in inputs)
-    wanted = [x for x in leaves if _is_floating(x)]
+def _training(implementation: Implementation, inputs: tuple[Any, ...], wanted: tuple[int, ...]) -> Call:
+    """A call that returns the outputs and the gradients of the `wanted` inputs, for the same random gradients of the outputs."""
+    leaves = tuple(x.detach().requires_grad_() if i in wanted else x for i, x in enumerate(inputs))
     given: list[Tensor] = []
 
     def call() -> object:
         outputs = tensors(implementation(*leaves))
         if not given:
-            generator = torch.Generator(outputs[0].device).manual_seed(1)
-            # drawn in float32, so that float64's are the same numbers
-            given.extend(
-                torch.randn(y.shape, generator=generator, device=y.device).to(torch.bfloat16).to(y.dtype)
-                for y in outputs
-            )
-        return [*outputs, *torch.autograd.grad(outputs, wanted, given)]
+            given.extend(_upstream_gradients(outputs))
+        return [*outputs, *torch.autograd.grad(outputs, [leaves[i] for i in wanted], given)]
 
     return call
+
+
+def _upstream_gradients(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Random, and the same numbers for every dtype, as they are drawn as bfloat16; 1 for a loss, as in training."""
+    generator = torch.Generator(outputs[0].device).manual_seed(1)
+    return [
+        torch.empty_like(y).copy_(torch.randn(y.shape, generator=generator, device=y.device).bfloat16())
+        if y.ndim else torch.ones_like(y)
+        for y in outputs
+    ]  # fmt: skip
+
+
+def recomputed(function: Implementation) -> Implementation:
+    """`function`, which in training keeps its inputs alone: for references whose float64 would not fit into memory."""
+
+    def run(*inputs: Any) -> Any:
+        return checkpoint(function, *inputs, use_reentrant=False)
+
+    return run
 
 
 def tensors(outputs: Any) -> list[Tensor]:
@@ -217,6 +288,10 @@ def _double(x: Any) -> Any:
     return x.double() if _is_floating(x) else x
 
 
+def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
 def unavailable(cases: Sequence[Case]) -> list[Skipped]:
     """Who cannot run, each once."""
     found = {
@@ -227,7 +302,8 @@ def unavailable(cases: Sequence[Case]) -> list[Skipped]:
 
 
 def release() -> None:
-    """Gives back what a case has taken."""
+    """Gives back what a case has taken: its tensors, and what torch.compile has made of its shapes."""
+    torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -264,7 +340,6 @@ def _limits(device: torch.device, quick: bool) -> Limits:
 
 @functools.lru_cache(maxsize=1)  # pytest runs the implementations of a case one after the other
 def _measured(case: Case, device: torch.device, quick: bool) -> dict[str, Result]:
-    release()
     seconds = QUICK_SECONDS if quick else SECONDS
     return {result.implementation: result for result in case.measure(device, _limits(device, quick), seconds=seconds)}
 
