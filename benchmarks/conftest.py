@@ -24,6 +24,7 @@ def pytest_generate_tests(metafunc: Any) -> None:
         cases = metafunc.module.cases(default_device(), quick=bool(metafunc.config.getoption("--quick")))
         tests = [(case, name) for case in cases for name in case.implementations()]
         ids = [
-            f"{case.shape}, {str(case.dtype).removeprefix('torch.')}, {case.direction}, {name}" for case, name in tests
+            f"{case.op}: {case.shape}, {str(case.dtype).removeprefix('torch.')}, {case.direction}, {name}"
+            for case, name in tests
         ]
         metafunc.parametrize(("case", "implementation"), tests, ids=ids)

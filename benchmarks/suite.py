@@ -119,7 +119,7 @@ class OpCase:
             name: problem.call(peer, _copies(problem.inputs) if _OVERWRITES in notes[name] else problem.inputs, self.direction)
             for name, peer in there.items() if results[name].failure is None
         }  # fmt: skip
-        results = {name: replace(result, note="; ".join(notes[name]) or None) for name, result in results.items()}
+        results = {name: replace(result, note=_joined(*notes[name])) for name, result in results.items()}
         return timed(self, results, calls, device, seconds, limits, problem.work)
 
     def _once(self, problem: Problem, peer: Implementation, notes: list[str]) -> Call:
@@ -199,9 +199,17 @@ def timed(
         replace(
             result, samples=list(timings[name].samples) if name in timings else [],
             failure=result.failure or failures.get(name), **counted,
+            note=_joined(result.note, _WAITS if name in timings and timings[name].waits else None),
         )
         for name, result in results.items()
     ]  # fmt: skip
+
+
+_WAITS = "waits for the GPU, so no CUDA graph can hold it: timed as the host launches it"
+
+
+def _joined(*notes: str | None) -> str | None:
+    return "; ".join(note for note in notes if note) or None
 
 
 def _time(

@@ -4,7 +4,8 @@ On a GPU each is captured in a CUDA graph of many calls, with L2 emptied before 
 beside it, and the difference is the calls' own time. No host cost and no event's cost is in it, and a cold cache, as in a model. On a
 CPU a sample is a run of calls long enough for the clock. Either way the implementations take turns, and every sample is kept.
 
-What a graph cannot hold, or what its caller launches one by one, is timed by the host's clock, from an idle GPU until it is idle again.
+What its caller launches one by one is timed by the host's clock, from an idle GPU until it is idle again. A call that waits for the GPU
+can be in no graph: it is launched by the host, and timed by events.
 """
 
 import statistics
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..kernels.read_stream import read_stream
 
@@ -25,9 +27,10 @@ _SPREAD_WARNING = 0.02
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call, in samples."""
+    """Seconds of one call, in samples. `waits`: it waits for the GPU, whose idling until the host goes on is in them."""
 
     samples: tuple[float, ...]
+    waits: bool = False
 
     @property
     def median(self) -> float:
@@ -76,18 +79,26 @@ def time_interleaved(
     while rounds < min_samples or time.perf_counter() - start < seconds * len(names):
         shift = rounds % len(names) if names else 0  # nobody is always first
         for name in names[shift:] + names[:shift]:
-            samples[name].append(samplers[name]())
+            samples[name].append(samplers[name].sample())
         rounds += 1
         if not names:
             break
-    return {name: Timing(tuple(values)) for name, values in samples.items()}
+    return {name: Timing(tuple(values), waits=samplers[name].waits) for name, values in samples.items()}
 
 
-def _cpu_sampler(call: Call, _: torch.device) -> Callable[[], float]:
+@dataclass(frozen=True)
+class _Sampler:
+    """Takes a sample; `waits` as in `Timing`."""
+
+    sample: Callable[[], float]
+    waits: bool = False
+
+
+def _cpu_sampler(call: Call, _: torch.device) -> _Sampler:
     """A sample is the mean of as many calls as take `_SAMPLE_SECONDS`."""
     once = _stable(lambda: _run(call, 1))
     count = max(1, round(_SAMPLE_SECONDS / max(once, 1e-9)))
-    return lambda: _run(call, count) / count
+    return _Sampler(lambda: _run(call, count) / count)
 
 
 def _run(call: Call, count: int) -> float:
@@ -107,7 +118,7 @@ def _stable(sample: Callable[[], float]) -> float:
     return once
 
 
-def _host_sampler(call: Call, device: torch.device) -> Callable[[], float]:
+def _host_sampler(call: Call, device: torch.device) -> _Sampler:
     def once() -> float:
         torch.cuda.synchronize(device)
         start = time.perf_counter()
@@ -116,10 +127,10 @@ def _host_sampler(call: Call, device: torch.device) -> Callable[[], float]:
         return time.perf_counter() - start
 
     _stable(once)
-    return once
+    return _Sampler(once)
 
 
-def _gpu_sampler(call: Call, device: torch.device) -> Callable[[], float]:
+def _gpu_sampler(call: Call, device: torch.device) -> _Sampler:
     """A sample is the mean of the calls in a graph: as many as take `_SAMPLE_SECONDS`, and 20 at most."""
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     flush = torch.ones(int(1.5 * l2_bytes) // 4, device=device)
@@ -136,7 +147,10 @@ def _gpu_sampler(call: Call, device: torch.device) -> Callable[[], float]:
     with torch.cuda.stream(stream):  # compiles and allocates, which a capture cannot
         read_stream(flush)
         seconds = _stable(once)
+        waits = _waits(call)
     torch.cuda.current_stream(device).wait_stream(stream)
+    if waits:
+        return _Sampler(lambda: _elapsed_after(flush, call), waits=True)
     count = max(1, min(_MOST_CALLS_IN_GRAPH, round(_SAMPLE_SECONDS / seconds)))
     with_calls = _captured(flush_and_call, count, stream)
     without = _captured(lambda: read_stream(flush), count, stream)
@@ -145,15 +159,40 @@ def _gpu_sampler(call: Call, device: torch.device) -> Callable[[], float]:
         return max(0.0, _elapsed(with_calls.replay) - _elapsed(without.replay)) / count
 
     _stable(sample)
-    return sample
+    return _Sampler(sample)
+
+
+def _waits(call: Call) -> bool:
+    """Whether a call waits for the GPU, as `.item()` does: it would fail in a capture."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return False
+
+
+def _elapsed_after(flush: Tensor, call: Call) -> float:
+    read_stream(flush)
+    return _elapsed(call)
 
 
 def _captured(call: Call, count: int, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     torch.cuda.synchronize(stream.device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(count):
-            call()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(count):
+                call()
+    except (
+        RuntimeError
+    ):  # it leaves the generator of random numbers in the state of a capture, in which it refuses to draw
+        generator = torch.cuda.default_generators[stream.device.index]
+        generator.graphsafe_set_state(torch.Generator(stream.device).graphsafe_get_state())
+        raise
     return graph
 
 
