@@ -17,5 +17,9 @@ setup(
         "llama_fast.benchmarks",
     ],
     package_dir={"llama_fast.kernels": "kernels", "llama_fast.benchmarks": "benchmarks"},
-    package_data={"llama_fast": ["py.typed", "demo_model/*"]},
+    package_data={
+        "llama_fast": ["py.typed", "demo_model/*"],
+        "llama_fast.kernels": ["tuned_plans.json"],
+        "llama_fast.profiler": ["page.css", "page.html.jinja"],
+    },
 )

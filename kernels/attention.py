@@ -58,6 +58,7 @@ from .attention_common import (
 )
 from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autocast, register_autograd
+from .tuned import tuned_plan
 from .validate import require_floating, require_int32, require_kernel_dtype, require_same_device, require_shape
 
 
@@ -174,10 +175,15 @@ def plan_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pa
     batch, heads, seq_q, head_dim = q.shape
     _, kv_heads, seq_k, _ = k.shape
     itemsize = q.element_size()
+    tile = _tile(head_dim, itemsize, max(16, next_power_of_2(min(seq_q, 128))), gpu)
+    if seq_q >= 128 and pattern.mask is None and pattern.softcap is None:
+        size = (head_dim, next_power_of_2(seq_q), int(pattern.causal), int(pattern.window is not None))
+        if tuned := tuned_plan("attention", gpu, q.dtype, size):
+            tile = Tile(tuned["block_m"], tuned["block_n"], tuned["num_warps"], tuned["num_stages"])
     return plan_tiles(
         attention_kernel, q, k, v, pattern, dict(p_out=out, p_lse=lse),
         rows=seq_q, pairs=batch * heads, pair_bytes=2 * seq_k * head_dim * itemsize * kv_heads // heads,
-        over_keys=True, tile=_tile(head_dim, itemsize, max(16, next_power_of_2(min(seq_q, 128))), gpu),
+        over_keys=True, tile=tile,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from .attention_common import LOG2E, tanh
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
 from .rows import accumulation_dtype
+from .tuned import tuned_plan
 from .validate import (
     require_floating,
     require_int32,
@@ -198,7 +199,17 @@ def plan_attention_decode(
     block_d = next_power_of_2(head_dim)
     block_n = max(16, min(128, TILE_BYTES // (block_d * q.element_size())))
     head_blocks = kv_heads * cdiv(group, block_h)
-    max_splits = cdiv(PROGRAMS_PER_MULTIPROCESSOR * gpu.multiprocessors, head_blocks)
+    per_multiprocessor = PROGRAMS_PER_MULTIPROCESSOR
+    # float32 without TF32 has no tensor cores: 4 warps spill (924 bytes a thread on sm_90), 8 do not
+    num_warps = 8 if q.dtype == torch.float32 and gpu.is_nvidia else 4
+    # One tile is loaded while another is computed on. NVIDIA: two buffers for 3 stages, and for 5 if the addresses
+    # of k and v wait for the block table; AMD: one in LDS (64 KB would be all of it) and one in registers for 2.
+    num_stages = 3 if gpu.is_nvidia else 2
+    # by the heads alone, not by batch, length or paging: a row's bits must not depend on those
+    if tuned := tuned_plan("attention_decode", gpu, q.dtype, (heads, kv_heads, head_dim)):
+        block_n, per_multiprocessor = tuned["block_n"], tuned["programs_per_multiprocessor"]
+        num_warps, num_stages = tuned["num_warps"], tuned["num_stages"]
+    max_splits = cdiv(per_multiprocessor * gpu.multiprocessors, head_blocks)
     splits = max(1, min(max_splits, cdiv(max_len if window is None else window, block_n)))
 
     partial, outputs = out, None
@@ -225,11 +236,8 @@ def plan_attention_decode(
             MAX_SPLITS=max_splits, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_D=block_d,
             INPUT_PRECISION="tf32" if allow_tf32 else "ieee", PDL=gpu.has_pdl,
         ),
-        # float32 without TF32 has no tensor cores: 4 warps spill (924 bytes a thread on sm_90), 8 do not
-        num_warps=8 if q.dtype == torch.float32 and gpu.is_nvidia else 4,
-        # One tile is loaded while another is computed on. NVIDIA: two buffers for 3 stages, and for 5 if the addresses
-        # of k and v wait for the block table; AMD: one in LDS (64 KB would be all of it) and one in registers for 2.
-        num_stages=(3 if block_table is None else 5) if gpu.is_nvidia else 2,
+        num_warps=num_warps,
+        num_stages=num_stages + (2 if block_table is not None and gpu.is_nvidia else 0),
         pdl=gpu.has_pdl,
     )  # fmt: skip
     if outputs is None:

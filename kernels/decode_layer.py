@@ -41,6 +41,7 @@ from .rms_norm import plan_rms_norm, rms_norm_op
 from .rope import rope_op
 from .streaming import streaming_stages, wait_for_previous_kernel
 from .swiglu import glu_op
+from .tuned import tuned_plan
 from .validate import (
     require_floating,
     require_kernel_dtype,
@@ -209,7 +210,7 @@ _TILES = (Tile(32, 256), Tile(16, 256))
 
 
 def _plan_pairs(
-    kernel: Any, groups: int, pairs: tuple[int, ...], arguments: dict[str, Any], constants: dict[str, Any],
+    op: str, kernel: Any, groups: int, pairs: tuple[int, ...], arguments: dict[str, Any], constants: dict[str, Any],
     weight: Tensor, x: Tensor, norm_weight: Tensor | None, *, eps: float, gpu: Gpu,
 ) -> list[LaunchPlan]:  # fmt: skip
     """The launches for `groups` (heads) that have `pairs` of weight rows each, in sequences that share no tile."""
@@ -226,7 +227,11 @@ def _plan_pairs(
 
     tiles, wanted = (_ONE_ROW_TILES, 2) if m == 1 else (_TILES, 1)
     tile = next((tile for tile in tiles if programs(tile) >= wanted * gpu.multiprocessors), tiles[-1])
-    block_m, block_k = 1 if m == 1 else FEW_ROWS, tile.row_bytes // x.element_size()
+    block_m = 1 if m == 1 else FEW_ROWS
+    stages = None
+    if tuned := tuned_plan(op, gpu, x.dtype, (block_m, groups * sum(pairs), k)):
+        tile, stages = Tile(tuned["block_p"], tuned["row_bytes"]), tuned["num_stages"]
+    block_k = tile.row_bytes // x.element_size()
     plans.append(
         LaunchPlan(
             kernel,
@@ -238,7 +243,7 @@ def _plan_pairs(
             constants=constants | dict(
                 BLOCK_M=block_m, BLOCK_P=tile.block_p, BLOCK_K=block_k, EVEN_K=k % block_k == 0,
                 PDL=gpu.has_pdl,
-                NUM_STAGES=streaming_stages(
+                NUM_STAGES=stages or streaming_stages(
                     programs(tile), 2 * tile.block_p * tile.row_bytes, max(2, block_m) * tile.row_bytes, gpu
                 ),
             ),
@@ -270,7 +275,7 @@ def plan_norm_qkv_rope(
         INPUT_PRECISION="tf32" if allow_tf32 else "ieee",
     )  # fmt: skip
     return _plan_pairs(
-        norm_qkv_rope_kernel, heads + 2 * kv_heads, (half, head_dim // 2 - half), arguments, constants,
+        "norm_qkv_rope", norm_qkv_rope_kernel, heads + 2 * kv_heads, (half, head_dim // 2 - half), arguments, constants,
         weight, x, norm_weight, eps=eps, gpu=gpu,
     )  # fmt: skip
 
@@ -283,7 +288,17 @@ def plan_norm_swiglu(
     arguments = dict(p_bias=bias, p_y=y, N=y.shape[1])
     constants = dict(INPUT_PRECISION="tf32" if allow_tf32 else "ieee")
     return _plan_pairs(
-        norm_swiglu_kernel, 1, (y.shape[1],), arguments, constants, weight, x, norm_weight, eps=eps, gpu=gpu
+        "norm_swiglu",
+        norm_swiglu_kernel,
+        1,
+        (y.shape[1],),
+        arguments,
+        constants,
+        weight,
+        x,
+        norm_weight,
+        eps=eps,
+        gpu=gpu,
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from .activation import activate
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
 from .streaming import streaming_stages, wait_for_previous_kernel
+from .tuned import tuned_plan
 
 FEW_ROWS = 16
 """Up to as many rows of x (the least a tensor core takes) the weight is streamed."""
@@ -232,7 +233,14 @@ def plan_linear(
     constants = dict(ACTIVATION=activation, INPUT_PRECISION="tf32" if allow_tf32 else "ieee")
     if m <= FEW_ROWS:
         return _plan_few_rows(operands, epilogue, constants, gpu)
-    tile = choose_tile(m, n, x.element_size(), ieee, _is_aligned(x) and _is_aligned(weight), gpu)
+    aligned = _is_aligned(x) and _is_aligned(weight)
+    tuned = tuned_plan("linear", gpu, x.dtype, (next_power_of_2(m), n, k)) if aligned and not ieee else None
+    if tuned is None:
+        tile = choose_tile(m, n, x.element_size(), ieee, aligned, gpu)
+        stages = _stages((tile.block_m + tile.block_n) * tile.block_k * x.element_size(), gpu)
+    else:
+        tile = Tile(tuned["block_m"], tuned["block_n"], tuned["block_k"], tuned["num_warps"])
+        stages = tuned["num_stages"]
     tile_constants = dict(
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=GROUP_M, EVEN_K=k % tile.block_k == 0
     )
@@ -243,7 +251,7 @@ def plan_linear(
             arguments=operands | epilogue,
             constants=constants | tile_constants,
             num_warps=tile.num_warps,
-            num_stages=_stages((tile.block_m + tile.block_n) * tile.block_k * x.element_size(), gpu),
+            num_stages=stages,
         )
     ]
 
@@ -267,6 +275,10 @@ def _plan_few_rows(
     splits = max(1, min(2 * gpu.multiprocessors // programs, k // (4 * block_k), 16)) if programs else 1
     if 4 * programs >= 3 * gpu.multiprocessors:
         splits = 1
+    stages = None
+    if tuned := tuned_plan("linear_few_rows", gpu, operands["p_x"].dtype, (block_m, n, k)):
+        block_n, block_k, splits, stages = tuned["block_n"], tuned["block_k"], tuned["splits"], tuned["num_stages"]
+        row_bytes, programs = block_k * itemsize, cdiv(n, block_n)
     split_k = cdiv(cdiv(k, splits), block_k) * block_k
     splits = cdiv(k, split_k) if k else 1
     partial = None if splits == 1 else epilogue["p_y"].new_empty((splits, m, n), dtype=torch.float32)
@@ -277,7 +289,7 @@ def _plan_few_rows(
         constants=constants | dict(
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, EVEN_K=k % block_k == 0,
             PDL=gpu.has_pdl,
-            NUM_STAGES=streaming_stages(programs * splits, block_n * row_bytes, block_m * row_bytes, gpu),
+            NUM_STAGES=stages or streaming_stages(programs * splits, block_n * row_bytes, block_m * row_bytes, gpu),
         ),
         pdl=gpu.has_pdl,
     )  # fmt: skip

@@ -37,6 +37,7 @@ from .rows import (
     cast,
     column_programs,
     contiguous,
+    forward_tile,
     plan_sum_rows,
     row_programs,
     row_tile,
@@ -194,7 +195,7 @@ def plan_rms_norm(
 ) -> LaunchPlan:  # fmt: skip
     """Forward over the rows of `x` (M, N); `residual` (M, N) and `total` (M, N) come together."""
     m, n = x.shape
-    tile = row_tile(n, gpu)
+    tile = forward_tile("rms_norm", n, x.dtype, gpu)
     return LaunchPlan(
         rms_norm_kernel if n <= WHOLE_ROW_LIMIT else rms_norm_long_row_kernel,
         grid=(cdiv(m, tile.block_m),),

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
+from .tuned import tuned_plan
 
 WHOLE_ROW_LIMIT = 16384
 """The longest row that one program keeps in registers: 32 elements a thread with 16 warps. Longer rows are read in tiles."""
@@ -50,6 +51,13 @@ def row_tile(n: int, gpu: Gpu, *, limit: int = WHOLE_ROW_LIMIT) -> RowTile:
     # 16 elements a thread are two 16-byte loads in bf16; past 16 warps a thread would be left with 64 registers.
     threads = block_m * block_n // 16
     return RowTile(block_m, block_n, max(1, min(16, threads // gpu.warp_size)))
+
+
+def forward_tile(op: str, n: int, dtype: torch.dtype, gpu: Gpu) -> RowTile:
+    """The tile of a forward pass: the tuned one, or the arithmetic's."""
+    if (tuned := tuned_plan(op, gpu, dtype, (n,))) is None:
+        return row_tile(n, gpu)
+    return RowTile(tuned["block_m"], tuned["block_n"], tuned["num_warps"])
 
 
 def row_programs(m: int, tile: RowTile, gpu: Gpu) -> int:

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autograd
-from .rows import LONG_ROW_BLOCK, WHOLE_ROW_LIMIT, RowTile, row_tile
+from .rows import LONG_ROW_BLOCK, WHOLE_ROW_LIMIT, RowTile, forward_tile, row_tile
 from .validate import require_floating, require_kernel_dtype
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)
@@ -134,7 +134,7 @@ def softmax_backward_tiled_kernel(
 def plan_softmax(x: Tensor, y: Tensor, dim: int, *, gpu: Gpu) -> LaunchPlan:
     """Softmax of `x` over `dim` into `y`, which is contiguous."""
     arguments = _argument("x", x, dim) | _argument("y", y, dim)
-    return _plan_slices(softmax_kernel, softmax_tiled_kernel, x, dim, arguments, gpu)
+    return _plan_slices(softmax_kernel, softmax_tiled_kernel, x, dim, arguments, gpu, forward=True)
 
 
 def plan_softmax_backward(dy: Tensor, y: Tensor, dx: Tensor, dim: int, *, gpu: Gpu) -> LaunchPlan:
@@ -144,11 +144,19 @@ def plan_softmax_backward(dy: Tensor, y: Tensor, dx: Tensor, dim: int, *, gpu: G
 
 
 def _plan_slices(
-    whole_kernel: Any, tiled_kernel: Any, x: Tensor, dim: int, arguments: dict[str, Any], gpu: Gpu
+    whole_kernel: Any,
+    tiled_kernel: Any,
+    x: Tensor,
+    dim: int,
+    arguments: dict[str, Any],
+    gpu: Gpu,
+    *,
+    forward: bool = False,
 ) -> LaunchPlan:
     outer, n, inner = _slices_shape(x, dim)
     if inner == 1:
-        tile, outer, inner = row_tile(n, gpu), 1, outer
+        tile = forward_tile("softmax", n, x.dtype, gpu) if forward else row_tile(n, gpu)
+        outer, inner = 1, outer
     else:
         tile = _column_tile(n, inner, gpu)
     return LaunchPlan(

@@ -37,7 +37,8 @@ def test_wheel_has_one_top_level_and_every_module(wheel):
     for folder in ("kernels", "benchmarks"):
         expected |= {f"llama_fast/{file.relative_to(ROOT)}" for file in (ROOT / folder).rglob("*.py")}
     assert expected - set(names) == set()
-    assert {"llama_fast/py.typed", "llama_fast/demo_model/model.safetensors"} <= set(names)
+    data = {"py.typed", "demo_model/model.safetensors", "kernels/tuned_plans.json"}
+    assert {f"llama_fast/{name}" for name in data} <= set(names)
 
 
 @pytest.fixture(scope="module")
