@@ -53,7 +53,10 @@ class Side(Protocol):
         """The logits (tokens, vocab) after each token of one sequence (tokens,), computed as a whole, without a cache."""
 
     def watch(self, on_phase: OnPhase | None) -> None:
-        """From now on calls `on_phase` with the name of each phase of a step as it ends on the host; None: no more."""
+        """From now on calls `on_phase` with the name of each phase of a step as it ends on the host; None: no more.
+
+        The phases are the engine's own; "generate" and "forward" of transformers, and none of a compiled model.
+        """
 
 
 class EngineSide:
@@ -117,6 +120,8 @@ class TransformersSide:
             prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, do_sample=False, num_beams=1,
             eos_token_id=None, pad_token_id=0, stopping_criteria=[clock], **self._options,
         )  # fmt: skip
+        if self._hooks and self._on_phase is not None:
+            self._on_phase("generate")
         times = [at - start for at in clock.times]
         return Generation(start, times, ids[:, prompts.shape[1] :].tolist())
 

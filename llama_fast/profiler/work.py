@@ -35,6 +35,9 @@ class Work:
         return Work(self.read * times, self.written * times, self.flops * times)
 
 
+NO_WORK = Work()
+
+
 def _bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
 

@@ -79,10 +79,10 @@ def test_the_phases_of_a_step(model, llm):
     theirs = transformers_side(model)
     theirs.watch(phases.append)
     theirs.generate(prompts(1), 2)
-    assert phases == ["generate", "forward"] * 2
+    assert phases == ["generate", "forward", "generate", "forward", "generate"]
     theirs.watch(None)
     theirs.generate(prompts(1), 2)
-    assert len(phases) == 4 and not model._forward_hooks and not model._forward_pre_hooks
+    assert len(phases) == 5 and not model._forward_hooks and not model._forward_pre_hooks
 
 
 def test_sides_share_weights_and_leave_the_model_alone(model):
