@@ -92,7 +92,7 @@ class _Trial:
         outputs: Any = self._call(peer, model, x[: self._judged_tokens])()
         return outputs if self._training else [outputs]
 
-    def call(self, peer: Implementation) -> Call:
+    def call(self, name: str, peer: Implementation) -> Call:
         return self._call(peer, self._model, self._x)
 
     def _call(self, peer: Implementation, model: Any, x: Tensor) -> Call:

@@ -86,7 +86,7 @@ class _Trial:
         function = peer(judged_part(self._model), _last_logits)
         return [forward_of(function, self._ids[:JUDGED_TOKENS])()]
 
-    def call(self, peer: Implementation) -> Call:
+    def call(self, name: str, peer: Implementation) -> Call:
         return forward_of(peer(self._model, _last_logits), self._ids)
 
     def note(self, result: Result) -> str | None:

@@ -20,7 +20,7 @@ from llama_fast.benchmarks import peers
 from llama_fast.benchmarks.peers import BASELINE, Implementation, Implementations, Unavailable
 from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.shapes import ModelShape
-from llama_fast.benchmarks.suite import judge, timed
+from llama_fast.benchmarks.suite import CALL_ERRORS, first_line, judge, timed
 from llama_fast.checkpoint_layout import huggingface_slots
 from llama_fast.config import DecoderConfig
 from llama_fast.model import Decoder
@@ -58,11 +58,15 @@ def build_model(shape: ModelShape, device: torch.device, dtype: torch.dtype, *, 
 
 def judged_part(model: Any) -> Any:
     """What of a causal language model is compared with float64: all of it, or its first layers if that would not fit a GPU."""
-    if sum(parameter.numel() for parameter in model.parameters()) <= JUDGED_ELEMENTS:
-        return model
-    part = sharing_weights(model)
-    part.model.layers = part.model.layers[:JUDGED_LAYERS]
-    part.config.num_hidden_layers = JUDGED_LAYERS
+    fits = sum(parameter.numel() for parameter in model.parameters()) <= JUDGED_ELEMENTS
+    return model if fits else first_layers(model, JUDGED_LAYERS)
+
+
+def first_layers(model: Any, count: int) -> Any:
+    """A causal language model of the first layers of `model`, with its embedding and head, over the same weights."""
+    part: Any = sharing_weights(model)
+    part.model.layers = part.model.layers[:count]
+    part.config.num_hidden_layers = len(part.model.layers)
     return part
 
 
@@ -167,8 +171,8 @@ class Trial(Protocol):
     def answer(self, peer: Implementation) -> list[Tensor]:
         """A peer's answer to the same."""
 
-    def call(self, peer: Implementation) -> Call:
-        """What is timed of a peer."""
+    def call(self, name: str, peer: Implementation) -> Call:
+        """What is timed of a peer, which results call `name`."""
 
     def note(self, result: Result) -> str | None:
         """What a reader must know of a result."""
@@ -193,7 +197,13 @@ class ModelCase:
         trial = self.build(device)
         there = {name: peer for name, peer in self.peers().items() if not isinstance(peer, Unavailable)}
         results = judge(self, trial.expected(), {name: _later(trial.answer, peer) for name, peer in there.items()})
-        calls = {name: trial.call(there[name]) for name, result in results.items() if result.failure is None}
+        calls: dict[str, Call] = {}
+        for name, result in results.items():
+            if result.failure is None:
+                try:
+                    calls[name] = trial.call(name, there[name])
+                except CALL_ERRORS as error:
+                    results[name] = replace(result, failure=f"it cannot be timed: {first_line(error)}")
         measured = timed(self, results, calls, device, seconds, limits, trial.work, graphs=trial.graphs)
         return [replace(result, note=trial.note(result)) if result.samples else result for result in measured]
 

@@ -1,0 +1,121 @@
+"""A training step of a small transformer, forward, backward and AdamW: transformers as it is, compiled, fused ("llama-fast"), and Liger's.
+
+All train the same weights, of one dtype with their optimizer's states, in turns; so what is in memory beside a side's own activations is
+the same for all. A call is timed by the host's clock. FLOPs are counted by the rule of MFU, so the share of the limit is the MFU
+against the measured rate of a matrix product. Parity: the losses of a few short texts, and the gradients of their sum, of the first layers.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama_fast.benchmarks.models import ModelCase, build_model, first_layers, in_float64, itself, model_peers
+from llama_fast.benchmarks.peers import Implementation, Implementations
+from llama_fast.benchmarks.record import Result
+from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
+from llama_fast.benchmarks.suite import speed_test
+from llama_fast.config import DecoderConfig
+from llama_fast.fusion.verify import InFloat64
+from llama_fast.profiler.timing import Call
+from llama_fast.profiler.work import Work, training_flops, weight_elements
+
+test_speed = speed_test
+
+TRAINING_STEP = "training step"
+JUDGED_LAYERS, JUDGED_ROWS, JUDGED_TOKENS = 2, 4, 128
+
+
+def cases(device: torch.device, *, quick: bool) -> list[ModelCase]:
+    """(model, layers, texts, tokens of each) by what a device holds and has the time for."""
+    sizes: list[tuple[ModelShape, int | None, int, int]]
+    if device.type == "cuda":
+        sizes = [(LLAMA_3_2_1B, None, 4, 2048)] + ([] if quick else [(LLAMA_3_1_8B, 4, 4, 2048)])
+    else:
+        sizes = [(CPU_7M, None, 4, 64)] if quick else [(CPU_125M, None, 4, 128)]
+    compiles = device.type == "cuda" or not quick
+    return [train_case(*size, dtype, compiles=compiles) for size in sizes for dtype in dtypes(device)]
+
+
+def train_case(
+    shape: ModelShape, layers: int | None, batch: int, tokens: int, dtype: torch.dtype, *, compiles: bool
+) -> ModelCase:
+    """A step on `batch` texts of `tokens` each, of `shape` or its first `layers`."""
+    name = shape.name if layers is None else f"{shape.name} ({layers} layers)"
+    return ModelCase(
+        "train_step", f"{name}, {batch} x {tokens} tokens", dtype, TRAINING_STEP, functools.partial(_peers, compiles),
+        functools.partial(_Trial, shape, layers, batch, tokens, dtype),
+    )  # fmt: skip
+
+
+def _peers(compiles: bool) -> Implementations:
+    return model_peers(mode="training", compiles=compiles)
+
+
+class _Trial:
+    graphs = False
+
+    def __init__(
+        self, shape: ModelShape, layers: int | None, batch: int, tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._model = build_model(shape, device, dtype, layers=layers).train()
+        self._ids = torch.randint(shape.vocab, (batch, tokens), device=device)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-5, fused=True)
+        self._peaks: dict[str, int] = {}
+        self.work = step_work(DecoderConfig.from_huggingface(shape.config(layers)), batch, tokens, dtype)
+
+    def expected(self) -> list[Tensor]:
+        reference = in_float64(first_layers(self._model, JUDGED_LAYERS))
+        with InFloat64():
+            return self._answer(itself, reference)
+
+    def answer(self, peer: Implementation) -> list[Tensor]:
+        return self._answer(peer, first_layers(self._model, JUDGED_LAYERS))
+
+    def _answer(self, peer: Implementation, model: Any) -> list[Tensor]:
+        function = peer(model, _loss)
+        rows = self._ids[:JUDGED_ROWS, None, :JUDGED_TOKENS]  # one by one: of a single loss an error is luck
+        losses = torch.stack([function(row) for row in rows])
+        return [losses.detach(), *torch.autograd.grad(losses.sum(), list(model.parameters()))]
+
+    def call(self, name: str, peer: Implementation) -> Call:
+        function = peer(self._model, _loss)
+
+        def step() -> None:
+            function(self._ids).backward()
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+        if self._ids.is_cuda:
+            step()  # compiles, and makes the optimizer's states
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            self._peaks[name] = torch.cuda.max_memory_allocated()
+        return step
+
+    def note(self, result: Result) -> str | None:
+        rate = f"{self._ids.numel() / result.timing.median:,.0f} tokens/s"
+        peak = self._peaks.get(result.implementation)
+        return rate if peak is None else f"{rate}, peak memory {peak / 2**30:.1f} GiB"
+
+
+def step_work(config: DecoderConfig, batch: int, tokens: int, dtype: torch.dtype) -> Work:
+    """FLOPs by the rule of MFU; of the bytes only those of weights, gradients and optimizer's states.
+
+    Weights are read forward and backward, gradients written; the optimizer reads weights, gradients and two states, and writes three.
+    """
+    elements, _ = weight_elements(config)
+    trained = elements + (0 if config.tied_embeddings else config.vocab_size * config.hidden_size)
+    read, written = 2 * elements + 4 * trained, 4 * trained
+    return Work(
+        read * dtype.itemsize, written * dtype.itemsize, batch * tokens * training_flops(config, tokens)
+    )  # fmt: skip
+
+
+def _loss(model: Any) -> Implementation:
+    def forward(ids: Tensor) -> Tensor:
+        loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
+        return loss
+
+    return forward
