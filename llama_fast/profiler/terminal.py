@@ -1,0 +1,186 @@
+"""A profile in a terminal, 80 columns wide: the same pictures as on the page, in text."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from . import view
+from .limits import Limits
+from .result import ContextPoint, Kernel, Profile, Run, Waterfall
+from .units import duration, flops, number, percent, size, tokens
+
+KERNELS = 12
+"""Rows of the kernel table; the page has them all."""
+
+_BAR = 26  # characters
+_COLORS = {
+    "floor": "green", "inefficiency": "yellow", "gap": "red", "host": "magenta", "sampling": "cyan",
+    "read-back": "blue", "text": "bright_blue", "compile": "bright_magenta", "rest": "bright_black",
+}  # fmt: skip
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def show(profile: Profile, console: Console) -> None:
+    """Prints the whole summary."""
+    console.print(Text(title(profile), style="bold"))
+    for part in _parts(profile):
+        console.print(part)
+        console.print()
+
+
+def title(profile: Profile) -> str:
+    return f"{profile.model}, {profile.dtype}, on {profile.machine.get('gpu') or profile.machine.get('processor') or profile.device}"
+
+
+def _parts(profile: Profile) -> Iterator[RenderableType]:
+    groups = view.settings(profile)
+    for runs in groups:
+        yield _latency(runs)
+    subject = groups[0][0]
+    yield _waterfall(f"Where a token's {duration(subject.token.measured)} go", subject.token)
+    yield _waterfall(f"Where the first token's {duration(subject.first_token.measured)} go", subject.first_token)
+    if subject.kernels:
+        what = "Kernels" if profile.machine.get("gpu") else "Operators"
+        yield _kernels(f"{what} of one decoding step, by what could be won", subject.kernels, profile.limits)
+    if profile.contexts:
+        yield _contexts(profile.contexts)
+    if profile.ablations:
+        yield _ablations(profile)
+    yield _trust(profile)
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _latency(runs: Sequence[Run]) -> Table:
+    versus = len(runs) > 1
+    table = _table(
+        f"Latency: {view.setting_name(runs[0])}", "", "mean", "median", "p90", "p99", "spread", *["ratio"] * versus
+    )
+    for metric in view.METRIC_NAMES:
+        table.add_row(f"[bold]{metric}[/], {view.METRIC_NAMES[metric]}")
+        for run in runs:
+            d = view.metrics(run.latency)[metric]
+            figures = [duration(x) for x in (d.mean, d.median, d.quantile(0.9), d.quantile(0.99))]
+            ratio = [view.versus(run, runs[0], metric)] * versus
+            table.add_row(f" {escape(run.side)}", *figures, percent(d.spread), *ratio)
+    table.add_row("[bold]tokens/s[/], of a request and of all")
+    for run in runs:
+        latency = run.latency
+        table.add_row(f" {escape(run.side)}", "", number(latency.tokens_per_s), number(latency.total_tokens_per_s))
+    table.add_row("[bold]TTFT, cold[/]: the process's first request")
+    for run in runs:
+        table.add_row(f" {escape(run.side)}", "", duration(run.latency.cold_ttft))
+    return table
+
+
+def _waterfall(title: str, waterfall: Waterfall) -> RenderableType:
+    drawn = view.steps(waterfall)
+    table = _table(title, "part", drawn.unit, "share")
+    table.add_column("", width=_BAR, no_wrap=True)
+    for step in drawn.steps:
+        table.add_row(
+            escape(step.part.name), step.figure, percent(step.share),
+            _bar(step.left, step.width, _COLORS[step.part.kind]),
+        )  # fmt: skip
+    table.add_section()
+    table.add_row("[bold]sum = measured[/]", f"[bold]{drawn.total}[/]", "100 %")
+    if not waterfall.hidden:
+        return table
+    hidden = ", ".join(f"{escape(part.name)} {duration(part.seconds)}" for part in waterfall.hidden)
+    return Group(table, Text.from_markup(f"[dim]hidden behind the GPU, in no sum: {hidden}[/]"))
+
+
+def _bar(left: float, width: float, color: str) -> Text:
+    """A bar that starts at a character and ends at an eighth of one; what is too short to be seen is a thin line."""
+    start = min(round(left * _BAR), _BAR - 1)
+    eighths = max(1, min(round(width * _BAR * 8), 8 * (_BAR - start)))
+    return Text(" " * start + "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip(), style=color)
+
+
+def _kernels(title: str, kernels: Sequence[Kernel], limits: Limits) -> Table:
+    table = _table(title, "kernel", "calls", "µs", "bytes", "FLOP", "rate", "limit", "to win")
+    shown = view.ranked(kernels)
+    for kernel in shown[:KERNELS]:
+        rate = view.rate(kernel, limits)
+        moved = kernel.read + kernel.written
+        table.add_row(
+            f"{escape(kernel.where)}\n[dim]{escape(short(kernel.name))}[/]", str(kernel.calls),
+            number(1e6 * kernel.seconds), size(moved) if moved else "", flops(kernel.flops).removesuffix("FLOP"),
+            rate.text, rate.share, number(1e6 * kernel.winnable),
+        )  # fmt: skip
+    if others := shown[KERNELS:]:
+        table.add_row(
+            f"[dim]{len(others)} others[/]", str(sum(kernel.calls for kernel in others)),
+            number(1e6 * sum(kernel.seconds for kernel in others)), "", "", "", "",
+            number(1e6 * sum(kernel.winnable for kernel in others)),
+        )  # fmt: skip
+    return table
+
+
+def short(name: str, length: int = 20) -> str:
+    """A kernel's name without the C++ that nobody reads."""
+    name = name.removeprefix("void ").partition("<")[0].rpartition("::")[2].strip("_")
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _contexts(points: Sequence[ContextPoint]) -> RenderableType:
+    table = _table(
+        "Distance to the limit over context", "side", "batch", "context", "weights", "KV", "floor", "measured", "limit"
+    )
+    for point in points:
+        measured = point.measured.median if point.measured else None
+        table.add_row(
+            escape(point.side), str(point.batch), tokens(point.context), size(point.weight_bytes), size(point.kv_bytes),
+            duration(point.floor), duration(measured) if measured else "", percent(point.floor / measured) if measured else "",
+        )  # fmt: skip
+    return Group(table, *(Text(line, style="dim") for line in crossover_lines(points)))
+
+
+def crossover_lines(points: Sequence[ContextPoint]) -> list[str]:
+    """A sentence for each batch of the subject's."""
+    subject = points[0].side
+    lines = []
+    for batch in dict.fromkeys(point.batch for point in points if point.side == subject):
+        at = view.crossover([point for point in points if (point.side, point.batch) == (subject, batch)])
+        where = f"from {number(at)} tokens of context on" if at else "at no context"
+        lines.append(f"batch {batch}: keys and values outweigh the weights {where}")
+    return lines
+
+
+def _ablations(profile: Profile) -> Table:
+    table = _table("Each fusion off in turn: a token's time", "fusion", "on", "off", "gain", "")
+    for gain in view.fusion_gains(profile):
+        a, verdict = gain.ablation, gain.verdict
+        color = {"gains": "green", "LOSES": "red"}.get(verdict, "dim")
+        table.add_row(
+            escape(a.fusion), duration(a.on.median), duration(a.off.median),
+            f"{number(1e6 * a.gain)} µs, {percent(a.gain / a.off.median)}", f"[{color}]{verdict}[/]",
+        )  # fmt: skip
+    return table
+
+
+def _trust(profile: Profile) -> Table:
+    table = Table(
+        title="Why to believe it", title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
+    table.add_column(max_width=30)
+    table.add_column(overflow="fold")
+    for name, value, good in view.facts(profile):
+        color = {True: "green", False: "red"}.get(good) if good is not None else None
+        table.add_row(name, f"[{color}]{escape(value)}[/]" if color else escape(value))
+    for warning in profile.trust.warnings:
+        table.add_row("[yellow]warning[/]", f"[yellow]{escape(warning)}[/]")
+    table.add_row("repeat with", escape(profile.trust.command))
+    return table
