@@ -1,5 +1,6 @@
 """A result file: what was measured, sample by sample, on what, and what could not be. Everything published comes from such files."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,3 +83,9 @@ class Record:
     results: list[Result] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+def machine_folder(machine: dict[str, Any]) -> str:
+    """The folder of `results/` for the files of a machine: "nvidia-h100-80gb-hbm3", "cpu-amd-epyc-2-threads"."""
+    name = machine.get("gpu") or f"cpu {machine['processor']} {machine['threads']} threads"
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,149 @@
+"""What decoding must read and how fast that can be: from the shapes of the models and the rates of a machine, nothing else."""
+
+from dataclasses import dataclass
+
+from llama_fast.benchmarks.shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape
+from llama_fast.profiler import units
+from llama_fast.profiler.limits import Limits
+
+BFLOAT16_BYTES = 2
+EXAMPLES = (LLAMA_3_2_1B, LLAMA_3_1_8B)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of a machine: bytes read a second and bfloat16 FLOPs a second, and where that is known from."""
+
+    machine: str
+    read_bytes_per_s: float
+    flops_per_s: float
+    source: str
+
+    @classmethod
+    def measured(cls, machine: str, limits: Limits) -> "Rates":
+        return cls(machine, limits.read_bytes_per_s, limits.matmul_flops_per_s["bfloat16"], "measured, below")
+
+    @property
+    def ridge(self) -> float:
+        """FLOPs a byte above which a machine is bound by its arithmetic, and below which by its memory."""
+        return self.flops_per_s / self.read_bytes_per_s
+
+
+PUBLISHED = (
+    Rates("NVIDIA H100 SXM", 3.35e12, 989e12, "published: NVIDIA's data sheet"),
+    Rates("NVIDIA H200 SXM", 4.8e12, 989e12, "published: NVIDIA's data sheet"),
+)
+"""Dense products: the data sheets' 1979 TFLOP/s count the zeros of sparse ones."""
+
+REPORTED = (
+    ("[gpt-fast](https://github.com/meta-pytorch/gpt-fast)", "A100 80 GB", "Llama-3.1-8B bf16", "93.9 tokens/s", 0.69),
+    (
+        "[torchao](https://github.com/pytorch/ao/tree/main/torchao/quantization)",
+        "H100",
+        "Llama-3.1-8B bf16",
+        "126.9 tokens/s",
+        0.57,
+    ),
+    (
+        "[Hazy Research](https://hazyresearch.stanford.edu/blog/2025-05-27-no-bubbles), one kernel a step",
+        "H100",
+        "Llama-3.2-1B bf16",
+        "under 1 ms a token",
+        0.78,
+    ),
+    (
+        "[Mirage](https://github.com/mirage-project/mirage), one kernel a step",
+        "A100",
+        "Qwen3-8B bf16",
+        "9.83 ms a token",
+        None,
+    ),
+)
+"""What other projects say of their own decoding at batch 1: who, on what, which model, the figure, its share of the published bandwidth."""
+
+
+def layer_parameters(model: ModelShape) -> int:
+    """Of one layer's matrices and norms."""
+    attention = model.qkv * model.hidden + model.hidden * model.heads * model.head_dim
+    norms = 2 * model.hidden + (2 * model.head_dim if model.head_norm else 0)
+    return attention + 3 * model.hidden * model.intermediate + norms
+
+
+def step_parameters(model: ModelShape) -> int:
+    """That a decoding step reads: all but the embedding table, of which it reads a row. (A tied head is read: it is the head.)"""
+    return model.layers * layer_parameters(model) + model.hidden + model.vocab * model.hidden
+
+
+def step_bytes(model: ModelShape) -> int:
+    """Of the weights that a step reads, in bfloat16."""
+    return BFLOAT16_BYTES * step_parameters(model)
+
+
+def kv_bytes(model: ModelShape) -> int:
+    """Of keys and values that a step reads for each token of context, in bfloat16."""
+    return BFLOAT16_BYTES * 2 * model.layers * model.kv_heads * model.head_dim
+
+
+def opening(measured: list[Rates]) -> list[str]:
+    """The page's first section, in Markdown."""
+    model = EXAMPLES[0]
+    first = PUBLISHED[0]
+    lines = [
+        "## What the hardware allows",
+        "",
+        "To decode one token at batch 1 a GPU reads every weight once, and every key and value of the context. It has next to "
+        "nothing else to do, so no implementation can be faster than",
+        "",
+        "```",
+        "bytes of a step = 2 B x [ layers x ( (heads + 2 kv_heads) x head_dim x hidden     q, k, v",
+        "                                    + hidden x heads x head_dim                  output projection",
+        "                                    + 3 x hidden x intermediate + 2 x hidden )   gate, up, down; norms",
+        "                          + hidden + vocab x hidden ]                            last norm, head",
+        "                + 2 B x 2 x layers x kv_heads x head_dim x context               keys and values",
+        "floor of a step = bytes of a step / bandwidth of reading",
+        "```",
+        "",
+        f"For {model.name}: 2 B x [ {model.layers} x ( {model.qkv} x {model.hidden} + {model.hidden} x "
+        f"{model.heads * model.head_dim} + 3 x {model.hidden} x {model.intermediate} + 2 x {model.hidden} ) + {model.hidden} + "
+        f"{model.vocab} x {model.hidden} ] = {1e-9 * step_bytes(model):.3f} GB. The embedding table counts only as the head: a step "
+        "reads one row of it.",
+        "",
+        "| | weights a step reads | cache a token of context | context at which the cache is as large as the weights |",
+        "|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {each.name}, bfloat16 | {1e-9 * step_bytes(each):.3f} GB | {kv_bytes(each) // 1024} KiB "
+        f"| {step_bytes(each) // kv_bytes(each):,} tokens |"
+        for each in EXAMPLES
+    ]
+    header = " | ".join(f"{each.name}, floor of a step" for each in EXAMPLES)
+    lines += ["", f"| machine | reads | bfloat16 products | ridge point | {header} | rates are |"]
+    lines += ["|---|---:|---:|---:|" + "---:|" * len(EXAMPLES) + "---|"]
+    lines += [_rates_row(rates) for rates in [*measured, *PUBLISHED]]
+    lines += [
+        "",
+        "The ridge point is where the roofline bends: products / reads, in FLOPs a byte. A step multiplies each weight by one row of "
+        "the batch: 2 FLOPs for 2 bytes, which is 1 FLOP a byte a row. So decoding is bound by memory up to a batch of about the ridge "
+        f"point ({first.flops_per_s / 1e12:.0f} TFLOP/s / {first.read_bytes_per_s / 1e12} TB/s = {first.ridge:.0f} on {first.machine} "
+        "as published), and a prompt of more tokens than that is bound by arithmetic. Published rates are what a data sheet says; "
+        "nobody reaches them, and no share on this page is one of theirs: shares are of rates measured in the same run.",
+        "",
+        "For orientation, what other projects report of their own decoding at batch 1 (theirs, on their machines, not measured here):",
+        "",
+        "| who | GPU | model | figure | share of the published bandwidth |",
+        "|---|---|---|---:|---:|",
+    ]
+    lines += [
+        f"| {who} | {gpu} | {what} | {figure} | {'' if share is None else units.percent(share)} |"
+        for who, gpu, what, figure, share in REPORTED
+    ]
+    return lines
+
+
+def _rates_row(rates: Rates) -> str:
+    floors = (step_bytes(model) / rates.read_bytes_per_s for model in EXAMPLES)
+    cells = " | ".join(f"{units.duration(floor)} = {units.number(1 / floor, 4)} tokens/s" for floor in floors)
+    return (
+        f"| {rates.machine} | {units.size(rates.read_bytes_per_s)}/s | {units.flops(rates.flops_per_s)}/s "
+        f"| {rates.ridge:.0f} FLOP/B | {cells} | {rates.source} |"
+    )

@@ -1,0 +1,283 @@
+"""The performance page in Markdown: what the hardware allows, what was measured where, who lost, and what was not measured."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from llama_fast.benchmarks import arithmetic, pictures, profiled
+from llama_fast.benchmarks.measured import Contest, Device, by_op, geometric_mean, kinds
+from llama_fast.benchmarks.peers import OURS
+from llama_fast.benchmarks.plots import Picture
+from llama_fast.benchmarks.record import Result
+from llama_fast.profiler import units
+
+WorkKey = tuple[str, str, str, str]
+"""Op, shape, dtype, direction: a piece of work."""
+
+WANTED_GPUS = ("A100", "H100", "H200", "B200", "MI300X")
+"""That every kernel is compiled for in the tests."""
+
+PAGE = "performance.md"
+FOLDER = "performance"
+"""Beside the page, for its pictures."""
+
+
+def page(
+    devices: Sequence[Device], cases: Mapping[str, Iterable[WorkKey]], *, origin: str
+) -> tuple[str, list[Picture]]:
+    """The Markdown and its pictures. `cases` are all that the suite can measure on a device of type "cuda", and "cpu";
+    `origin` is the sentence that says where the figures are from.
+
+    Raises:
+        ValueError: two files have a result of the same implementation of the same work.
+    """
+    gpus = [device for device in devices if device.is_gpu]
+    order = list(dict.fromkeys(key[0] for keys in cases.values() for key in keys))
+    shown: list[Picture] = []
+    lines = [
+        "# Performance",
+        "",
+        origin,
+        "",
+        _state(devices),
+        "",
+        *arithmetic.opening([arithmetic.Rates.measured(device.name, device.limits) for device in devices]),
+    ]
+    for device in devices:
+        section, drawn = _device(device, by_op(device.contests, order))
+        lines += ["", *section]
+        shown += drawn
+    lines += ["", *_not_measured(devices, gpus, cases, order)]
+    return "\n".join(lines) + "\n", shown
+
+
+def _state(devices: Sequence[Device]) -> str:
+    gpus = [device.name for device in devices if device.is_gpu]
+    others = [device.name for device in devices if not device.is_gpu]
+    on_cpus = (
+        f" On CPUs ({', '.join(others)}) no Triton kernel runs: the ops are PyTorch's own there, arranged by llama-fast. Figures from "
+        "CPUs show that the suite works, and what the engine and its layers do; they say nothing about the kernels."
+    )
+    if gpus:
+        return f"Measured on: {', '.join(gpus)}." + (on_cpus if others else "")
+    return (
+        "**No GPU has been measured yet.** No figure on this page says how fast a kernel of llama-fast is. What stands here: the "
+        "limits that any GPU will be held to, and what is not measured." + (on_cpus if others else "")
+    )
+
+
+def _device(device: Device, ops: dict[str, list[Contest]]) -> tuple[list[str], list[Picture]]:
+    shown: list[Picture] = []
+    lines = [f"## {device.name}", "", *_machine(device), "", *_limits(device)]
+    if ops:
+        lines += ["", *_summary(ops), "", *_losses(ops)]
+    if device.profiles:
+        lines += ["", *profiled.latencies(device.profiles)]
+    for picture in (pictures.roofline(device, ops), pictures.decoding(device, ops.get("generate", []))):
+        if picture:
+            lines += ["", *_shown(picture)]
+            shown.append(picture)
+    for op, contests in ops.items():
+        picture = pictures.throughput(device, op, contests)
+        lines += ["", f"### {op}, {device.name}"]
+        if picture:
+            lines += ["", *_shown(picture)]
+            shown.append(picture)
+        lines += ["", *_tables(contests)]
+    lines += _left_out(device)
+    return lines, shown
+
+
+def _shown(picture: Picture) -> list[str]:
+    return [f"![{picture.title}]({FOLDER}/{picture.file})"]
+
+
+def _machine(device: Device) -> list[str]:
+    """What the figures depend on; where files differ, all that occurs."""
+    machines = [file.machine for file in device.files.values()]
+    states = [state for machine in machines if (state := machine.get("gpu_state"))]
+    lines = ["| | |", "|---|---|"]
+    for label, values in (
+        ("processor", [f"{machine['processor']}, {machine['threads']} threads" for machine in machines]),
+        ("GPU", [machine.get("gpu") for machine in machines]),
+        ("driver, CUDA", [f"{s.get('driver_version')}, {m.get('cuda')}" for m in machines if (s := m.get("gpu_state"))]),
+        ("clocks (SM; memory; largest SM)", ["; ".join(state.get(f"clocks.{name}", "?") for name in ("sm", "mem", "max.sm")) for state in states]),
+        ("power (now, limit), temperature", [f"{s.get('power.draw')}, {s.get('power.limit')}, {s.get('temperature.gpu')} °C" for s in states]),
+        ("versions", [", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version != "not installed") for machine in machines]),
+        ("commit", [str(machine["commit"])[:12] for machine in machines if machine["commit"]]),
+        ("date", [record.settings.get("date") for record in device.records.values()]),
+        ("files", [f"`{file}`" for file in device.files]),
+    ):  # fmt: skip
+        there = dict.fromkeys(value for value in values if value)
+        if there:
+            lines.append(f"| {label} | {_cell('<br>'.join(there))} |")
+    return lines
+
+
+def _limits(device: Device) -> list[str]:
+    lines = [
+        "Its limits, measured in the same runs:",
+        "",
+        "| file | reads | copies (read + written) | bfloat16 products | float16 | float32 | a launch | a graph's node |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, file in device.files.items():
+        limits, rates = file.limits, file.limits.matmul_flops_per_s
+        products = " | ".join(f"{units.flops(rates[dtype])}/s" for dtype in ("bfloat16", "float16", "float32"))
+        node = "" if limits.graph_node_s is None else units.duration(limits.graph_node_s)
+        lines.append(
+            f"| {name} | {units.size(limits.read_bytes_per_s)}/s | {units.size(limits.copy_bytes_per_s)}/s | {products} "
+            f"| {units.duration(limits.launch_s)} | {node} |"
+        )
+    return lines
+
+
+def _summary(ops: dict[str, list[Contest]]) -> list[str]:
+    lines = [
+        "llama-fast beside the fastest of its peers at each size, beyond the noise and by at least 3 %; the speed and the shares are "
+        "geometric means over the sizes.",
+        "",
+        "| op | | sizes | faster | even | slower | failed | speed / fastest peer | speed / baseline | share of the limit |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for op, contests in ops.items():
+        for kind in kinds(contests):
+            lines.append(_summary_row(op, [each for each in contests if each.kind == kind]))
+    return lines
+
+
+def _summary_row(op: str, contests: list[Contest]) -> str:
+    verdicts = [each.verdict for each in contests]
+    counts = " | ".join(str(verdicts.count(verdict) or "") for verdict in ("faster", "even", "slower", "failed"))
+    timed = [(each, each.ours) for each in contests if each.ours and each.ours.samples]
+    cells = [
+        [peer.timing.median / ours.timing.median for each, ours in timed if (peer := each.best_peer)],
+        [peer.timing.median / ours.timing.median for each, ours in timed if (peer := each.baseline)],
+    ]
+    ratios = " | ".join(f"{geometric_mean(values):.2f}x" if values else "" for values in cells)
+    shares = [ours.share_of_limit for each, ours in timed if each.has_limit]
+    share = units.percent(geometric_mean(shares)) if shares else ""
+    return f"| {op} | {', '.join(contests[0].kind)} | {len(contests)} | {counts} | {ratios} | {share} |"
+
+
+def _losses(ops: dict[str, list[Contest]]) -> list[str]:
+    """What is slower than a peer, and what failed."""
+    lines = ["**Where llama-fast loses**", ""]
+    every = [each for contests in ops.values() for each in contests]
+    slower = [(each, each.ours, each.best_peer) for each in every if each.verdict == "slower"]
+    rows = [(ours.timing.median / peer.timing.median, each, ours, peer) for each, ours, peer in slower if ours and peer]
+    if rows:
+        lines += ["| op | shape | | llama-fast | fastest peer | | time / peer's |", "|---|---|---|---:|---:|---|---:|"]
+        lines += [
+            f"| {each.op} | {_cell(each.shape)} | {', '.join(each.kind)} | {units.duration(ours.timing.median)} "
+            f"| {units.duration(peer.timing.median)} | {peer.implementation} | {ratio:.2f}x |"
+            for ratio, each, ours, peer in sorted(rows, key=lambda row: -row[0])
+        ]
+    failed = [(each, each.ours) for each in every if each.verdict == "failed"]
+    lines += [""] if rows and failed else []
+    lines += [f"- {each.op}, {each.shape}, {', '.join(each.kind)}: {ours.failure}" for each, ours in failed if ours]
+    return lines if rows or failed else [*lines, "Nowhere in these files."]
+
+
+def _tables(contests: list[Contest]) -> list[str]:
+    """A table for each direction and dtype, folded: they are long."""
+    lines: list[str] = []
+    for kind in kinds(contests):
+        chosen = [each for each in contests if each.kind == kind]
+        baseline = next((each.baseline.implementation for each in chosen if each.baseline), "baseline")
+        memory = [each.is_memory_bound for each in chosen]
+        lines += [""] if lines else []
+        lines += [
+            "<details>",
+            f"<summary>{', '.join(kind)}: {len(chosen)} size{'' if len(chosen) == 1 else 's'}, bound by "
+            f"{'memory' if all(memory) else 'arithmetic' if not any(memory) else 'memory or arithmetic'}</summary>",
+            "",
+            f"| shape | implementation | median | p20 to p80 | rate | share of the limit | speed / {baseline} | error | its bound | |",
+            "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+            *[_row(each, result, first=i == 0) for each in chosen for i, result in enumerate(each.results)],
+            "",
+            "</details>",
+        ]
+    return lines
+
+
+def _row(contest: Contest, result: Result, *, first: bool) -> str:
+    shape = _cell(contest.shape) if first else ""
+    name = f"**{OURS}**" if result.implementation == OURS else result.implementation
+    error, bound = ("" if value is None else f"{value:.1e}" for value in (result.error, result.bound))
+    if not result.samples:
+        return f"| {shape} | {name} | **no figure** | | | | | {error} | {bound} | {_cell(result.failure or '')} |"
+    timing, base = result.timing, contest.baseline
+    fastest = contest.timed[0] is result and len(contest.timed) > 1
+    median = units.duration(timing.median)
+    rate = (
+        f"{units.size(1e9 * result.gigabytes_per_s)}/s"
+        if contest.is_memory_bound
+        else f"{units.flops(1e12 * result.teraflops)}/s"
+    )
+    share = units.percent(result.share_of_limit) if contest.has_limit else "in cache"
+    ratio = "" if base is None else f"{base.timing.median / timing.median:.2f}x"
+    return (
+        f"| {shape} | {name} | {f'**{median}**' if fastest else median} | {units.duration(timing.p20)} to {units.duration(timing.p80)} "
+        f"| {rate} | {share} | {ratio} | {error} | {bound} | {_cell(result.note or '')} |"
+    )
+
+
+def _left_out(device: Device) -> list[str]:
+    """Who could not run there, and what the run warned of."""
+    skipped: dict[tuple[str, str], list[str]] = {}
+    for record in device.records.values():
+        for each in record.skipped:
+            ops = skipped.setdefault((each.implementation, each.reason), [])
+            if each.op not in ops:
+                ops.append(each.op)
+    lines = [f"- {name}: {reason} ({', '.join(ops)})" for (name, reason), ops in skipped.items()]
+    said = [record.warnings for record in device.records.values()]
+    said += [profile.trust.warnings for profile in device.profiles.values()]
+    warnings = list(dict.fromkeys(warning for each in said for warning in each))
+    if lines:
+        lines = ["", f"Not run on {device.name}:", "", *lines]
+    if warnings:
+        lines += ["", "<details>", f"<summary>{len(warnings)} warnings of the runs on {device.name}</summary>", ""]
+        lines += [*(f"- {warning}" for warning in warnings), "", "</details>"]
+    return lines
+
+
+def _not_measured(
+    devices: Sequence[Device], gpus: Sequence[Device], cases: Mapping[str, Iterable[WorkKey]], order: list[str]
+) -> list[str]:
+    """Ops by hardware: how many of the suite's sizes have a result there."""
+    wanted = [name for name in WANTED_GPUS if not any(name in device.name for device in gpus)]
+    columns = [(device.name, "cuda" if device.is_gpu else "cpu", _measured_keys(device)) for device in devices]
+    columns += [(name, "cuda", set()) for name in wanted]
+    if not any(kind == "cpu" for _, kind, _ in columns):
+        columns.append(("a CPU", "cpu", set()))
+    lines = [
+        "## What has not been measured",
+        "",
+        "Sizes with a result, of those that the suite has for such a device (`llama-fast bench` without `--quick`). 0 means that nobody "
+        "knows how fast it is there.",
+        "",
+        f"| op | {' | '.join(name for name, _, _ in columns)} |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for op in order:
+        cells = []
+        for _, kind, measured in columns:
+            all_keys = {key for key in cases[kind] if key[0] == op}
+            cells.append(f"{len(all_keys & measured)} of {len(all_keys)}" if all_keys else "no such case")
+        lines.append(f"| {op} | {' | '.join(cells)} |")
+    nothing = [name for name, _, measured in columns if not measured]
+    if nothing:
+        lines += ["", f"Nothing at all has been measured on: {', '.join(nothing)}."]
+    return lines
+
+
+def _measured_keys(device: Device) -> set[WorkKey]:
+    return {
+        each.results[0].work_key for each in device.contests
+        if any(result.implementation == OURS for result in each.results)
+    }  # fmt: skip
+
+
+def _cell(text: str) -> str:
+    """Text that cannot end a table's cell."""
+    return text.replace("|", "\\|").replace("\n", " ")

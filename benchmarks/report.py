@@ -1,0 +1,95 @@
+"""`python -m llama_fast.benchmarks.report`: writes docs/performance.md and its pictures from the files in benchmarks/results alone.
+
+The same files give the same page, byte for byte, and the same pictures with the same release of matplotlib.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import typer
+
+from llama_fast.benchmarks.measured import File, by_device
+from llama_fast.benchmarks.page import FOLDER, PAGE, WorkKey, page
+from llama_fast.benchmarks.plots import draw
+from llama_fast.benchmarks.record import Record, machine_folder
+from llama_fast.benchmarks.run import KINDS, find_cases
+from llama_fast.profiler.jsonfile import read_json
+from llama_fast.profiler.result import Profile
+
+_HERE = Path(__file__).resolve().parent  # of the checkout, also when it is imported through the link
+RESULTS = _HERE / "results"
+DOCS = _HERE.parent / "docs"
+ORIGIN = (
+    "`python -m llama_fast.benchmarks.report` writes this page from the files in [benchmarks/results](../benchmarks/results), and "
+    "nothing on it comes from anywhere else; a test fails when they differ. How it is measured: [benchmarking.md](benchmarking.md)."
+)
+
+
+def read_results(folder: Path) -> dict[str, File]:
+    """All files under a folder, by their paths in it. None is passed over.
+
+    Raises:
+        ValueError: a file is neither a record nor a profile, or is in another machine's folder.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"):
+        file = _read(path)
+        right = folder / machine_folder(file.machine)
+        if path.parent != right:
+            raise ValueError(f"{path} was measured on another machine than its folder says: it belongs in {right}")
+        files[path.relative_to(folder).as_posix()] = file
+    return files
+
+
+def _read(path: Path) -> File:
+    try:
+        return read_json(path, Record)
+    except ValueError as no_record:
+        try:
+            return read_json(path, Profile)
+        except ValueError as no_profile:
+            raise ValueError(f"{no_record}; and {str(no_profile).removeprefix(str(path)).strip()}") from None
+
+
+def suite_cases() -> dict[str, list[WorkKey]]:
+    """Every piece of work that the suite has for a device of type "cuda" and for "cpu"."""
+    return {
+        kind: [
+            (case.op, case.shape, str(case.dtype).removeprefix("torch."), case.direction)
+            for case in find_cases(KINDS, None, torch.device(kind), quick=False)
+        ]
+        for kind in ("cuda", "cpu")
+    }
+
+
+def write_report(files: Mapping[str, File], folder: Path, *, origin: str = "Written by `llama-fast bench`.") -> Path:
+    """Writes the page of files, by name, and its pictures into a folder that is made if need be; returns the page's path.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: two of them have a result of the same implementation of the same work.
+    """
+    text, pictures = page(by_device(files), suite_cases(), origin=origin)
+    shown = {folder / FOLDER / picture.file: picture for picture in pictures}
+    for old in (folder / FOLDER).rglob("*.svg"):
+        if old not in shown:
+            old.unlink()
+    for path, picture in shown.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(picture, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PAGE).write_text(text, encoding="utf-8")
+    return folder / PAGE
+
+
+def main(results: Path = RESULTS, out: Path = DOCS) -> None:
+    """Writes the page from the files in RESULTS into OUT."""
+    try:
+        print(write_report(read_results(results), out, origin=ORIGIN))
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,221 @@
+"""The performance page: what it says is what the files say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llama_fast.benchmarks.measured import by_device
+from llama_fast.benchmarks.page import page
+from llama_fast.benchmarks.plots import shows
+from llama_fast.benchmarks.record import machine_folder
+from llama_fast.benchmarks.report import read_results, write_report
+from llama_fast.profiler import units
+from llama_fast.profiler.jsonfile import read_json, write_json
+from llama_fast.profiler.result import Profile
+from tests.benchmarks.records import CPU_MACHINE, H100_MACHINE, record, result, rich_record
+from tests.parity import not_interpreted
+from tests.profiler.profiles import synthetic
+
+pytestmark = not_interpreted
+
+FILE = "nvidia-h100-80gb-hbm3/ops.json"
+CASES = {
+    "cuda": [("rms_norm", "8192 x 4096", "bfloat16", "forward"), ("rope", "8192 x 4096", "bfloat16", "forward")],
+    "cpu": [],
+}
+
+
+def text_of(*results, file=FILE, **more):
+    return page(by_device({file: record(*results, **more)}), CASES, origin="")[0]
+
+
+def row(text, implementation):
+    """The cells of the only row of an implementation."""
+    (line,) = (line for line in text.splitlines() if line.split(" | ")[1:2] == [implementation])
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_same_files_give_the_same_bytes_whatever_was_there(tmp_path):
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        write_report({FILE: rich_record()}, folder)
+        (folder / "performance" / "old.svg").write_text("left behind")
+        write_report({FILE: rich_record()}, folder)
+    a, b = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "a", tmp_path / "b")
+    )
+    assert a == b
+    assert {path.name for path in a} == {
+        "performance.md",
+        "rms_norm.svg",
+        "attention.svg",
+        "generate.svg",
+        "roofline.svg",
+        "decoding.svg",
+    }
+
+
+def test_the_pictures_are_linked_and_know_their_data(tmp_path):
+    path = write_report({FILE: rich_record()}, tmp_path)
+    _, pictures = page(by_device({FILE: rich_record()}), CASES, origin="")
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", path.read_text(encoding="utf-8"))
+    assert sorted(linked) == sorted(f"performance/{picture.file}" for picture in pictures)
+    changed = rich_record()
+    changed.results[0].samples[:] = [1.0]
+    _, others = page(by_device({FILE: changed}), CASES, origin="")
+    for picture, other in zip(pictures, others, strict=True):
+        svg = (tmp_path / "performance" / picture.file).read_text(encoding="utf-8")
+        assert shows(svg, picture)
+        assert shows(svg, other) == (not picture.file.endswith("rms_norm.svg"))  # it alone shows what was changed
+
+
+def test_every_figure_of_a_row():
+    shape = ("rms_norm", "8192 x 4096")
+    text = text_of(
+        result(*shape, "llama-fast", 100e-6, read=120_000_000, written=80_000_000, floor_s=75e-6, error=1.24e-3, bound=9.5e-3, note="peak memory 1 GiB"),
+        result(*shape, "PyTorch", 150e-6, read=120_000_000, written=80_000_000, floor_s=75e-6, error=2.5e-3, bound=9.5e-3),
+    )  # fmt: skip
+    # 200 MB in 100 us; the floor of 75 us; 150 us beside it; p20 and p80 of samples() lie 1 % from the median
+    assert row(text, "**llama-fast**") == [
+        "8192 x 4096", "**llama-fast**", "**100 µs**", "99.0 µs to 101 µs", "2.00 TB/s", "75 %", "1.50x", "1.2e-03", "9.5e-03",
+        "peak memory 1 GiB",
+    ]  # fmt: skip
+    assert row(text, "PyTorch")[2:9] == [
+        "150 µs",
+        "148 µs to 152 µs",
+        "1.33 TB/s",
+        "50 %",
+        "1.00x",
+        "2.5e-03",
+        "9.5e-03",
+    ]
+    assert "bound by memory" in text
+
+
+def test_what_is_bound_by_arithmetic_has_flops():
+    text = text_of(
+        result(
+            "attention", "Llama-3.1-8B, 8192 tokens", "llama-fast", 1e-3, flops=400_000_000_000, floor_s=400e9 / 700e12
+        )
+    )
+    assert row(text, "**llama-fast**")[4:6] == ["400 TFLOP/s", "57 %"]
+    assert "bound by arithmetic" in text
+
+
+def test_a_failure_has_no_speed_and_is_among_the_losses():
+    text = text_of(result("rope", "8192 x 4096", "llama-fast", None), result("rope", "8192 x 4096", "PyTorch", 1e-4))
+    assert row(text, "**llama-fast**") == [
+        "8192 x 4096", "**llama-fast**", "**no figure**", "", "", "", "", "1.5e-03", "9.0e-03", "FAIL: error 1.0e-01 exceeds 9.0e-03",
+    ]  # fmt: skip
+    losses = text.partition("**Where llama-fast loses**")[2].partition("###")[0]
+    assert "- rope, 8192 x 4096, forward, bfloat16: FAIL: error 1.0e-01 exceeds 9.0e-03" in losses
+    assert "| rope | forward, bfloat16 | 1 |  |  |  | 1 |" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "counts", "is_listed"),
+    [(1.25e-4, " |  | 1 | ", True), (1.01e-4, " | 1 |  | ", False), (0.8e-4, "1 |  |  | ", False)],
+)
+def test_a_lost_comparison_is_listed_and_noise_is_none(seconds, counts, is_listed):
+    shape = ("rms_norm", "8192 x 4096")
+    text = text_of(
+        result(*shape, "llama-fast", seconds), result(*shape, "PyTorch", 2e-4), result(*shape, "Liger", 1e-4)
+    )
+    losses = text.partition("**Where llama-fast loses**")[2].partition("###")[0]
+    listed = "| rms_norm | 8192 x 4096 | forward, bfloat16 | 125 µs | 100 µs | Liger | 1.25x |" in losses
+    assert listed == is_listed
+    assert ("Nowhere in these files." in losses) == (not is_listed)
+    assert f"| rms_norm | forward, bfloat16 | 1 | {counts}".replace("  ", " ") in text.replace("  ", " ")
+
+
+def test_who_could_not_run_and_what_a_run_warned_of_are_named():
+    text = text_of(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4), warnings=["the clocks moved"])
+    assert "- Liger: liger-kernel is not installed (rms_norm)" in text
+    assert "- the clocks moved" in text
+
+
+def test_what_was_not_measured_is_counted():
+    text = text_of(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4))
+    missing = text.partition("## What has not been measured")[2]
+    assert "| op | NVIDIA H100 80GB HBM3 | A100 | H200 | B200 | MI300X | a CPU |" in missing
+    assert "| rms_norm | 1 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | no such case |" in missing
+    assert "| rope | 0 of 1 | 0 of 1 |" in missing
+    assert "Nothing at all has been measured on: A100, H200, B200, MI300X, a CPU." in missing
+
+
+def test_without_files_the_page_says_that_nothing_was_measured(tmp_path):
+    text = write_report(read_results(tmp_path / "none"), tmp_path).read_text(encoding="utf-8")
+    assert "**No GPU has been measured yet.**" in text
+    assert "2.472 GB" in text and "15.010 GB" in text
+    assert "published" in text and "measured, below" not in text
+    assert not list(tmp_path.rglob("*.svg"))
+
+
+def test_the_limits_of_a_device_stand_in_the_arithmetic():
+    text = text_of(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4))
+    # 2.472 GB and 15.01 GB at 3 TB/s
+    expected = "| NVIDIA H100 80GB HBM3 | 3.00 TB/s | 700 TFLOP/s | 233 FLOP/B | 824 µs = 1,214 tokens/s | 5.00 ms = 199.9 tokens/s | measured, below |"
+    assert expected in text
+
+
+def test_two_files_with_the_same_result_are_refused():
+    one = result("rms_norm", "8192 x 4096", "llama-fast", 1e-4)
+    records = {"nvidia-h100-80gb-hbm3/a.json": record(one), "nvidia-h100-80gb-hbm3/b.json": record(one)}
+    with pytest.raises(
+        ValueError, match=r"a\.json and .*b\.json both have a result of rms_norm, 8192 x 4096.*remove one"
+    ):
+        page(by_device(records), CASES, origin="")
+
+
+def test_files_are_read_from_their_machines_folders(tmp_path):
+    for machine, gpu in ((H100_MACHINE, True), (CPU_MACHINE, False)):
+        folder = tmp_path / machine_folder(machine)
+        folder.mkdir()
+        write_json(folder / "ops.json", record(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4), gpu=gpu))
+    assert list(read_results(tmp_path)) == ["cpu-amd-epyc-2-threads/ops.json", "nvidia-h100-80gb-hbm3/ops.json"]
+    assert [device.name for device in by_device(read_results(tmp_path))] == [
+        "NVIDIA H100 80GB HBM3",
+        "AMD EPYC, 2 threads",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cpu/broken.json", '{"schema": 1, "machine": ', "broken.json is no Record file"),
+        ("cpu/other.json", '{"settings": {}}', "other.json is no Record file"),
+        ("cpu/notes.txt", "slow today", "notes.txt is no Record file"),
+    ],
+)
+def test_a_file_that_is_no_result_is_named(tmp_path, name, content, message):
+    path: Path = tmp_path / name
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_results(tmp_path)
+
+
+def test_a_file_in_another_machines_folder_is_named(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    write_json(tmp_path / "cpu" / "ops.json", record())
+    with pytest.raises(ValueError, match=r"cpu/ops\.json was measured on another machine.*nvidia-h100-80gb-hbm3"):
+        read_results(tmp_path)
+
+
+def test_a_profile_adds_latencies_and_speed_over_context(tmp_path):
+    profile = synthetic()
+    folder = tmp_path / machine_folder(profile.machine)
+    folder.mkdir()
+    write_json(folder / "profile.json", profile)
+    text, pictures = page(by_device(read_results(tmp_path)), CASES, origin="")
+    assert [picture.file for picture in pictures] == [f"{folder.name}/decoding.svg"]
+    read = read_json(folder / "profile.json", Profile)
+    ours = read.runs[0]
+    cells = row(text, "llama-fast")
+    assert cells[0] == "example/Imagined-1B, bfloat16"
+    assert cells[5] == units.duration(ours.latency.itl.median)
+    assert cells[8] == units.duration(next(part.seconds for part in ours.token.parts if part.kind == "floor"))
+    points = [point for point in read.contexts if point.measured is not None and point.side == "llama-fast"]
+    (series,) = (each for each in pictures[0].panels[0].series if each.name == "llama-fast")
+    assert series.points == tuple((point.context, 1 / point.measured.median) for point in points)
