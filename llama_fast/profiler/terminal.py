@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import view
+from .compare import Change, Comparison
 from .limits import Limits
 from .result import ContextPoint, Kernel, Profile, Run, Waterfall
 from .units import duration, flops, number, percent, size, tokens
@@ -183,4 +184,65 @@ def _trust(profile: Profile) -> Table:
     for warning in profile.trust.warnings:
         table.add_row("[yellow]warning[/]", f"[yellow]{escape(warning)}[/]")
     table.add_row("repeat with", escape(profile.trust.command))
+    return table
+
+
+def show_comparison(found: Comparison, console: Console) -> None:
+    """Prints what changed: all latencies, the kernels that changed, and the parts of a token that moved."""
+    for run in found.runs:
+        table = _table(f"{run.side}: {run.setting}", "", "before", "after", "change", "interval, 99 %", "")
+        for change in run.latency:
+            table.add_row(change.name, *_change_cells(change))
+        console.print(table, "")
+        for name, kernels in (("a token's", run.kernels), ("the prompt's", run.prompt_kernels)):
+            changed = [change for change in kernels if change.is_significant]
+            if changed:
+                console.print(_changed_kernels(f"{name} kernels that changed", changed))
+            if kernels:
+                console.print(
+                    f"[dim]{len(kernels) - len(changed)} of {name} {len(kernels)} kernels did not change[/]\n"
+                )
+        for name, parts in (("token", run.token), ("first token", run.first_token)):
+            total = sum(change.before for change in parts)
+            moved = [change for change in parts if abs(change.seconds) > 0.01 * total]
+            if moved:
+                console.print(_moved_parts(f"parts of the {name} that moved by over 1 % of it", moved, total), "")
+    for note in found.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+    subject = found.runs[0].side
+    slower = [(run, change) for run in found.runs if run.side == subject for change in run.regressions]
+    for run, change in slower:
+        console.print(f"[red]REGRESSION[/]: {change.name} of {escape(subject)}, {run.setting}", highlight=False)
+    if not slower:
+        console.print(
+            f"[green]no regression[/] of TTFT or ITL beyond the noise and {percent(found.minimum)}", highlight=False
+        )
+
+
+def _change_cells(change: Change) -> list[str]:
+    cells = [duration(change.before) if change.before else "-", duration(change.after) if change.after else "-"]
+    judged = change.judged
+    if judged is None:
+        return [*cells, "", "", "new" if not change.before else "gone" if not change.after else ""]
+    verdict = "[red]slower[/]" if judged.is_slower else "[green]faster[/]" if judged.is_faster else "[dim]same[/]"
+    interval = f"{100 * judged.low - 100:+.1f} to {100 * judged.high - 100:+.1f} %" if judged.low else "too few samples"
+    return [*cells, f"{100 * judged.ratio - 100:+.1f} %", interval, verdict]
+
+
+def _changed_kernels(title: str, changes: Sequence[Change]) -> Table:
+    table = _table(title, "kernel", "before", "after", "change", "interval, 99 %", "")
+    for change in changes:
+        where, _, name = change.name.partition(": ")
+        table.add_row(f"{escape(where)}\n[dim]{escape(short(name))}[/]", *_change_cells(change))
+    return table
+
+
+def _moved_parts(title: str, changes: Sequence[Change], total: float) -> Table:
+    table = _table(title, "part", "before", "after", "change", "of the whole")
+    for change in changes:
+        figures = [duration(seconds) if seconds else "-" for seconds in (change.before, change.after)]
+        sign = "+" if change.seconds > 0 else "-"
+        table.add_row(
+            escape(change.name), *figures, f"{sign}{duration(abs(change.seconds))}", percent(change.seconds / total)
+        )
     return table
