@@ -196,7 +196,8 @@ class ModelCase:
         torch.manual_seed(0)
         trial = self.build(device)
         there = {name: peer for name, peer in self.peers().items() if not isinstance(peer, Unavailable)}
-        results = judge(self, trial.expected(), {name: _later(trial.answer, peer) for name, peer in there.items()})
+        answers = {name: _later(trial.answer, peer) for name, peer in there.items()}
+        results = judge(self, trial.expected(), answers)
         calls: dict[str, Call] = {}
         for name, result in results.items():
             if result.failure is None:
