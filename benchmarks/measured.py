@@ -16,7 +16,7 @@ from llama_fast.profiler.significance import difference
 
 File = Record | Profile
 
-_SIZES = re.compile(r"\b\d+ x \d+( -> \d+)?|\bcontext \d+|\b\d+ (tokens|rows)\b")
+_SIZES = re.compile(r"\b\d+ x \d+( -> \d+)?|\bcontext \d+|\b\d+( \+ \d+)? (tokens|rows)\b")
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _limits(device: Device) -> list[str]:
 def _summary(ops: dict[str, list[Contest]]) -> list[str]:
     lines = [
         "llama-fast beside the fastest of its peers at each size, beyond the noise and by at least 3 %; the speed and the shares are "
-        "geometric means over the sizes.",
+        'geometric means over the sizes. Of layers and whole models "PyTorch" is transformers as it is.',
         "",
         "| op | | sizes | faster | even | slower | failed | speed / fastest peer | speed / baseline | share of the limit |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",

@@ -83,8 +83,8 @@ def decoding(device: Device, contests: Sequence[Contest]) -> Picture | None:
     """Tokens a second over context, a panel for each model, where a step was measured or profiled at two contexts or more."""
     models: dict[str, list[tuple[int, Contest]]] = {}
     for each in contests:
-        found = re.fullmatch(r"(.+), context (\d+)", each.shape)
-        if found and each.timed:
+        found = re.fullmatch(r"(.+), (\d+) \+ \d+ tokens", each.shape)
+        if found and each.timed and each.direction == "inter-token latency":
             models.setdefault(f"{found[1]}, {each.dtype}", []).append((int(found[2]), each))
     panels = [
         _decoding_panel(model, sorted(points, key=lambda point: point[0]))
@@ -99,4 +99,4 @@ def _decoding_panel(model: str, points: list[tuple[int, Contest]]) -> Panel:
     series = _series([(context, result, 1 / result.timing.median) for context, each in points for result in each.timed])
     limit = Series(LIMIT, tuple((context, 1 / each.timed[0].floor_s) for context, each in points))
     contexts = tuple(sorted({context for context, _ in points}))
-    return Panel(model, "context, tokens", "tokens/s of one request", (*series, limit), log_x=True, ticks=contexts)
+    return Panel(model, "tokens of the prompt", "tokens/s of one request", (*series, limit), log_x=True, ticks=contexts)

@@ -113,14 +113,14 @@ def rich_record() -> Record:
                 results.append(
                     result(
                         "generate",
-                        f"{model}, context {context}",
+                        f"{model}, batch 1, {context} + 64 tokens",
                         name,
                         read / 3e12 / share,
                         read=read,
                         written=0,
                         flops=2 * read,
                         floor_s=read / 3e12,
-                        direction="one token",
+                        direction="inter-token latency",
                     )
                 )
     return record(*results, warnings=["SM clock moved from 1980 to 1755 MHz during attention"])
