@@ -229,7 +229,7 @@ def _plan_pairs(
     tile = next((tile for tile in tiles if programs(tile) >= wanted * gpu.multiprocessors), tiles[-1])
     block_m = 1 if m == 1 else FEW_ROWS
     stages = None
-    if tuned := tuned_plan(op, gpu, x.dtype, (block_m, groups * sum(pairs), k)):
+    if tuned := tuned_plan(op, gpu, x.dtype, (block_m, groups, sum(pairs), k)):
         tile, stages = Tile(tuned["block_p"], tuned["row_bytes"]), tuned["num_stages"]
     block_k = tile.row_bytes // x.element_size()
     plans.append(
