@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from triton.errors import TritonError
 
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementation, Implementations, Unavailable
 from llama_fast.benchmarks.record import Result, Skipped
@@ -31,7 +32,8 @@ SECONDS = 1.0
 QUICK_SECONDS = 0.1
 
 CALL_ERRORS = (
-    RuntimeError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError, AssertionError
+    RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError, NotImplementedError, AssertionError,
+    OSError, TritonError,
 )  # fmt: skip
 """What implementations raise that cannot do what they are asked for."""
 
