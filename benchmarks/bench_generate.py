@@ -24,7 +24,7 @@ from llama_fast.benchmarks.models import FUSED, build_model, in_float64, judged_
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementations, Unavailable
 from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
-from llama_fast.benchmarks.suite import CALL_ERRORS, FORWARD, first_line, judge, speed_test
+from llama_fast.benchmarks.suite import CALL_ERRORS, FORWARD, first_line, judge, release, speed_test
 from llama_fast.config import DecoderConfig
 from llama_fast.engine import EMBEDDED_MODEL
 from llama_fast.fusion.verify import InFloat64
@@ -151,10 +151,13 @@ class _Rounds:
 
 @functools.lru_cache(maxsize=1)  # the two latencies of a setting come one after the other
 def _generated(setting: Setting, names: tuple[str, ...], device: torch.device, seconds: float) -> _Rounds:
+    torch._dynamo.reset()
+    release()
     torch.manual_seed(0)
     model = build_model(setting.shape, device, setting.dtype)
     prompts = torch.randint(3, setting.shape.vocab, (setting.batch, setting.prompt), device=device)
     rounds = _Rounds(_judged(setting, names, model, prompts))
+    release()
     sides: dict[str, Side] = {}
     for name in names:
         if rounds.judged[name].failure is None:
@@ -214,7 +217,9 @@ def _shares_of_best(reference: Any, prompt: Tensor, text: list[int]) -> Tensor:
 
 def _engine(model: Any, setting: Setting) -> Side:
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of writing the weights
     longest = setting.prompt + setting.new
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

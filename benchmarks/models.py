@@ -20,7 +20,7 @@ from llama_fast.benchmarks import peers
 from llama_fast.benchmarks.peers import BASELINE, Implementation, Implementations, Unavailable
 from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.shapes import ModelShape
-from llama_fast.benchmarks.suite import CALL_ERRORS, first_line, judge, timed
+from llama_fast.benchmarks.suite import CALL_ERRORS, first_line, judge, release, timed
 from llama_fast.checkpoint_layout import huggingface_slots
 from llama_fast.config import DecoderConfig
 from llama_fast.model import Decoder
@@ -193,11 +193,14 @@ class ModelCase:
         return self.peers()
 
     def measure(self, device: torch.device, limits: Limits, *, seconds: float) -> list[Result]:
+        torch._dynamo.reset()  # what other cases have compiled of the same code costs each call a look
+        release()
         torch.manual_seed(0)
         trial = self.build(device)
         there = {name: peer for name, peer in self.peers().items() if not isinstance(peer, Unavailable)}
         answers = {name: _later(trial.answer, peer) for name, peer in there.items()}
         results = judge(self, trial.expected(), answers)
+        release()
         calls: dict[str, Call] = {}
         for name, result in results.items():
             if result.failure is None:
