@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from . import units, view
-from .result import ContextPoint, Distribution, Profile, Run
+from .result import ContextPoint, Distribution, Profile, Run, Waterfall
 from .terminal import crossover_lines, short, title
 
 
@@ -43,20 +43,26 @@ class Piece:
     seconds: float
 
 
-def stack(runs: Sequence[Run], which: str) -> list[tuple[Run, list[Piece]]]:
-    """Each run's waterfall as one bar, parts of a kind together, all on the scale of the longest."""
-    longest = max(getattr(run, which).measured for run in runs)
+def stack(runs: Sequence[Run], which: str) -> list[tuple[Run, list[Piece], float]]:
+    """Each run's waterfall as one bar, parts of a kind together, and where what was measured ends; all on one scale.
+
+    The bar reaches beyond that end by what a negative rest takes back.
+    """
+    waterfalls: list[tuple[Run, Waterfall]] = [(run, getattr(run, which)) for run in runs]
+    kinds = [
+        {kind: sum(p.seconds for p in waterfall.parts if p.kind == kind) for kind in view.KIND_NAMES}
+        for _, waterfall in waterfalls
+    ]
+    longest = max(
+        max(w.measured, sum(max(0.0, x) for x in of.values())) for (_, w), of in zip(waterfalls, kinds, strict=True)
+    )
     bars = []
-    for run in runs:
-        seconds: dict[str, float] = {}
-        for part in getattr(run, which).parts:
-            seconds[part.kind] = seconds.get(part.kind, 0.0) + part.seconds
+    for (run, waterfall), seconds in zip(waterfalls, kinds, strict=True):
         left, pieces = 0.0, []
-        for kind in sorted(seconds, key=list(view.KIND_NAMES).index):
-            width = max(0.0, 100 * seconds[kind] / longest)
-            pieces.append(Piece(kind, left, width, seconds[kind]))
-            left += width
-        bars.append((run, pieces))
+        for kind in [kind for kind in seconds if seconds[kind] > 0]:
+            pieces.append(Piece(kind, left, 100 * seconds[kind] / longest, seconds[kind]))
+            left += pieces[-1].width
+        bars.append((run, pieces, 100 * waterfall.measured / longest))
     return bars
 
 

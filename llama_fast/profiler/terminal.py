@@ -100,7 +100,7 @@ def _waterfall(title: str, waterfall: Waterfall) -> RenderableType:
     if not waterfall.hidden:
         return table
     hidden = ", ".join(f"{escape(part.name)} {duration(part.seconds)}" for part in waterfall.hidden)
-    return Group(table, Text.from_markup(f"[dim]hidden behind the GPU, in no sum: {hidden}[/]"))
+    return Group(table, Text.from_markup(f"[dim]beside it, and in no sum: {hidden}[/]"))
 
 
 def _bar(left: float, width: float, color: str) -> Text:
@@ -140,12 +140,15 @@ def _contexts(points: Sequence[ContextPoint]) -> RenderableType:
     table = _table(
         "Distance to the limit over context", "side", "batch", "context", "weights", "KV", "floor", "measured", "limit"
     )
-    for point in points:
-        measured = point.measured.median if point.measured else None
-        table.add_row(
-            escape(point.side), str(point.batch), tokens(point.context), size(point.weight_bytes), size(point.kv_bytes),
-            duration(point.floor), duration(measured) if measured else "", percent(point.floor / measured) if measured else "",
-        )  # fmt: skip
+    for side, batch in view.sides(points):
+        first = escape(side)
+        for point in [point for point in points if (point.side, point.batch) == (side, batch)]:
+            measured = point.measured.median if point.measured else None
+            table.add_row(
+                first, str(batch), tokens(point.context), size(point.weight_bytes), size(point.kv_bytes),
+                duration(point.floor), duration(measured) if measured else "", percent(point.floor / measured) if measured else "",
+            )  # fmt: skip
+            first = ""
     return Group(table, *(Text(line, style="dim") for line in crossover_lines(points)))
 
 

@@ -39,7 +39,7 @@ def tokens(count: int) -> str:
 def percent(share: float) -> str:
     """12.3 %, 0.4 %, 87 %."""
     value = 100 * share
-    return f"{value:.0f} %" if abs(value) >= 9.95 else f"{value:.1f} %"
+    return f"{number(value) if abs(value) >= 99.5 else f'{value:.{int(abs(value) < 9.95)}f}'} %"
 
 
 def _prefixed(count: float, unit: str) -> str:

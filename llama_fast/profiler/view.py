@@ -12,7 +12,7 @@ from .units import column, flops, number, percent, size
 from .work import Work
 
 KIND_NAMES = {
-    "floor": "floor", "inefficiency": "kernels above their floor", "gap": "gaps between kernels", "host": "host",
+    "floor": "floor", "inefficiency": "above the floor", "gap": "gaps", "host": "host",
     "sampling": "sampling", "read-back": "read-back", "text": "text", "compile": "compile, capture",
     "rest": "not attributed",
 }  # fmt: skip
@@ -172,8 +172,8 @@ def facts(profile: Profile) -> list[tuple[str, str, bool | None]]:
         same = f"{trust.common_tokens} of {trust.tokens} tokens"
         found.append(("greedy agreement with transformers", same, None))
     found.append(("two runs give the same bits", "yes" if trust.same_bits else "no", trust.same_bits))
-    steady = "first and last quarter of the tokens agree within 5 %"
-    found.append(("warm", steady if trust.warm else f"NOT: {steady} does not hold", trust.warm))
+    steady = f"first and last quarter of the tokens {'agree within' if trust.warm else 'differ by more than'} 5 %"
+    found.append(("warm", f"{'yes' if trust.warm else 'no'}: {steady}", trust.warm))
     for name in trust.before | trust.after:
         found.append((name, f"{trust.before.get(name, '?')} before, {trust.after.get(name, '?')} after", None))
     ledger = ", ".join(f"{name.replace('_', ' ')} {size(count)}" for name, count in trust.memory.items() if count)

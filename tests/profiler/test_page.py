@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from llama_fast.profiler.page import page
+from llama_fast.profiler.result import Part
 from tests.profiler.profiles import synthetic
 
 SECTIONS = ("latency", "waterfall", "kernels", "context", "ablation", "trust", "machine")
@@ -201,6 +202,21 @@ def test_colours_follow_the_scheme_and_can_be_told_from_the_paper(browser, file)
         [heading] = pictures(browser, "h2")
         assert heading.getpixel((0, 0)) == paper
     assert _luminance(seen["dark"]) < 0.05 < 0.8 < _luminance(seen["light"])
+
+
+def test_a_bar_that_a_negative_rest_takes_back_is_not_wider_than_the_page(browser, tmp_path):
+    """Parts that were measured apart may be more than the latency: then the bar ends where they do, and a line says where the latency does."""
+    profile = synthetic()
+    run = profile.runs[0]
+    token = run.token
+    parts = [Part("floor", 3 * token.measured, "floor"), Part("rest", -2 * token.measured, "rest")]
+    path = tmp_path / "negative.html"
+    runs = [replace(run, token=replace(token, parts=parts)), *profile.runs[1:]]
+    path.write_text(page(replace(profile, runs=runs)), encoding="utf-8")
+    opened(browser, path, PHONE)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= PHONE
+    bar, line = element(browser, ".stack i.floor").rect, element(browser, ".stack b").rect
+    assert line["x"] - bar["x"] == pytest.approx(bar["width"] / 3, abs=2)
 
 
 def test_a_cpu_without_contexts_or_fusions_has_a_page_too(browser, tmp_path):
