@@ -6,7 +6,7 @@ from llama_fast.benchmarks import arithmetic, pictures, profiled
 from llama_fast.benchmarks.measured import Contest, Device, by_op, geometric_mean, kinds
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.plots import Picture
-from llama_fast.benchmarks.record import Result
+from llama_fast.benchmarks.record import Record, Result
 from llama_fast.profiler import units
 
 WorkKey = tuple[str, str, str, str]
@@ -59,8 +59,8 @@ def _state(devices: Sequence[Device]) -> str:
     if gpus:
         return f"Measured on: {', '.join(gpus)}." + (on_cpus if others else "")
     return (
-        "**No GPU has been measured yet.** No figure on this page says how fast a kernel of llama-fast is. What stands here: the "
-        "limits that any GPU will be held to, and what is not measured." + (on_cpus if others else "")
+        "**No GPU has been measured yet.** No figure on this page says how fast a kernel of llama-fast is. What stands here: what "
+        "the hardware allows by its published rates, and what is not measured." + (on_cpus if others else "")
     )
 
 
@@ -104,7 +104,6 @@ def _machine(device: Device) -> list[str]:
         ("versions", [", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version != "not installed") for machine in machines]),
         ("commit", [str(machine["commit"])[:12] for machine in machines if machine["commit"]]),
         ("date", [record.settings.get("date") for record in device.records.values()]),
-        ("files", [f"`{file}`" for file in device.files]),
     ):  # fmt: skip
         there = dict.fromkeys(value for value in values if value)
         if there:
@@ -120,20 +119,24 @@ def _limits(device: Device) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, file in device.files.items():
+        quick = " (a quick run)" if isinstance(file, Record) and file.settings.get("quick") else ""
         limits, rates = file.limits, file.limits.matmul_flops_per_s
         products = " | ".join(f"{units.flops(rates[dtype])}/s" for dtype in ("bfloat16", "float16", "float32"))
         node = "" if limits.graph_node_s is None else units.duration(limits.graph_node_s)
         lines.append(
-            f"| {name} | {units.size(limits.read_bytes_per_s)}/s | {units.size(limits.copy_bytes_per_s)}/s | {products} "
+            f"| `{name}`{quick} | {units.size(limits.read_bytes_per_s)}/s | {units.size(limits.copy_bytes_per_s)}/s | {products} "
             f"| {units.duration(limits.launch_s)} | {node} |"
         )
     return lines
 
 
 def _summary(ops: dict[str, list[Contest]]) -> list[str]:
+    timings = [result.timing for contests in ops.values() for each in contests for result in each.timed]
+    noisy = [timing for timing in timings if timing.is_noisy]
     lines = [
-        "llama-fast beside the fastest of its peers at each size, beyond the noise and by at least 3 %; the speed and the shares are "
-        'geometric means over the sizes. Of layers and whole models "PyTorch" is transformers as it is.',
+        "llama-fast beside the fastest of its peers at each size. Faster and slower are beyond the noise and by at least 3 %, even is what "
+        'cannot be told apart; the speeds and the shares are geometric means over the sizes. Of layers and whole models "PyTorch" is '
+        f"transformers as it is. p20 and p80 are more than 2 % of the median apart in {len(noisy)} of {len(timings)} figures.",
         "",
         "| op | | sizes | faster | even | slower | failed | speed / fastest peer | speed / baseline | share of the limit |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",

@@ -19,27 +19,36 @@ from llama_fast.profiler.result import Profile
 
 _HERE = Path(__file__).resolve().parent  # of the checkout, also when it is imported through the link
 RESULTS = _HERE / "results"
+OLDER = RESULTS / "older"
+"""Files of a format without limits and work: they are kept, and no figure of the page comes from them."""
 DOCS = _HERE.parent / "docs"
 ORIGIN = (
-    "`python -m llama_fast.benchmarks.report` writes this page from the files in [benchmarks/results](../benchmarks/results), and "
-    "nothing on it comes from anywhere else; a test fails when they differ. How it is measured: [benchmarking.md](benchmarking.md)."
+    "`python -m llama_fast.benchmarks.report` writes this page from the files in [benchmarks/results](../benchmarks/results). No "
+    "measurement on it comes from anywhere else, and a test fails when they differ. How it is measured: [benchmarking.md](benchmarking.md)."
 )
 
 
 def read_results(folder: Path) -> dict[str, File]:
-    """All files under a folder, by their paths in it. None is passed over.
+    """All files under a folder, by their paths in it. None is passed over but those in OLDER, which the page names.
 
     Raises:
         ValueError: a file is neither a record nor a profile, or is in another machine's folder.
     """
     files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and OLDER not in path.parents):
         file = _read(path)
         right = folder / machine_folder(file.machine)
         if path.parent != right:
             raise ValueError(f"{path} was measured on another machine than its folder says: it belongs in {right}")
         files[path.relative_to(folder).as_posix()] = file
     return files
+
+
+def origin() -> str:
+    """Where the committed page's figures are from."""
+    older = len(list(OLDER.glob("*.json")))
+    left = f" {older} files in [benchmarks/results/older](../benchmarks/results/older) have an older format and are not in it."
+    return ORIGIN + (left if older else "")
 
 
 def _read(path: Path) -> File:
@@ -86,7 +95,7 @@ def write_report(files: Mapping[str, File], folder: Path, *, origin: str = "Writ
 def main(results: Path = RESULTS, out: Path = DOCS) -> None:
     """Writes the page from the files in RESULTS into OUT."""
     try:
-        print(write_report(read_results(results), out, origin=ORIGIN))
+        print(write_report(read_results(results), out, origin=origin()))
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -9,7 +9,7 @@ from llama_fast.benchmarks.measured import by_device
 from llama_fast.benchmarks.page import page
 from llama_fast.benchmarks.plots import shows
 from llama_fast.benchmarks.record import machine_folder
-from llama_fast.benchmarks.report import read_results, write_report
+from llama_fast.benchmarks.report import DOCS, RESULTS, origin, read_results, suite_cases, write_report
 from llama_fast.profiler import units
 from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.result import Profile
@@ -34,6 +34,16 @@ def row(text, implementation):
     """The cells of the only row of an implementation."""
     (line,) = (line for line in text.splitlines() if line.split(" | ")[1:2] == [implementation])
     return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_committed_page_and_pictures_are_those_of_the_committed_files():
+    text, pictures = page(by_device(read_results(RESULTS)), suite_cases(), origin=origin())
+    assert (DOCS / "performance.md").read_text(encoding="utf-8") == text, "run python -m llama_fast.benchmarks.report"
+    files = {path.relative_to(DOCS / "performance").as_posix(): path for path in (DOCS / "performance").rglob("*.svg")}
+    assert sorted(files) == sorted(picture.file for picture in pictures)
+    # not the bytes: those depend on the release of matplotlib
+    old = [picture.file for picture in pictures if not shows(files[picture.file].read_text(encoding="utf-8"), picture)]
+    assert not old, "run python -m llama_fast.benchmarks.report"
 
 
 def test_the_same_files_give_the_same_bytes_whatever_was_there(tmp_path):
