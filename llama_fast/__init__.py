@@ -7,12 +7,13 @@ if TYPE_CHECKING:
     from . import ops
     from .engine import LLM
     from .fusion import fuse, unfuse
+    from .profiler.run import profile
     from .sampling import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__", "fuse", "ops", "unfuse"]
+__all__ = ["LLM", "SamplingParams", "__version__", "fuse", "ops", "profile", "unfuse"]
 
-_HOMES = {"LLM": ".engine", "SamplingParams": ".sampling"}
+_HOMES = {"LLM": ".engine", "SamplingParams": ".sampling", "profile": ".profiler.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -217,6 +217,20 @@ class LLM:
         """Forgets which beginnings the cache holds: the next requests compute all of their prompts."""
         self._pool.forget()
 
+    def use_fusions(self, fusions: Fusions) -> None:
+        """Computes decoding steps with other kernels from now on, over the same weights: to compare what they gain.
+
+        Raises:
+            ValueError: weights that are packed for a CPU are read by none of the fused kernels.
+        """
+        if self.decoder.is_packed and (fusions.norm_qkv_rope or fusions.norm_swiglu):
+            raise ValueError(
+                "fusions: norm_qkv_rope and norm_swiglu need plain weights, and these are packed for the CPU"
+            )
+        self.decoder.fusions = fusions
+        if self._graphs is not None:
+            self._graphs.use(fusions)
+
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:

@@ -1,7 +1,7 @@
 """CUDA graphs of the decoding step: model, sampling and all, launched by the host as one."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,7 @@ class DecodingGraphs:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[tuple[int, int, Needs], Captured] = {}
+        self._of_variants: dict[Hashable, dict[tuple[int, int, Needs], Captured]] = {None: self._captured}
         self.bytes = 0
         self.last: tuple[Captured, Needs] | None = None  # what was replayed last: the profiler runs it again
 
@@ -72,6 +73,10 @@ class DecodingGraphs:
         captured.graph.replay()
         self.last = captured, needs
         return captured.sampled
+
+    def use(self, variant: Hashable) -> None:
+        """From now on the step computes in another way: its graphs are others, and are kept beside those of before."""
+        self._captured = self._of_variants.setdefault(variant, {})
 
     def _inputs(self, chunks: Sequence[Chunk], rows: int, blocks: int) -> StepInputs:
         padded = dict(rows=rows, blocks=blocks, padding_row=self._padding_row)

@@ -258,6 +258,11 @@ class Decoder(nn.Module):
             weight = self.embedding.weight if self._packed_embedding is None else self._packed_embedding
             return _linear(self.norm(hidden), weight)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether some weights are in a CPU's own layout."""
+        return any(parameter.is_mkldnn for parameter in self.parameters())
+
     def pack(self) -> None:
         """Packs the weights for a CPU. The fused kernels of a decoding step want them plain: switch these off."""
         for module in self.modules():

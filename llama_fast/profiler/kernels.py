@@ -106,7 +106,7 @@ def gpu_entries(replayed: Sequence[GpuEvent], known: Sequence[GpuEvent], ops: Se
     The work of an op with several kernels stands at the one that takes longest in the replay.
     """
     replayed = sorted(replayed, key=lambda event: event.start)
-    known = sorted(known, key=lambda event: event.start)
+    known = sorted((event for event in known if event.op is not None), key=lambda event: event.start)
     found = match([event.name for event in replayed], [event.name for event in known])
     ops_of = [None if at is None else known[at].op for at in found]
     entries, end = [], replayed[0].start if replayed else 0.0

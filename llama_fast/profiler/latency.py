@@ -58,9 +58,9 @@ class Rounds:
 
 def run_rounds(
     sides: Sequence[Side], prompts: Tensor, texts: Sequence[str] | None, new_tokens: int, rounds: int,
-    *, tick: Callable[[str], None] = lambda _: None,
+    *, tick: Callable[[str], None] = lambda _: None, after_round: Callable[[Rounds], None] = lambda _: None,
 ) -> list[Rounds]:  # fmt: skip
-    """Times `rounds` of each side in turns, after a warm-up of its own.
+    """Times `rounds` of each side in turns, after a warm-up of its own. `after_round` is called after each of them, untimed.
 
     A side's first request here is its cold one: compilers, captures and caches of the process that others have filled stay filled.
     """
@@ -75,6 +75,7 @@ def run_rounds(
             generation, phases = watched(each.side, prompts, new_tokens, texts)
             each.generations.append(generation)
             each.phases.append(phases)
+            after_round(each)
     return all_rounds
 
 

@@ -1,5 +1,6 @@
 """The phases of a step on the host, token by token: they fill the time between two tokens without a gap."""
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,12 +41,11 @@ def phases_of_tokens(marks: Sequence[tuple[str, float]], generation: Generation)
 
 
 def typical(samples: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:
-    """Seconds of each phase in a step of median length: the mean over the middle half of (whole, phases).
+    """Seconds of each phase in a step of median length: the mean over the tenth of (whole, phases) that is nearest to the median.
 
     Medians of parts don't sum to the median of the whole; means of the same few steps do.
     """
-    ordered = sorted(samples, key=lambda sample: sample[0])
-    quarter = len(ordered) // 4
-    middle = ordered[quarter : len(ordered) - quarter]
+    median = statistics.median(whole for whole, _ in samples)
+    middle = sorted(samples, key=lambda sample: abs(sample[0] - median))[: max(1, len(samples) // 10)]
     names = {name: None for _, phases in middle for name in phases}
     return {name: sum(phases.get(name, 0.0) for _, phases in middle) / len(middle) for name in names}

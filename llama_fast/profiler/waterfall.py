@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from .kernels import NOT_ATTRIBUTED
 from .phases import AFTER
 from .result import KINDS, Kernel, Part, Waterfall
 
 FORWARD = "forward"
-OUTSIDE = {"sampling", "read-back", "inputs", "generate"}
-"""Where ops are that lie in a phase of their own: the phase is the part."""
+OUTSIDE = {"sampling": "sampling", "read-back": "read-back", "inputs": "host", "generate": "host"}
+"""Where ops are that lie in a phase of their own, and its kind."""
 
 # name of a phase: what it is called, and its kind
 _PHASES = {
@@ -33,18 +34,23 @@ def whole(measured: float, parts: Iterable[Part], hidden: Sequence[Part] = ()) -
     return Waterfall(measured, [*kept, Part("rest", rest, "rest", "measured apart from the latency")], list(hidden))
 
 
-def kernel_parts(kernels: Iterable[Kernel], floor_note: str = "") -> list[Part]:
-    """The floor of all, and what each part of the model takes beyond its own. No kernel's floor counts for more than it took."""
-    floor = 0.0
-    beyond: dict[str, float] = {}
+def kernel_parts(kernels: Iterable[Kernel], floor_note: str = "", least: float | None = None) -> list[Part]:
+    """The floor of all, and what each part of the model takes beyond its own. No kernel's floor counts for more than it took.
+
+    What lies outside of the forward pass is a part of its own. `least` is the floor of kernels that are not attributed, together.
+    """
+    seconds: dict[str, float] = {}
+    floors: dict[str, float] = {}
     for kernel in kernels:
-        least = min(kernel.floor, kernel.seconds)
-        floor += least
-        beyond[kernel.where] = beyond.get(kernel.where, 0.0) + kernel.seconds - least
-    longest_first = sorted(beyond.items(), key=lambda item: -item[1])
-    return [Part("floor", floor, "floor", floor_note)] + [
-        Part(where, seconds, "inefficiency") for where, seconds in longest_first
-    ]
+        seconds[kernel.where] = seconds.get(kernel.where, 0.0) + kernel.seconds
+        floors[kernel.where] = floors.get(kernel.where, 0.0) + min(kernel.floor, kernel.seconds)
+    outside = [Part(where, took, OUTSIDE[where]) for where, took in seconds.items() if where in OUTSIDE]
+    if least is not None and NOT_ATTRIBUTED in seconds:
+        floors[NOT_ATTRIBUTED] = min(least, seconds[NOT_ATTRIBUTED])
+    inside = [where for where in seconds if where not in OUTSIDE]
+    floor = Part("floor", sum(floors[where] for where in inside), "floor", floor_note)
+    beyond = [Part(where, seconds[where] - floors[where], "inefficiency") for where in inside]
+    return [floor, *sorted(beyond, key=lambda part: -part.seconds), *outside]
 
 
 def host_waterfall(
@@ -65,60 +71,55 @@ def phase_parts(phases: Mapping[str, float]) -> list[Part]:
 
 
 def gpu_token(
-    measured: float, kernels: Sequence[Kernel], *, gaps: float, idle_copies: float, span: float, phases: Mapping[str, float],
-    floor_note: str = "",
+    measured: float, kernels: Sequence[Kernel], *, gaps: float, copies: float = 0.0, span: float = 0.0,
+    phases: Mapping[str, float], floor_note: str = "", least: float | None = None,
 ) -> Waterfall:  # fmt: skip
-    """On a GPU: the period of a steady step, from the device's view. What the host does meanwhile is hidden behind it.
+    """On a GPU: the period of a steady step, as the device sees it. What the host does meanwhile is hidden behind it.
 
     Args:
         kernels: of a step.
-        gaps: between them, as they were traced.
-        idle_copies: of copies between the steps.
-        span: of a step's replay by events, without a tracer; 0 where there is no replay. A tracer makes gaps longer, never shorter.
+        gaps: between them, as they were traced. A tracer makes them longer, never shorter.
+        copies: between the replays of two steps.
+        span: of a replay, by events and without a tracer; 0 where nothing is replayed.
         phases: of the host in a step.
+        least: the floor of a step whose kernels are not attributed.
     """
-    computing = [kernel for kernel in kernels if kernel.where not in OUTSIDE]
-    sampling = sum(kernel.seconds for kernel in kernels if kernel.where in OUTSIDE)
-    parts = [*kernel_parts(computing, floor_note), Part("sampling", sampling, "sampling")]
-    busy = sum(part.seconds for part in parts)
-    gaps = max(0.0, min(gaps, (span or measured) - busy))
-    parts += [Part("gaps between kernels", gaps, "gap"), Part("copies", idle_copies, "read-back")]
-    if span:
-        between = max(0.0, measured - max(span, busy + gaps) - idle_copies)
-        parts.append(Part("GPU idle between steps", between, "host", "the host was not there in time"))
-        return whole(measured, parts, _hidden(phases))
-    idle = max(0.0, measured - busy - gaps - idle_copies)
-    host = {
-        name: seconds for name, seconds in phases.items() if name in ("text", "read", "schedule", AFTER, "generate")
-    }
-    for part in phase_parts(host):  # while the host does these, nothing is launched
-        seconds = min(part.seconds, idle)
-        parts.append(Part(part.name, seconds, part.kind))
-        idle -= seconds
-    return whole(measured, parts, _hidden({n: s for n, s in phases.items() if n not in host}))
-
-
-def _hidden(phases: Mapping[str, float]) -> list[Part]:
-    forward = [Part("launching", phases[FORWARD], "host")] if phases.get(FORWARD) else []
-    return forward + [part for part in phase_parts(phases) if part.name != "wait for the GPU" and part.seconds]
+    parts = [*kernel_parts(kernels, floor_note, least), Part("copies", copies, "read-back", "inputs in, tokens out")]
+    busy = sum(part.seconds for part in parts) - copies
+    inside = max(0.0, min(gaps, (span or measured - copies) - busy))
+    idle = max(0.0, measured - copies - max(span, busy + inside))
+    parts += [
+        Part("gaps between kernels", inside, "gap"),
+        Part("GPU idle between steps", idle, "host", "the host was not there in time"),
+    ]
+    return whole(measured, parts, hidden_parts(phases))
 
 
 def gpu_first_token(
-    measured: float, kernels: Sequence[Kernel], *, gaps: float, before: float, phases: Mapping[str, float],
-    floor_note: str = "",
+    measured: float, kernels: Sequence[Kernel], *, gaps: float, until_first: float, phases: Mapping[str, float],
+    floor_note: str = "", least: float | None = None,
 ) -> Waterfall:  # fmt: skip
-    """The prompt on a GPU: the host until the first launch, the GPU's work, and the host after the last kernel.
+    """The prompt on a GPU: the host until the first kernel, the GPU's work, and the host after the last one.
 
     Args:
-        before: host seconds until the first kernel began, that no phase below names.
+        gaps, until_first: as they were traced: between the kernels, and from the request to the first of them.
+        phases: of the host: those that come before any launch, or after the last kernel, are parts of their own.
     """
-    computing = [kernel for kernel in kernels if kernel.where not in OUTSIDE]
-    sampling = sum(kernel.seconds for kernel in kernels if kernel.where in OUTSIDE)
-    named = {name: phases[name] for name in ("tokenise", "submit", "read", "text", AFTER) if name in phases}
-    parts = [*kernel_parts(computing, floor_note), Part("sampling", sampling, "sampling"), *phase_parts(named)]
+    alone = {name: phases[name] for name in ("tokenise", "submit", "read", "text", AFTER) if name in phases}
+    parts = [*kernel_parts(kernels, floor_note, least), *phase_parts(alone)]
     left = measured - sum(part.seconds for part in parts)
-    for name, seconds, kind in (("until the first launch", before, "host"), ("gaps between kernels", gaps, "gap")):
+    early = sum(alone.get(name, 0.0) for name in ("tokenise", "submit"))
+    for name, seconds, kind in (
+        ("until the first launch", until_first - early, "host"),
+        ("gaps between kernels", gaps, "gap"),
+    ):
         seconds = max(0.0, min(seconds, left))
-        parts.append(Part(name, seconds, kind, "at most as traced: a tracer makes them longer"))
+        parts.append(Part(name, seconds, kind, "at most as traced: a tracer makes it longer"))
         left -= seconds
-    return whole(measured, parts, _hidden({n: s for n, s in phases.items() if n not in named}))
+    return whole(measured, parts, hidden_parts({n: s for n, s in phases.items() if n not in alone}))
+
+
+def hidden_parts(phases: Mapping[str, float]) -> list[Part]:
+    """What the host does while the GPU is busy; waiting is no work."""
+    forward = [Part("launch the forward pass", phases[FORWARD], "host")] if phases.get(FORWARD) else []
+    return forward + [part for part in phase_parts(phases) if part.seconds and part.name != _PHASES["wait"][0]]

@@ -1,0 +1,123 @@
+"""The kernels of a side on a GPU: traced as they run, and told which op they belong to by the same step run op by op."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..placement import current
+from .counting import Op, OpCounter
+from .kernels import Entry, GpuEvent, gpu_entries
+from .on_cpu import count, module_of
+from .sides import EngineSide, Generation, Side, TransformersSide
+from .trace import Trace, traced
+
+_TOKENS = 16  # that are traced; the first and last steps are left out
+
+
+@dataclass(frozen=True)
+class GpuSteps:
+    """The entries of the prompt and of decoding steps, and what lies between them.
+
+    Attributes:
+        until_first: seconds from the request to the first kernel, as traced.
+        copies: seconds of copies between two replays.
+        span: of a replay, by events and without a tracer; 0 where none is replayed.
+    """
+
+    prompt: list[list[Entry]]
+    decoding: list[list[Entry]]
+    until_first: float
+    copies: float = 0.0
+    span: float = 0.0
+
+
+def steps_on_gpu(side: Side, prompts: Tensor, new_tokens: int) -> GpuSteps:
+    """Traces the prompt and some decoding steps after it, all after the rounds that were timed: everything is compiled and warm."""
+    device = prompts.device
+    prompt, until_first = _prompt(side, prompts)
+    tokens = min(new_tokens, _TOKENS)
+    with current(device):
+        generation, trace = traced(lambda: side.generate(prompts, tokens), device)
+        if isinstance(side, EngineSide) and trace.graphs:
+            replays = trace.graphs[1:-1] or trace.graphs
+            known, ops = _step_by_ops(side, device)
+            decoding = [gpu_entries(replay, known, ops) for replay in replays]
+            return GpuSteps([prompt], decoding, until_first, _copies(trace, replays), _span(side))
+        of_tokens = split(trace.everything, generation)
+        known_of_tokens, ops = _generation_by_ops(side, prompts, tokens)
+        steps = range(1, len(of_tokens) - 1) if len(of_tokens) > 2 else range(1, len(of_tokens))
+        return GpuSteps([prompt], [gpu_entries(of_tokens[i], known_of_tokens[i], ops) for i in steps], until_first)
+
+
+def split(events: Sequence[GpuEvent], generation: Generation) -> list[list[GpuEvent]]:
+    """What ended before each token and after the one before it. `events` are in order."""
+    of_tokens: list[list[GpuEvent]] = [[] for _ in generation.times]
+    i = 0
+    for event in events:
+        while i < len(of_tokens) and event.end > generation.start + generation.times[i]:
+            i += 1
+        if i < len(of_tokens):
+            of_tokens[i].append(event)
+    return of_tokens
+
+
+def _prompt(side: Side, prompts: Tensor) -> tuple[list[Entry], float]:
+    generation, trace = traced(lambda: side.generate(prompts, 1), prompts.device)
+    events = trace.everything
+    known, ops = _generation_by_ops(side, prompts, 1)
+    entries = gpu_entries(split(events, generation)[0], known[0], ops)
+    return entries, max(0.0, events[0].start - generation.start) if events else 0.0
+
+
+def _generation_by_ops(side: Side, prompts: Tensor, tokens: int) -> tuple[list[list[GpuEvent]], list[Op]]:
+    """The same, each op in a range of its own. A compiled model has no ops that could be told apart."""
+    if isinstance(side, TransformersSide) and side.is_compiled:
+        return [[] for _ in range(tokens)], []
+    counter = OpCounter(module_of(side), annotate=True)
+    (generation, _), trace = traced(lambda: count(side, prompts, tokens, counter), prompts.device)
+    return split(trace.launched, generation), counter.ops
+
+
+def _step_by_ops(side: EngineSide, device: torch.device) -> tuple[list[GpuEvent], list[Op]]:
+    """The step that was replayed last, on the same inputs, op by op. It writes what that replay has written once more."""
+    llm = side.llm
+    assert llm._graphs is not None and llm._graphs.last is not None
+    captured, needs = llm._graphs.last
+    counter = OpCounter(llm.decoder, annotate=True)
+    side.watch(counter.on_phase)
+
+    def step() -> None:
+        with torch.inference_mode(), counter.listening():
+            llm._decode(captured.inputs, needs)
+
+    try:
+        _, trace = traced(step, device)
+    finally:
+        side.watch(None)
+    return trace.launched, counter.ops
+
+
+def _copies(trace: Trace, replays: Sequence[Sequence[GpuEvent]]) -> float:
+    """Seconds of what runs between two replays, in the middle of those."""
+    starts = [replay[0].start for replay in replays]
+    between = [event.duration for event in trace.launched if starts[0] <= event.start < starts[-1]]
+    return sum(between) / max(1, len(starts) - 1)
+
+
+def _span(side: EngineSide, replays: int = 20) -> float:
+    """Seconds from one replay of the last step to the next, when the host is far ahead."""
+    assert side.llm._graphs is not None and side.llm._graphs.last is not None
+    graph = side.llm._graphs.last[0].graph
+    seconds = []
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        seconds.append(1e-3 * float(start.elapsed_time(end)) / replays)
+    return statistics.median(seconds)
