@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from llama_fast.benchmarks.peers import Unavailable
 from llama_fast.benchmarks.record import Record, Result
-from llama_fast.benchmarks.suite import QUICK_SECONDS, SECONDS, Case, first_line, release, unavailable
+from llama_fast.benchmarks.suite import Case, first_line, release, unavailable
 from llama_fast.profiler.limits import Limits, measure_limits
 from llama_fast.profiler.machine import gpu_state, machine
 
@@ -31,11 +32,12 @@ class GpuFailure(RuntimeError):
 
 def modules(kind: str) -> list[ModuleType]:
     """The benchmark files of a kind of work: those that have `cases`."""
-    names = [f"bench_{WHOLE[kind]}"] if kind in WHOLE else _kernel_files()
+    names = [f"bench_{WHOLE[kind]}"] if kind in WHOLE else kernel_files()
     return [importlib.import_module(f"llama_fast.benchmarks.{name}") for name in names]
 
 
-def _kernel_files() -> list[str]:
+def kernel_files() -> list[str]:
+    """Of the ops, without `.py`."""
     whole = {f"bench_{end}" for end in WHOLE.values()}
     files = sorted(Path(__file__).parent.glob("bench_*.py"))
     return [file.stem for file in files if file.stem not in whole and "\ndef cases(" in file.read_text()]
@@ -60,6 +62,12 @@ def find_cases(kinds: Sequence[str], ops: Sequence[str] | None, device: torch.de
     return [case for stem, case in cases if stem in ops or case.op in ops]
 
 
+def kernel_cases(name: str, device: torch.device, *, quick: bool) -> list[Case]:
+    """The cases of one op's file."""
+    found: list[Case] = importlib.import_module(f"llama_fast.benchmarks.bench_{name}").cases(device, quick=quick)
+    return found
+
+
 def new_record(device: torch.device, settings: dict[str, Any], *, quick: bool) -> Record:
     """An empty record of this machine, whose limits are measured now."""
     limits = measure_limits(device, quick=quick)
@@ -67,9 +75,9 @@ def new_record(device: torch.device, settings: dict[str, Any], *, quick: bool) -
 
 
 def run_cases(
-    record: Record, cases: Sequence[Case], device: torch.device, *, quick: bool, progress: Progress = lambda *_: None
+    record: Record, cases: Sequence[Case], device: torch.device, *, seconds: float, progress: Progress = lambda *_: None
 ) -> None:
-    """Measures the cases one after the other into `record`, which holds what is done if it is interrupted.
+    """Measures the cases into `record`, each implementation for `seconds`; it holds what is done if this is interrupted.
 
     Raises:
         GpuFailure: a kernel broke the GPU's context: what was measured before is in `record`.
@@ -78,7 +86,7 @@ def run_cases(
     state = gpu_state(device) if device.type == "cuda" else {}
     for done, case in enumerate(cases):
         progress(case_name(case), done, len(cases))
-        record.results.extend(_measured(case, device, record.limits, quick))
+        record.results.extend(_measured(case, device, record.limits, seconds))
         if device.type == "cuda":
             _require_working_gpu(case, device)
             before, state = state, gpu_state(device)
@@ -88,21 +96,31 @@ def run_cases(
     progress("", len(cases), len(cases))
 
 
+def work_key(case: Case) -> tuple[str, str, str, str]:
+    """That of the case's results."""
+    return case.op, case.shape, str(case.dtype).removeprefix("torch."), case.direction
+
+
 def case_name(case: Case) -> str:
     """For people."""
-    return ", ".join((case.op, case.shape, str(case.dtype).removeprefix("torch."), case.direction))
+    return ", ".join(work_key(case))
 
 
-def _measured(case: Case, device: torch.device, limits: Limits, quick: bool) -> list[Result]:
+def _measured(case: Case, device: torch.device, limits: Limits, seconds: float) -> list[Result]:
     """The case's results. One that cannot be done at all (its tensors do not fit) is a failure of each implementation."""
     try:
-        return case.measure(device, limits, seconds=QUICK_SECONDS if quick else SECONDS)
+        return case.measure(device, limits, seconds=seconds)
     except RuntimeError as error:
-        failure = f"{type(error).__name__}: {first_line(error)}"
-        named: dict[str, Any] = dict(
-            op=case.op, shape=case.shape, dtype=str(case.dtype).removeprefix("torch."), direction=case.direction
-        )
-        return [Result(**named, implementation=name, failure=failure) for name in case.implementations()]
+        return failed(case, f"{type(error).__name__}: {first_line(error)}")
+
+
+def failed(case: Case, failure: str) -> list[Result]:
+    """A case that none of its implementations could do, for a reason of its own."""
+    op, shape, dtype, direction = work_key(case)
+    return [
+        Result(op, shape, dtype, direction, name, failure=failure)
+        for name, peer in case.implementations().items() if not isinstance(peer, Unavailable)
+    ]  # fmt: skip
 
 
 def _require_working_gpu(case: Case, device: torch.device) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from .cli_common import GroupWithDefault, console, errors, fail
 
@@ -60,6 +62,7 @@ def run(
     _require_folder("--report", report)
 
     from .benchmarks import run as job
+    from .benchmarks.suite import QUICK_SECONDS, SECONDS
     from .benchmarks.tables import print_record
 
     where = _device(device)
@@ -74,7 +77,7 @@ def run(
         with _progress() as show:
             show("the machine's limits", 0, len(cases))
             record = job.new_record(where, {"kinds": list(kinds), "ops": chosen}, quick=quick)
-            job.run_cases(record, cases, where, quick=quick, progress=show)
+            job.run_cases(record, cases, where, seconds=QUICK_SECONDS if quick else SECONDS, progress=show)
     except KeyboardInterrupt:
         ended = "interrupted"
     except job.GpuFailure as error:
@@ -144,6 +147,68 @@ def compare(
         raise fail(f"{error}{hint}") from None
     print_comparison(found, console)
     raise typer.Exit(1 if found.is_regression else 0)
+
+
+@app.command()
+def campaign(
+    out: Annotated[Path, typer.Option(help="A folder for the results; what is there is not done again.")],
+    minutes: Annotated[float, typer.Option(min=0.05, help="This call ends within so many.")] = 9.0,
+    part: Annotated[str | None, typer.Option(help="Only this part, or parts, comma-separated.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few sizes, little time: whether all works.")] = False,
+    device: DeviceName = "auto",
+    in_process: Annotated[bool, typer.Option("--in-process", hidden=True)] = False,
+) -> None:
+    """Do all that an hour on a rented GPU should, in calls that each end in time: limits, the tests, every benchmark, a sweep
+    of plans, profiles. The same command again goes on where the last one stopped. All results are also in `campaign.zip`.
+    """
+    _require_extra("pytest", "pytest_benchmark", "transformers")
+    _require_folder("--out", out)
+    from .benchmarks import campaign as job
+    from .benchmarks.headlines import headlines
+
+    where = _device(device)
+    known = {each.name: each for each in job.parts()}
+    names = list(known) if part is None else [name.strip() for name in part.split(",")]
+    for name in names:
+        if name not in known:
+            raise fail(f"--part: there is no {name!r}; choose from {', '.join(known)}")
+    out.mkdir(exist_ok=True)
+    if in_process:
+        raise typer.Exit(_run_part(names[0], out, where, minutes, quick))
+    chosen = [known[name] for name in names]
+    try:
+        job.run_campaign(out, chosen, device=device, minutes=minutes, quick=quick, tell=_tell)
+    except KeyboardInterrupt:
+        errors.print("[red]interrupted[/]: the same command goes on from here")
+    table = Table("part", "state", "figures", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    rows = headlines(out, chosen)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    left = [name for name, state, _ in rows if state != "done"]
+    if left:
+        console.print("left for the same command: " + escape(", ".join(left)), highlight=False)
+    console.print(f"all of it is in {escape(str(out / 'campaign.zip'))}", highlight=False)
+
+
+def _run_part(name: str, out: Path, device: "torch.device", minutes: float, quick: bool) -> int:
+    """0: complete, 3: out of time, 1: the GPU failed."""
+    import time
+
+    from .benchmarks import campaign as job
+    from .benchmarks.run import GpuFailure
+
+    deadline = time.monotonic() + 60 * minutes
+    try:
+        complete = job.run_part(name, out, device, quick=quick, deadline=deadline, progress=_progress_line)
+    except GpuFailure as error:
+        errors.print(escape(str(error)), highlight=False)
+        return 1
+    return 0 if complete else 3
+
+
+def _tell(line: str) -> None:
+    errors.print(escape(line), highlight=False)
 
 
 def _device(name: str) -> "torch.device":
