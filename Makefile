@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 OLDEST_TRITON := .cache/triton-3.6.0
 WORKERS ?= 2
 
-.PHONY: demo test check install test-oldest-triton clean
+.PHONY: demo test bench check install test-oldest-triton clean
 
 demo: $(INSTALLED)  ## swap fused layers into a LLaMA: parity, throughput, latency
 	@$(BIN)/llama-fast demo
@@ -17,6 +17,9 @@ test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton 
 	@$(BIN)/python -m pytest -q -n $(WORKERS)
 	@echo "== tests 2/2: Triton kernels in the interpreter"
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/kernels tests/fuse tests/engine/test_engine.py
+
+bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
+	@$(BIN)/llama-fast bench --quick
 
 check: $(INSTALLED)  ## lint, format, types
 	@$(BIN)/ruff check .

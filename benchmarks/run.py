@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 """What is being measured, how many are done, how many there are."""
 
 
-class GpuFailure(RuntimeError):
+class GpuFailure(Exception):
     """The GPU is in a state in which nothing more can be measured in this process."""
 
 
