@@ -17,6 +17,7 @@ from rich.table import Table
 
 from .cli_bench import app as bench_app
 from .cli_common import console, errors, fail, write_whole
+from .cli_profile import app as profile_app
 
 if TYPE_CHECKING:
     from .demo import DemoResult
@@ -47,6 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(profile_app, name="profile")
 
 
 @app.command()

@@ -76,11 +76,11 @@ def _latency(runs: Sequence[Run]) -> Table:
             figures = [duration(x) for x in (d.mean, d.median, d.quantile(0.9), d.quantile(0.99))]
             ratio = [view.versus(run, runs[0], metric)] * versus
             table.add_row(f" {escape(run.side)}", *figures, percent(d.spread), *ratio)
-    table.add_row("[bold]tokens/s[/], of a request and of all")
+    table.add_row("[bold]tokens/s[/], each and all")
     for run in runs:
         latency = run.latency
         table.add_row(f" {escape(run.side)}", "", number(latency.tokens_per_s), number(latency.total_tokens_per_s))
-    table.add_row("[bold]TTFT, cold[/]: the process's first request")
+    table.add_row("[bold]TTFT, cold[/], the first one")
     for run in runs:
         table.add_row(f" {escape(run.side)}", "", duration(run.latency.cold_ttft))
     return table
