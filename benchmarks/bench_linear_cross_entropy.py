@@ -31,11 +31,7 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
 
 def _sizes(device: torch.device, quick: bool) -> list[tuple[ModelShape, int]]:
     if device.type != "cuda":
-        return (
-            [(replace(CPU_125M, name="125M, 4000 classes", vocab=4000), 32)]
-            if quick
-            else [(CPU_125M, 256), (LLAMA_3_2_1B, 64)]
-        )
+        return [(replace(CPU_125M, name="125M, 4000 classes", vocab=4000), 32)] if quick else [(CPU_125M, 128)]
     sizes = [(LLAMA_3_1_8B, 8192), (LLAMA_3_2_1B, 8192), (MISTRAL_7B, 8192)]
     return sizes[:1] if quick else sizes
 
