@@ -37,19 +37,43 @@ class GpuSteps:
 def steps_on_gpu(side: Side, prompts: Tensor, new_tokens: int) -> GpuSteps:
     """Traces the prompt and some decoding steps after it, all after the rounds that were timed: everything is compiled and warm."""
     device = prompts.device
-    prompt, until_first = _prompt(side, prompts)
-    tokens = min(new_tokens, _TOKENS)
     with current(device):
+        if isinstance(side, TransformersSide) and side.is_compiled:
+            return _compiled(side, prompts, new_tokens)
+        prompt, until_first = _prompt(side, prompts)
+        tokens = min(new_tokens, _TOKENS)
         generation, trace = traced(lambda: side.generate(prompts, tokens), device)
         if isinstance(side, EngineSide) and trace.graphs:
-            replays = trace.graphs[1:-1] or trace.graphs
-            known, ops = _step_by_ops(side, device)
-            decoding = [gpu_entries(replay, known, ops) for replay in replays]
-            return GpuSteps([prompt], decoding, until_first, _copies(trace, replays), _span(side))
+            return _replayed(side, trace, prompt, until_first, device)
         of_tokens = split(trace.everything, generation)
-        known_of_tokens, ops = _generation_by_ops(side, prompts, tokens)
-        steps = range(1, len(of_tokens) - 1) if len(of_tokens) > 2 else range(1, len(of_tokens))
-        return GpuSteps([prompt], [gpu_entries(of_tokens[i], known_of_tokens[i], ops) for i in steps], until_first)
+        known, ops = _generation_by_ops(side, prompts, tokens)
+        decoding = [gpu_entries(of_tokens[i], known[i], ops) for i in _middle(tokens)]
+        return GpuSteps([prompt], decoding, until_first)
+
+
+def _middle(tokens: int) -> range:
+    """The decoding steps of so many tokens, without the last if there are others."""
+    return range(1, max(2, tokens - 1))
+
+
+def _replayed(
+    side: EngineSide, trace: Trace, prompt: list[Entry], until_first: float, device: torch.device
+) -> GpuSteps:
+    replays = trace.graphs[1:-1] or trace.graphs
+    known, ops = _step_by_ops(side, device)
+    decoding = [gpu_entries(replay, known, ops) for replay in replays]
+    span = _span(side)
+    side.llm.forget_prefixes()  # the last step was computed again where its sequence is no more
+    return GpuSteps([prompt], decoding, until_first, _copies(trace, replays), span)
+
+
+def _compiled(side: Side, prompts: Tensor, new_tokens: int) -> GpuSteps:
+    """Of as many tokens as in the rounds: with others it would be compiled again. No kernel is attributed."""
+    generation, trace = traced(lambda: side.generate(prompts, new_tokens), prompts.device)
+    events = trace.everything
+    of_tokens = [gpu_entries(step, [], []) for step in split(events, generation)]
+    until_first = max(0.0, events[0].start - generation.start) if events else 0.0
+    return GpuSteps(of_tokens[:1], [of_tokens[i] for i in _middle(new_tokens)], until_first)
 
 
 def split(events: Sequence[GpuEvent], generation: Generation) -> list[list[GpuEvent]]:
@@ -73,9 +97,7 @@ def _prompt(side: Side, prompts: Tensor) -> tuple[list[Entry], float]:
 
 
 def _generation_by_ops(side: Side, prompts: Tensor, tokens: int) -> tuple[list[list[GpuEvent]], list[Op]]:
-    """The same, each op in a range of its own. A compiled model has no ops that could be told apart."""
-    if isinstance(side, TransformersSide) and side.is_compiled:
-        return [[] for _ in range(tokens)], []
+    """The same, each op in a range of its own."""
     counter = OpCounter(module_of(side), annotate=True)
     (generation, _), trace = traced(lambda: count(side, prompts, tokens, counter), prompts.device)
     return split(trace.launched, generation), counter.ops

@@ -18,7 +18,7 @@ from .machine import gpu_state, machine
 from .on_cpu import Operators
 from .on_gpu import steps_on_gpu
 from .phases import typical
-from .result import Kernel, Part, Profile, Run, Waterfall
+from .result import Kernel, Latency, Part, Profile, Run, Waterfall
 from .subject import Subject, open_subject
 from .trace import write_trace
 from .trust import trust
@@ -146,6 +146,8 @@ def _on_gpu(subject: Subject, limits: Limits, prompts: Tensor, rounds: Rounds) -
     prompt_kernels, kernels = table(steps.prompt, limits), table(steps.decoding, limits)
     latency, note = rounds.latency(len(prompts)), _FLOOR.format("kernel")
     least_prompt, least = _least(subject, limits, len(prompts))
+    if not kernels:  # the profiler saw nothing of the GPU
+        return _host_only(latency, rounds)
     first = gpu_first_token(
         latency.ttft.median, prompt_kernels, gaps=_gaps(steps.prompt), until_first=steps.until_first,
         phases=typical(rounds.first), floor_note=note, least=least_prompt,
@@ -155,6 +157,11 @@ def _on_gpu(subject: Subject, limits: Limits, prompts: Tensor, rounds: Rounds) -
         phases=typical(rounds.decoding), floor_note=note, least=least,
     )  # fmt: skip
     return first, token, kernels, prompt_kernels
+
+
+def _host_only(latency: Latency, rounds: Rounds) -> Attributed:
+    first = host_waterfall(latency.ttft.median, typical(rounds.first), [])
+    return first, host_waterfall(latency.itl.median, typical(rounds.decoding), []), [], []
 
 
 def _gaps(steps: Sequence[Sequence[Entry]]) -> float:
