@@ -14,7 +14,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -170,7 +170,7 @@ def _profile(file: Path, shape: ModelShape, device: torch.device, *, quick: bool
             rounds=2 if quick else 5, contexts=() if quick else (1024, 8192, 32768),
             against=() if quick else ("transformers", "transformers-static"), progress=lambda what: progress(what, 0, 1),
         )  # fmt: skip
-    write_json(file, found)
+    write_json(file, replace(found, model=f"{shape.name}, random weights"))  # not the folder's name
 
 
 def write_random_checkpoint(shape: ModelShape, folder: Path, device: torch.device) -> None:

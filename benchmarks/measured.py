@@ -5,16 +5,20 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.record import Record, Result, machine_folder
+from llama_fast.benchmarks.suite_runs import SuiteRuns
+from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.benchmarks.tables import BASELINES, fits_cache, is_memory_bound
 from llama_fast.profiler.limits import Limits
 from llama_fast.profiler.result import Profile
 from llama_fast.profiler.significance import difference
 
-File = Record | Profile
+File = Record | Profile | SuiteRuns | Sweep
+
+T = TypeVar("T")
 
 _SIZES = re.compile(r"\b\d+ x \d+( -> \d+)?|\bcontext \d+|\b\d+( \+ \d+)? (tokens|rows)\b")
 
@@ -105,22 +109,18 @@ class Device:
     folder: str
     files: Mapping[str, File]
 
-    @property
-    def records(self) -> dict[str, Record]:
-        return {name: file for name, file in self.files.items() if isinstance(file, Record)}
+    def only(self, kind: type[T]) -> dict[str, T]:
+        """Its files of a kind."""
+        return {name: file for name, file in self.files.items() if isinstance(file, kind)}
 
     @property
-    def profiles(self) -> dict[str, Profile]:
-        return {name: file for name, file in self.files.items() if isinstance(file, Profile)}
+    def limits(self) -> dict[str, Limits]:
+        """By file, where there are some: the shares of a file's figures are of its own."""
+        return {name: file.limits for name, file in self.files.items() if isinstance(file, Record | Profile)}
 
     @property
     def machine(self) -> dict[str, Any]:
         return next(iter(self.files.values())).machine
-
-    @property
-    def limits(self) -> Limits:
-        """Of its first file: each has its own, and the shares of its figures are of those."""
-        return next(iter(self.files.values())).limits
 
     @property
     def name(self) -> str:
@@ -142,7 +142,7 @@ class Device:
             ValueError: two files have a result of the same implementation of the same work.
         """
         found: dict[tuple[str, str, str, str], tuple[str, Record, dict[str, Result]]] = {}
-        for file, record in self.records.items():
+        for file, record in self.only(Record).items():
             for result in record.results:
                 first, _, results = found.setdefault(result.work_key, (file, record, {}))
                 if result.implementation in results:

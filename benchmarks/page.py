@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from llama_fast.benchmarks import arithmetic, pictures, profiled
+from llama_fast.benchmarks import arithmetic, pictures, sections
 from llama_fast.benchmarks.measured import Contest, Device, by_op, geometric_mean, kinds
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.plots import Picture
 from llama_fast.benchmarks.record import Record, Result
+from llama_fast.benchmarks.suite_runs import SuiteRuns
+from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.profiler import units
+from llama_fast.profiler.result import Profile
 
 WorkKey = tuple[str, str, str, str]
 """Op, shape, dtype, direction: a piece of work."""
@@ -39,7 +42,13 @@ def page(
         "",
         _state(devices),
         "",
-        *arithmetic.opening([arithmetic.Rates.measured(device.name, device.limits) for device in devices]),
+        *arithmetic.opening(
+            [
+                arithmetic.Rates.measured(device.name, limits)
+                for device in devices
+                for limits in list(device.limits.values())[:1]
+            ]
+        ),
     ]
     for device in devices:
         section, drawn = _device(device, by_op(device.contests, order))
@@ -66,11 +75,11 @@ def _state(devices: Sequence[Device]) -> str:
 
 def _device(device: Device, ops: dict[str, list[Contest]]) -> tuple[list[str], list[Picture]]:
     shown: list[Picture] = []
-    lines = [f"## {device.name}", "", *_machine(device), "", *_limits(device)]
+    lines = [f"## {device.name}", "", *_machine(device), *_limits(device)]
     if ops:
         lines += ["", *_summary(ops), "", *_losses(ops)]
-    if device.profiles:
-        lines += ["", *profiled.latencies(device.profiles)]
+    lines += sections.latencies(device.only(Profile)) + sections.plans(device.only(Sweep))
+    lines += sections.tests(device.only(SuiteRuns))
     for picture in (pictures.roofline(device, ops), pictures.decoding(device, ops.get("generate", []))):
         if picture:
             lines += ["", *_shown(picture)]
@@ -103,7 +112,7 @@ def _machine(device: Device) -> list[str]:
         ("power (now, limit), temperature", [f"{s.get('power.draw')}, {s.get('power.limit')}, {s.get('temperature.gpu')} °C" for s in states]),
         ("versions", [", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version != "not installed") for machine in machines]),
         ("commit", [str(machine["commit"])[:12] for machine in machines if machine["commit"]]),
-        ("date", [record.settings.get("date") for record in device.records.values()]),
+        ("date", [record.settings.get("date") for record in device.only(Record).values()]),
     ):  # fmt: skip
         there = dict.fromkeys(value for value in values if value)
         if there:
@@ -112,21 +121,28 @@ def _machine(device: Device) -> list[str]:
 
 
 def _limits(device: Device) -> list[str]:
+    if not device.limits:
+        return []
     lines = [
+        "",
         "Its limits, measured in the same runs:",
         "",
         "| file | reads | copies (read + written) | bfloat16 products | float16 | float32 | a launch | a graph's node |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, file in device.files.items():
-        quick = " (a quick run)" if isinstance(file, Record) and file.settings.get("quick") else ""
-        limits, rates = file.limits, file.limits.matmul_flops_per_s
+    files: dict[str, list[str]] = {}
+    for name, limits in device.limits.items():
+        rates = limits.matmul_flops_per_s
         products = " | ".join(f"{units.flops(rates[dtype])}/s" for dtype in ("bfloat16", "float16", "float32"))
         node = "" if limits.graph_node_s is None else units.duration(limits.graph_node_s)
-        lines.append(
-            f"| `{name}`{quick} | {units.size(limits.read_bytes_per_s)}/s | {units.size(limits.copy_bytes_per_s)}/s | {products} "
-            f"| {units.duration(limits.launch_s)} | {node} |"
+        cells = (
+            f"{units.size(limits.read_bytes_per_s)}/s | {units.size(limits.copy_bytes_per_s)}/s | {products} "
+            f"| {units.duration(limits.launch_s)} | {node}"
         )
+        record = device.only(Record).get(name)
+        quick = " (a quick run)" if record and record.settings.get("quick") else ""
+        files.setdefault(cells, []).append(f"`{name}`{quick}")
+    lines += [f"| {', '.join(names)} | {cells} |" for cells, names in files.items()]
     return lines
 
 
@@ -216,25 +232,32 @@ def _row(contest: Contest, result: Result, *, first: bool) -> str:
         if contest.is_memory_bound
         else f"{units.flops(1e12 * result.teraflops)}/s"
     )
-    share = units.percent(result.share_of_limit) if contest.has_limit else "in cache"
+    share = units.percent(result.share_of_limit) if contest.has_limit else "in cache" if result.floor_s else ""
     ratio = "" if base is None else f"{base.timing.median / timing.median:.2f}x"
     return (
-        f"| {shape} | {name} | {f'**{median}**' if fastest else median} | {units.duration(timing.p20)} to {units.duration(timing.p80)} "
+        f"| {shape} | {name} | {f'**{median}**' if fastest else median} | {_range(timing.p20, timing.p80)} "
         f"| {rate} | {share} | {ratio} | {error} | {bound} | {_cell(result.note or '')} |"
     )
+
+
+def _range(low: float, high: float) -> str:
+    """The unit once, where both have the same."""
+    number, unit = units.duration(low).split()
+    last = units.duration(high)
+    return f"{number} to {last}" if last.endswith(f" {unit}") else f"{number} {unit} to {last}"
 
 
 def _left_out(device: Device) -> list[str]:
     """Who could not run there, and what the run warned of."""
     skipped: dict[tuple[str, str], list[str]] = {}
-    for record in device.records.values():
+    for record in device.only(Record).values():
         for each in record.skipped:
             ops = skipped.setdefault((each.implementation, each.reason), [])
             if each.op not in ops:
                 ops.append(each.op)
     lines = [f"- {name}: {reason} ({', '.join(ops)})" for (name, reason), ops in skipped.items()]
-    said = [record.warnings for record in device.records.values()]
-    said += [profile.trust.warnings for profile in device.profiles.values()]
+    said = [record.warnings for record in device.only(Record).values()]
+    said += [profile.trust.warnings for profile in device.only(Profile).values()]
     warnings = list(dict.fromkeys(warning for each in said for warning in each))
     if lines:
         lines = ["", f"Not run on {device.name}:", "", *lines]

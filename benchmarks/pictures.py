@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from llama_fast.benchmarks.measured import Contest, Device, kinds
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.plots import LIMIT, Panel, Picture, Series
-from llama_fast.benchmarks.profiled import over_context
 from llama_fast.benchmarks.record import Result
+from llama_fast.benchmarks.sections import over_context
 from llama_fast.profiler.limits import Limits
+from llama_fast.profiler.result import Profile
 
 
 def throughput(device: Device, op: str, contests: Sequence[Contest]) -> Picture | None:
@@ -90,7 +91,7 @@ def decoding(device: Device, contests: Sequence[Contest]) -> Picture | None:
         _decoding_panel(model, sorted(points, key=lambda point: point[0]))
         for model, points in models.items() if len({context for context, _ in points}) > 1
     ]  # fmt: skip
-    panels += over_context(device.profiles)
+    panels += over_context(device.only(Profile))
     title = f"Decoding on {device.name}: speed over context"
     return Picture(f"{device.folder}/decoding.svg", title, tuple(panels)) if panels else None
 

@@ -3,6 +3,7 @@
 The same files give the same page, byte for byte, and the same pictures with the same release of matplotlib.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from llama_fast.benchmarks.page import FOLDER, PAGE, WorkKey, page
 from llama_fast.benchmarks.plots import draw
 from llama_fast.benchmarks.record import Record, machine_folder
 from llama_fast.benchmarks.run import KINDS, find_cases
+from llama_fast.benchmarks.suite_runs import SuiteRuns
+from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.profiler.jsonfile import read_json
 from llama_fast.profiler.result import Profile
 
@@ -32,7 +35,7 @@ def read_results(folder: Path) -> dict[str, File]:
     """All files under a folder, by their paths in it. None is passed over but those in OLDER, which the page names.
 
     Raises:
-        ValueError: a file is neither a record nor a profile, or is in another machine's folder.
+        ValueError: a file is no record, profile, sweep or run of the tests, or is in another machine's folder.
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and OLDER not in path.parents):
@@ -52,13 +55,16 @@ def origin() -> str:
 
 
 def _read(path: Path) -> File:
+    """What the fields say that it is."""
     try:
-        return read_json(path, Record)
-    except ValueError as no_record:
-        try:
-            return read_json(path, Profile)
-        except ValueError as no_profile:
-            raise ValueError(f"{no_record}; and {str(no_profile).removeprefix(str(path)).strip()}") from None
+        fields = set(json.loads(path.read_text()))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{path} is no result file of llama-fast: {error}") from None
+    if "keys" in fields:
+        return read_json(path, Sweep)
+    if "runs" in fields:
+        return read_json(path, Profile) if "trust" in fields else read_json(path, SuiteRuns)
+    return read_json(path, Record)
 
 
 def suite_cases() -> dict[str, list[WorkKey]]:

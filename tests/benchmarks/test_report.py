@@ -10,6 +10,9 @@ from llama_fast.benchmarks.page import page
 from llama_fast.benchmarks.plots import shows
 from llama_fast.benchmarks.record import machine_folder
 from llama_fast.benchmarks.report import DOCS, RESULTS, origin, read_results, suite_cases, write_report
+from llama_fast.benchmarks.suite_runs import GroupRun, SuiteRuns
+from llama_fast.benchmarks.sweep import KeySweep, Sweep, Tried
+from llama_fast.kernels.tuned import Entry
 from llama_fast.profiler import units
 from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.result import Profile
@@ -88,12 +91,12 @@ def test_every_figure_of_a_row():
     )  # fmt: skip
     # 200 MB in 100 us; the floor of 75 us; 150 us beside it; p20 and p80 of samples() lie 1 % from the median
     assert row(text, "**llama-fast**") == [
-        "8192 x 4096", "**llama-fast**", "**100 µs**", "99.0 µs to 101 µs", "2.00 TB/s", "75 %", "1.50x", "1.2e-03", "9.5e-03",
+        "8192 x 4096", "**llama-fast**", "**100 µs**", "99.0 to 101 µs", "2.00 TB/s", "75 %", "1.50x", "1.2e-03", "9.5e-03",
         "peak memory 1 GiB",
     ]  # fmt: skip
     assert row(text, "PyTorch")[2:9] == [
         "150 µs",
-        "148 µs to 152 µs",
+        "148 to 152 µs",
         "1.33 TB/s",
         "50 %",
         "1.00x",
@@ -193,9 +196,9 @@ def test_files_are_read_from_their_machines_folders(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cpu/broken.json", '{"schema": 1, "machine": ', "broken.json is no Record file"),
+        ("cpu/broken.json", '{"schema": 1, "machine": ', "broken.json is no result file"),
         ("cpu/other.json", '{"settings": {}}', "other.json is no Record file"),
-        ("cpu/notes.txt", "slow today", "notes.txt is no Record file"),
+        ("cpu/notes.txt", "slow today", "notes.txt is no result file"),
     ],
 )
 def test_a_file_that_is_no_result_is_named(tmp_path, name, content, message):
@@ -229,3 +232,26 @@ def test_a_profile_adds_latencies_and_speed_over_context(tmp_path):
     points = [point for point in read.contexts if point.measured is not None and point.side == "llama-fast"]
     (series,) = (each for each in pictures[0].panels[0].series if each.name == "llama-fast")
     assert series.points == tuple((point.context, 1 / point.measured.median) for point in points)
+
+
+def test_a_sweep_and_a_run_of_the_tests_are_told(tmp_path):
+    folder = tmp_path / machine_folder(H100_MACHINE)
+    folder.mkdir()
+    entry = Entry(
+        "linear", "sm_90", 132, "bfloat16", (16, 4096, 4096), {"block_m": 16, "num_warps": 4}, "H100", ("one",), 9e-6, 12e-6, 1e-3, 2e-3
+    )  # fmt: skip
+    tried = [Tried(None, [12e-6], 1e-3, 2e-3, None), Tried(entry.plan, [9e-6], 1e-3, 2e-3, None)]
+    keys = [
+        KeySweep("linear", (16, 4096, 4096), ["one"], tried, entry),
+        KeySweep("softmax", (9, 9), ["two"], tried[:1], None),
+    ]
+    write_json(folder / "sweep.json", Sweep(H100_MACHINE, "sm_90", 132, True, None, keys))
+    runs = [GroupRun(["tests/kernels"], 60.0, 900, 1, 7, ["test_rope: AssertionError\nlong"])]
+    write_json(folder / "tests.json", SuiteRuns(H100_MACHINE, False, runs))
+    text, pictures = page(by_device(read_results(tmp_path)), CASES, origin="")
+    assert pictures == []
+    assert "A sweep tried 3 plans for 2 sizes, and replaced 1 of the arithmetic's choices." in text
+    assert "| linear | 16 x 4096 x 4096 | block_m 16, num_warps 4 | 0.75x |" in text
+    assert "| `tests/kernels` | 900 | 1 | 7 |\n| the rest | not run | | |" in text
+    assert "- failed: test_rope: AssertionError\n" in text
+    assert "measured, below" not in text  # no limits in these files

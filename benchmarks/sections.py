@@ -1,15 +1,21 @@
-"""What the profiles among the result files add to the page: latencies of whole models, and decoding speed over context."""
+"""What files other than records add to the page: latencies of whole models and decoding speed over context, by profiles; which plans a
+sweep replaced; which tests passed on that machine."""
 
 from collections.abc import Mapping
 
 from llama_fast.benchmarks.plots import LIMIT, Panel, Series
+from llama_fast.benchmarks.suite_runs import SuiteRuns
+from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.profiler import units
 from llama_fast.profiler.result import ContextPoint, Profile, Run
 
 
 def latencies(profiles: Mapping[str, Profile]) -> list[str]:
     """A table of every run of every profile."""
+    if not profiles:
+        return []
     lines = [
+        "",
         "Latency of whole models (`llama-fast profile`): medians; the floor is what a decoding step must read, at the measured bandwidth.",
         "",
         "| model | side | prompt | batch | time to first token | between tokens | its p99 | tokens/s, all requests | floor of a step | share of the limit |",
@@ -52,3 +58,39 @@ def _panel(title: str, points: list[ContextPoint]) -> Panel:
     floors = {point.context: point.floor for point in points}
     limit = Series(LIMIT, tuple((context, 1 / floor) for context, floor in floors.items()))
     return Panel(title, "context, tokens", "tokens/s of one request", (*series, limit), log_x=True, ticks=tuple(floors))
+
+
+def tests(suites: Mapping[str, SuiteRuns]) -> list[str]:
+    """What of the test suite passed there, and what failed."""
+    if not suites:
+        return []
+    lines = ["", "The test suite there:", "", "| tests | passed | failed | skipped |", "|---|---:|---:|---:|"]
+    failures = []
+    for suite in suites.values():
+        for run in suite.runs:
+            lines.append(f"| `{' '.join(run.group)}` | {run.passed} | {run.failed} | {run.skipped} |")
+            failures += [next(iter(failure.splitlines()), "") for failure in run.failures]
+        if not suite.complete:
+            lines.append("| the rest | not run | | |")
+    return lines + (["", *(f"- failed: {failure}" for failure in failures)] if failures else [])
+
+
+def plans(sweeps: Mapping[str, Sweep]) -> list[str]:
+    """Which plans a sweep replaced, and by how much each is faster than the arithmetic's."""
+    if not sweeps:
+        return []
+    lines = [""]
+    for sweep in sweeps.values():
+        tried = sum(len(key.tried) for key in sweep.keys)
+        lines.append(
+            f"A sweep tried {tried} plans for {len(sweep.keys)} sizes, and replaced {len(sweep.entries)} of the arithmetic's choices"
+            + (f"; without an answer: {', '.join(sweep.failed)}." if sweep.failed else ".")
+        )
+        if sweep.entries:
+            lines += ["", "| op | size | plan | time / arithmetic's |", "|---|---|---|---:|"]
+        for key in sweep.keys:
+            if key.entry is not None:
+                plan = ", ".join(f"{name} {value}" for name, value in key.entry.plan.items())
+                ratio = key.entry.seconds / key.entry.arithmetic_seconds
+                lines.append(f"| {key.op} | {' x '.join(map(str, key.size))} | {plan} | {ratio:.2f}x |")
+    return lines
