@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llama_fast.benchmarks.plots import Panel, Picture, Series
 from llama_fast.benchmarks.shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape
 from llama_fast.profiler import units
 from llama_fast.profiler.limits import Limits
@@ -138,6 +139,40 @@ def opening(measured: list[Rates]) -> list[str]:
         for who, gpu, what, figure, share in REPORTED
     ]
     return lines
+
+
+def picture(measured: list[Rates]) -> Picture:
+    """What no implementation can exceed: tokens a second over context, and products of a step's matrices over the batch."""
+    machines = [*measured, *PUBLISHED]
+    contexts = tuple(1024 * 2**i for i in range(8))
+    panels = []
+    for model in EXAMPLES:
+        series = (
+            Series(
+                _label(rates),
+                tuple((n, rates.read_bytes_per_s / (step_bytes(model) + n * kv_bytes(model))) for n in contexts),
+            )
+            for rates in machines
+        )
+        title = f"{model.name}, bfloat16, batch 1"
+        panels.append(
+            Panel(
+                title, "context, tokens", "tokens/s at most", tuple(series), log_x=True, log_y=True, ticks=contexts[::2]
+            )
+        )
+    batches = tuple(2**i for i in range(12))
+    series = (
+        Series(_label(rates), tuple((n, 1e-12 * min(rates.flops_per_s, n * rates.read_bytes_per_s)) for n in batches))
+        for rates in machines
+    )
+    panels.append(
+        Panel("a step's matrices, bfloat16", "rows of the batch (FLOPs a byte)", "TFLOP/s at most", tuple(series), log_x=True, log_y=True)
+    )  # fmt: skip
+    return Picture("limits.svg", "What the hardware allows", tuple(panels))
+
+
+def _label(rates: Rates) -> str:
+    return f"{rates.machine}, {rates.source.partition(':')[0].partition(',')[0]}"
 
 
 def _rates_row(rates: Rates) -> str:

@@ -34,7 +34,11 @@ def page(
     """
     gpus = [device for device in devices if device.is_gpu]
     order = list(dict.fromkeys(key[0] for keys in cases.values() for key in keys))
-    shown: list[Picture] = []
+    rates = [
+        arithmetic.Rates.measured(device.name, limits)
+        for device in devices for limits in list(device.limits.values())[:1]
+    ]  # fmt: skip
+    shown = [arithmetic.picture(rates)]
     lines = [
         "# Performance",
         "",
@@ -42,13 +46,9 @@ def page(
         "",
         _state(devices),
         "",
-        *arithmetic.opening(
-            [
-                arithmetic.Rates.measured(device.name, limits)
-                for device in devices
-                for limits in list(device.limits.values())[:1]
-            ]
-        ),
+        *arithmetic.opening(rates),
+        "",
+        *_shown(shown[0]),
     ]
     for device in devices:
         section, drawn = _device(device, by_op(device.contests, order))

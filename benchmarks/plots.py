@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from llama_fast.profiler import units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 OURS = "llama-fast"
 LIMIT = "limit"
@@ -146,14 +147,23 @@ def _draw_panel(axes: "Axes", panel: Panel, names: Sequence[str]) -> None:
         )
         axes.set_xlim(-0.5, len(panel.names) - 0.5)
     if panel.log_x:
-        axes.set_xscale("log")
+        _log_scale(axes.set_xscale, axes.xaxis, steps=(1,))
     if panel.ticks:
         axes.set_xticks(panel.ticks, [units.tokens(tick) for tick in panel.ticks])
-        axes.minorticks_off()
     if panel.log_y:
-        axes.set_yscale("log")
+        _log_scale(axes.set_yscale, axes.yaxis, steps=(1, 2, 5))
     else:
         axes.set_ylim(bottom=0)
+
+
+def _log_scale(set_scale: Callable[[str], None], axis: "Axis", *, steps: tuple[int, ...]) -> None:
+    """With plain numbers instead of powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _plot(axes: "Axes", panel: Panel, series: Series, **look: Any) -> None:

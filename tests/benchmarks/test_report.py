@@ -61,6 +61,7 @@ def test_the_same_files_give_the_same_bytes_whatever_was_there(tmp_path):
     assert a == b
     assert {path.name for path in a} == {
         "performance.md",
+        "limits.svg",
         "rms_norm.svg",
         "attention.svg",
         "generate.svg",
@@ -162,12 +163,18 @@ def test_without_files_the_page_says_that_nothing_was_measured(tmp_path):
     assert "**No GPU has been measured yet.**" in text
     assert "2.472 GB" in text and "15.010 GB" in text
     assert "published" in text and "measured, below" not in text
-    assert not list(tmp_path.rglob("*.svg"))
+    assert [path.name for path in tmp_path.rglob("*.svg")] == ["limits.svg"]
 
 
 def test_the_limits_of_a_device_stand_in_the_arithmetic():
     text = text_of(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4))
     # 2.472 GB and 15.01 GB at 3 TB/s
+    _, pictures = page(by_device({FILE: record()}), CASES, origin="")
+    model, _, batch = pictures[0].panels
+    assert model.series[0].name == "NVIDIA H100 80GB HBM3, measured"
+    # 3 TB/s over 2 x 1,235,814,400 parameters and, for each of 1024 tokens, 2 x 16 layers x 8 heads x 64 numbers of 2 bytes
+    assert model.series[0].points[0] == (1024, pytest.approx(3e12 / (2_471_628_800 + 1024 * 32768)))
+    assert batch.series[0].points[3] == (8, pytest.approx(24)) and batch.series[0].points[-1] == (2048, 700)
     expected = "| NVIDIA H100 80GB HBM3 | 3.00 TB/s | 700 TFLOP/s | 233 FLOP/B | 824 µs = 1,214 tokens/s | 5.00 ms = 199.9 tokens/s | measured, below |"
     assert expected in text
 
@@ -222,7 +229,7 @@ def test_a_profile_adds_latencies_and_speed_over_context(tmp_path):
     folder.mkdir()
     write_json(folder / "profile.json", profile)
     text, pictures = page(by_device(read_results(tmp_path)), CASES, origin="")
-    assert [picture.file for picture in pictures] == [f"{folder.name}/decoding.svg"]
+    assert [picture.file for picture in pictures] == ["limits.svg", f"{folder.name}/decoding.svg"]
     read = read_json(folder / "profile.json", Profile)
     ours = read.runs[0]
     cells = row(text, "llama-fast")
@@ -230,7 +237,7 @@ def test_a_profile_adds_latencies_and_speed_over_context(tmp_path):
     assert cells[5] == units.duration(ours.latency.itl.median)
     assert cells[8] == units.duration(next(part.seconds for part in ours.token.parts if part.kind == "floor"))
     points = [point for point in read.contexts if point.measured is not None and point.side == "llama-fast"]
-    (series,) = (each for each in pictures[0].panels[0].series if each.name == "llama-fast")
+    (series,) = (each for each in pictures[1].panels[0].series if each.name == "llama-fast")
     assert series.points == tuple((point.context, 1 / point.measured.median) for point in points)
 
 
@@ -249,7 +256,7 @@ def test_a_sweep_and_a_run_of_the_tests_are_told(tmp_path):
     runs = [GroupRun(["tests/kernels"], 60.0, 900, 1, 7, ["test_rope: AssertionError\nlong"])]
     write_json(folder / "tests.json", SuiteRuns(H100_MACHINE, False, runs))
     text, pictures = page(by_device(read_results(tmp_path)), CASES, origin="")
-    assert pictures == []
+    assert [picture.file for picture in pictures] == ["limits.svg"]
     assert "A sweep tried 3 plans for 2 sizes, and replaced 1 of the arithmetic's choices." in text
     assert "| linear | 16 x 4096 x 4096 | block_m 16, num_warps 4 | 0.75x |" in text
     assert "| `tests/kernels` | 900 | 1 | 7 |\n| the rest | not run | | |" in text
