@@ -1,5 +1,6 @@
 """What changed from one profile to another, beyond the noise: latencies, kernel by kernel, and the parts of a token."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from .significance import MINIMUM_EFFECT, Difference, difference
 
 MINIMUM_EFFECT_ON_CPU = 0.1
 """Two runs of the same code differ by more on a CPU, whose caches and clock other processes share."""
+
+NEGLIGIBLE = 1e-3
+"""Of the time of all kernels."""
 
 JUDGED = ("TTFT", "ITL")
 """What a regression is made of: the other latencies follow from these."""
@@ -118,13 +122,15 @@ def _change(name: str, before: Sequence[float], after: Sequence[float], minimum:
 
 
 def _kernels(before: Sequence[Kernel], after: Sequence[Kernel], minimum: float) -> list[Change]:
-    """By name and place."""
+    """By name and place. What changes all together by less than NEGLIGIBLE is no change, however sure it is."""
     a, b = ({f"{kernel.where}: {kernel.name}": kernel for kernel in kernels} for kernels in (before, after))
+    least = NEGLIGIBLE * sum(kernel.seconds for kernel in before)
     changes = []
     for name in {**a, **b}:
         old, new = a.get(name), b.get(name)
         if old and new and old.samples and new.samples:
-            changes.append(_change(name, old.samples, new.samples, minimum, len({**a, **b})))
+            enough = abs(new.seconds - old.seconds) > least
+            changes.append(_change(name, old.samples, new.samples, minimum if enough else math.inf, len({**a, **b})))
         else:
             changes.append(Change(name, old.seconds if old else 0.0, new.seconds if new else 0.0, None))
     return sorted(changes, key=lambda change: -abs(change.seconds))

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import view
-from .compare import Change, Comparison
+from .compare import Change, Comparison, RunChange
 from .limits import Limits
 from .result import ContextPoint, Kernel, Profile, Run, Waterfall
 from .units import duration, flops, number, percent, size, tokens
@@ -118,7 +118,7 @@ def _kernels(title: str, kernels: Sequence[Kernel], limits: Limits) -> Table:
         moved = kernel.read + kernel.written
         table.add_row(
             f"{escape(kernel.where)}\n[dim]{escape(short(kernel.name))}[/]", str(kernel.calls),
-            number(1e6 * kernel.seconds), size(moved) if moved else "", flops(kernel.flops).removesuffix("FLOP"),
+            number(1e6 * kernel.seconds), size(moved) if moved else "", flops(kernel.flops).removesuffix("FLOP") if kernel.flops else "",
             rate.text, rate.share, number(1e6 * kernel.winnable),
         )  # fmt: skip
     if others := shown[KERNELS:]:
@@ -191,35 +191,41 @@ def _trust(profile: Profile) -> Table:
 
 
 def show_comparison(found: Comparison, console: Console) -> None:
-    """Prints what changed: all latencies, the kernels that changed, and the parts of a token that moved."""
+    """Prints what changed: all latencies and, of the subject, the kernels that changed and the parts that moved."""
+    subject = found.runs[0].side
     for run in found.runs:
         table = _table(f"{run.side}: {run.setting}", "", "before", "after", "change", "interval, 99 %", "")
         for change in run.latency:
             table.add_row(change.name, *_change_cells(change))
         console.print(table, "")
-        for name, kernels in (("a token's", run.kernels), ("the prompt's", run.prompt_kernels)):
-            changed = [change for change in kernels if change.is_significant]
-            if changed:
-                console.print(_changed_kernels(f"{name} kernels that changed", changed))
-            if kernels:
-                console.print(
-                    f"[dim]{len(kernels) - len(changed)} of {name} {len(kernels)} kernels did not change[/]\n"
-                )
-        for name, parts in (("token", run.token), ("first token", run.first_token)):
-            total = sum(change.before for change in parts)
-            moved = [change for change in parts if abs(change.seconds) > 0.01 * total]
-            if moved:
-                console.print(_moved_parts(f"parts of the {name} that moved by over 1 % of it", moved, total), "")
+        if run.side == subject:
+            _show_causes(run, console)
     for note in found.notes:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
-    subject = found.runs[0].side
     slower = [(run, change) for run in found.runs if run.side == subject for change in run.regressions]
     for run, change in slower:
         console.print(f"[red]REGRESSION[/]: {change.name} of {escape(subject)}, {run.setting}", highlight=False)
     if not slower:
-        console.print(
-            f"[green]no regression[/] of TTFT or ITL beyond the noise and {percent(found.minimum)}", highlight=False
-        )
+        minimum = percent(found.minimum)
+        console.print(f"[green]no regression[/] of TTFT or ITL beyond the noise and {minimum}", highlight=False)
+
+
+def _show_causes(run: RunChange, console: Console) -> None:
+    for name, kernels, parts in (
+        ("token", run.kernels, run.token),
+        ("first token", run.prompt_kernels, run.first_token),
+    ):
+        changed = [change for change in kernels if change.is_significant]
+        if changed:
+            console.print(_changed_kernels(f"kernels of the {name} that changed", changed))
+        if kernels:
+            console.print(
+                f"[dim]{len(kernels) - len(changed)} of the {name}'s {len(kernels)} kernels did not change[/]\n"
+            )
+        total = sum(change.before for change in parts)
+        moved = [change for change in parts if abs(change.seconds) > 0.01 * total]
+        if moved:
+            console.print(_moved_parts(f"parts of the {name} that moved by over 1 % of it", moved, total), "")
 
 
 def _change_cells(change: Change) -> list[str]:

@@ -38,7 +38,7 @@ def tokens(count: int) -> str:
 
 def percent(share: float) -> str:
     """12.3 %, 0.4 %, 87 %."""
-    value = 100 * share
+    value = round(100 * share, 1) + 0.0  # no -0.0
     return f"{number(value) if abs(value) >= 99.5 else f'{value:.{int(abs(value) < 9.95)}f}'} %"
 
 

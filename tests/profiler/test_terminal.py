@@ -83,7 +83,7 @@ def test_a_column_adds_up_as_printed(parts, scale):
         (units.number(9.996), "10.0"), (units.number(-51.23), "-51.2"), (units.duration(1.2e-3), "1.20 ms"),
         (units.duration(9.999e-4), "1.00 ms"), (units.duration(0.0), "0 ns"), (units.size(2.472e9), "2.47 GB"),
         (units.size(999.9e6), "1.00 GB"), (units.flops(3e12), "3.00 TFLOP"), (units.tokens(32768), "32k"),
-        (units.tokens(1000), "1,000"), (units.percent(0.0123), "1.2 %"), (units.percent(0.9), "90 %"),
+        (units.tokens(1000), "1,000"), (units.percent(0.0123), "1.2 %"), (units.percent(0.9), "90 %"), (units.percent(-1e-9), "0.0 %"), (units.percent(12.345), "1,230 %"),
     ],
 )  # fmt: skip
 def test_figures_have_three_digits_and_a_unit(figure, text):
