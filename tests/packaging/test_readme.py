@@ -39,3 +39,11 @@ def test_the_page_on_generating_shows_what_its_example_prints(capsys):
     (shown,) = re.findall(r"prints\n\n```\n(.*?)```", page.read_text(), re.DOTALL)
     # the last digits of a logarithm depend on the CPU
     assert printed.partition("TokenLogprob")[0] == shown.partition("TokenLogprob")[0]
+
+
+def test_the_example_of_the_page_on_benchmarking_judges_and_times(capsys):
+    run_example(README.parent / "docs" / "benchmarking.md", "OpCase(")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["llama-fast", "PyTorch", "by", "the"]
+    assert all(re.search(r"\d us, error \d", line) for line in lines[:3])
+    assert "FAIL: error" in lines[3] and " us" not in lines[3]
