@@ -1,5 +1,6 @@
 """The performance page in Markdown: what the hardware allows, what was measured where, who lost, and what was not measured."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from llama_fast.benchmarks import arithmetic, pictures, sections
@@ -102,22 +103,46 @@ def _shown(picture: Picture) -> list[str]:
 def _machine(device: Device) -> list[str]:
     """What the figures depend on; where files differ, all that occurs."""
     machines = [file.machine for file in device.files.values()]
-    states = [state for machine in machines if (state := machine.get("gpu_state"))]
+    versions = [{name: v for name, v in machine["versions"].items() if v != "not installed"} for machine in machines]
+    facts: dict[str, list[str | None]] = {
+        "processor": [f"{machine['processor']}, {machine['threads']} threads" for machine in machines],
+        "CUDA": [machine.get("cuda") for machine in machines],
+        "versions": [", ".join(f"{name} {version}" for name, version in found.items()) for found in versions],
+        "commit": [str(machine["commit"])[:12] for machine in machines if machine["commit"]],
+        "date": [record.settings.get("date") for record in device.only(Record).values()],
+    }
     lines = ["| | |", "|---|---|"]
-    for label, values in (
-        ("processor", [f"{machine['processor']}, {machine['threads']} threads" for machine in machines]),
-        ("GPU", [machine.get("gpu") for machine in machines]),
-        ("driver, CUDA", [f"{s.get('driver_version')}, {m.get('cuda')}" for m in machines if (s := m.get("gpu_state"))]),
-        ("clocks (SM; memory; largest SM)", ["; ".join(state.get(f"clocks.{name}", "?") for name in ("sm", "mem", "max.sm")) for state in states]),
-        ("power (now, limit), temperature", [f"{s.get('power.draw')}, {s.get('power.limit')}, {s.get('temperature.gpu')} °C" for s in states]),
-        ("versions", [", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version != "not installed") for machine in machines]),
-        ("commit", [str(machine["commit"])[:12] for machine in machines if machine["commit"]]),
-        ("date", [record.settings.get("date") for record in device.only(Record).values()]),
-    ):  # fmt: skip
+    for label, values in facts.items():
         there = dict.fromkeys(value for value in values if value)
         if there:
             lines.append(f"| {label} | {_cell('<br>'.join(there))} |")
+    states = [machine.get("gpu_state", {}) for machine in machines]
+    for label, query in _GPU_FACTS.items():
+        found = _span([state[query] for state in states if query in state])
+        if found:
+            lines.append(f"| {label} | {found} |")
     return lines
+
+
+_GPU_FACTS = {
+    "driver": "driver_version", "SM clock before each part": "clocks.sm", "its largest": "clocks.max.sm", "memory clock": "clocks.mem",
+    "power before each part": "power.draw", "its limit": "power.limit", "temperature, °C": "temperature.gpu",
+}  # fmt: skip
+"""Of nvidia-smi, by what the page calls them."""
+
+
+def _span(values: list[str]) -> str:
+    """ "1980 MHz", or "1755 to 1980 MHz" of several; all of them where they are no numbers."""
+    different = sorted(set(values))
+    numbers = [re.fullmatch(r"([\d.]+)( \w+)?", value) for value in different]
+    try:
+        found = [(float(match[1]), match[2] or "") for match in numbers if match]
+    except ValueError:  # a driver's version has two points
+        found = []
+    if len(different) < 2 or len(found) < len(different):
+        return ", ".join(different)
+    (low, _), (high, unit) = min(found), max(found)
+    return f"{low:g} to {high:g}{unit}"
 
 
 def _limits(device: Device) -> list[str]:
@@ -227,16 +252,13 @@ def _row(contest: Contest, result: Result, *, first: bool) -> str:
     timing, base = result.timing, contest.baseline
     fastest = contest.timed[0] is result and len(contest.timed) > 1
     median = units.duration(timing.median)
-    rate = (
-        f"{units.size(1e9 * result.gigabytes_per_s)}/s"
-        if contest.is_memory_bound
-        else f"{units.flops(1e12 * result.teraflops)}/s"
-    )
+    moved, done = 1e9 * result.gigabytes_per_s, 1e12 * result.teraflops
+    rate = units.size(moved) if contest.is_memory_bound else units.flops(done)
     share = units.percent(result.share_of_limit) if contest.has_limit else "in cache" if result.floor_s else ""
     ratio = "" if base is None else f"{base.timing.median / timing.median:.2f}x"
     return (
         f"| {shape} | {name} | {f'**{median}**' if fastest else median} | {_range(timing.p20, timing.p80)} "
-        f"| {rate} | {share} | {ratio} | {error} | {bound} | {_cell(result.note or '')} |"
+        f"| {rate}/s | {share} | {ratio} | {error} | {bound} | {_cell(result.note or '')} |"
     )
 
 

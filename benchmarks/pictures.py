@@ -58,7 +58,7 @@ def roofline(device: Device, ops: dict[str, list[Contest]]) -> Picture | None:
     """Each op's largest forward size: FLOPs a byte, and FLOPs a second. Ops whose FLOPs nobody counts are not in it."""
     series, limits = [], []
     for op, contests in ops.items():
-        counted = [each for each in contests if each.ours and each.ours.samples and each.ours.flops]
+        counted = [each for each in contests if each.ours and each.ours.samples and each.ours.flops and each.ours.read]
         if counted:
             largest = max(counted, key=lambda each: (each.direction == "forward", each.size))
             assert largest.ours is not None
@@ -98,6 +98,13 @@ def decoding(device: Device, contests: Sequence[Contest]) -> Picture | None:
 
 def _decoding_panel(model: str, points: list[tuple[int, Contest]]) -> Panel:
     series = _series([(context, result, 1 / result.timing.median) for context, each in points for result in each.timed])
-    limit = Series(LIMIT, tuple((context, 1 / each.timed[0].floor_s) for context, each in points))
+    limit = Series(LIMIT, tuple((context, 1 / each.timed[0].floor_s) for context, each in points if each.has_limit))
     contexts = tuple(sorted({context for context, _ in points}))
-    return Panel(model, "tokens of the prompt", "tokens/s of one request", (*series, limit), log_x=True, ticks=contexts)
+    return Panel(
+        model,
+        "tokens of the prompt",
+        "tokens/s of one request",
+        (*series, limit) if limit.points else series,
+        log_x=True,
+        ticks=contexts,
+    )

@@ -8,7 +8,7 @@ import pytest
 from llama_fast.benchmarks.measured import by_device
 from llama_fast.benchmarks.page import page
 from llama_fast.benchmarks.plots import shows
-from llama_fast.benchmarks.record import machine_folder
+from llama_fast.benchmarks.record import Record, machine_folder
 from llama_fast.benchmarks.report import DOCS, RESULTS, origin, read_results, suite_cases, write_report
 from llama_fast.benchmarks.suite_runs import GroupRun, SuiteRuns
 from llama_fast.benchmarks.sweep import KeySweep, Sweep, Tried
@@ -16,7 +16,7 @@ from llama_fast.kernels.tuned import Entry
 from llama_fast.profiler import units
 from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.result import Profile
-from tests.benchmarks.records import CPU_MACHINE, H100_MACHINE, record, result, rich_record
+from tests.benchmarks.records import CPU_MACHINE, H100_LIMITS, H100_MACHINE, record, result, rich_record
 from tests.parity import not_interpreted
 from tests.profiler.profiles import synthetic
 
@@ -262,3 +262,20 @@ def test_a_sweep_and_a_run_of_the_tests_are_told(tmp_path):
     assert "| `tests/kernels` | 900 | 1 | 7 |\n| the rest | not run | | |" in text
     assert "- failed: test_rope: AssertionError\n" in text
     assert "measured, below" not in text  # no limits in these files
+
+
+def test_what_moved_between_the_files_of_a_device_stands_as_a_span():
+    def part(clock):
+        return Record(H100_MACHINE | {"gpu_state": H100_MACHINE["gpu_state"] | {"clocks.sm": clock}}, H100_LIMITS, {})
+
+    files = {f"nvidia-h100-80gb-hbm3/{name}.json": part(clock) for name, clock in (("a", "1980 MHz"), ("b", "345 MHz"))}
+    text, _ = page(by_device(files), CASES, origin="")
+    assert "| SM clock before each part | 345 to 1980 MHz |" in text
+    assert "| memory clock | 2619 MHz |" in text
+    assert "| `nvidia-h100-80gb-hbm3/a.json`, `nvidia-h100-80gb-hbm3/b.json` | 3.00 TB/s |" in text
+
+
+def test_work_that_fits_a_cpus_caches_has_no_limit():
+    small = dict(read=1 << 20, written=1 << 20, floor_s=1e-4, dtype="float32")
+    text = text_of(result("softmax", "64 x 4096", "llama-fast", 1e-4, **small), file="cpu/ops.json", gpu=False)
+    assert row(text, "**llama-fast**")[4:6] == ["21.0 GB/s", "in cache"]
