@@ -60,7 +60,7 @@ def run_rounds(
     sides: Sequence[Side], prompts: Tensor, texts: Sequence[str] | None, new_tokens: int, rounds: int,
     *, tick: Callable[[str], None] = lambda _: None, after_round: Callable[[Rounds], None] = lambda _: None,
 ) -> list[Rounds]:  # fmt: skip
-    """Times `rounds` of each side in turns, after a warm-up of its own. `after_round` is called after each of them, untimed.
+    """Times `rounds` of each side in turns, after a warm-up of its own. `after_round` is called between them, untimed.
 
     A side's first request here is its cold one: compilers, captures and caches of the process that others have filled stay filled.
     """
@@ -70,11 +70,13 @@ def run_rounds(
         _warm_up(each, prompts, texts, new_tokens)
     for i in range(rounds):
         shift = i % len(all_rounds)  # nobody is always first
-        for each in all_rounds[shift:] + all_rounds[:shift]:
+        in_turn = all_rounds[shift:] + all_rounds[:shift]
+        for each in in_turn:
             tick(f"{each.side.name}: round {i + 1} of {rounds}")
             generation, phases = watched(each.side, prompts, new_tokens, texts)
             each.generations.append(generation)
             each.phases.append(phases)
+        for each in in_turn:  # each after another, as in its round: caches are as cold
             after_round(each)
     return all_rounds
 

@@ -1,6 +1,5 @@
 """`llama_fast.profile`: everything that a profile holds, measured."""
 
-import gc
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TRACED = 8
+_MOST_REST = 0.1
 _FLOOR = "what each {} must read, write and multiply, at the measured rates; none counts for more than it took"
 
 
@@ -84,7 +84,7 @@ def profile(
     evidence = trust(
         subject, timed, prompts, before=before, after=after, command=_command(subject, model, against, dtype, device)
     )  # fmt: skip
-    gc.collect()
+    evidence.warnings.extend(_what_is_left(runs))
     return Profile(
         subject.name, str(subject.dtype).removeprefix("torch."), str(subject.device), machine(subject.device), limits, runs,
         points, switched, evidence,
@@ -177,6 +177,16 @@ def _least(subject: Subject, limits: Limits, batch: int) -> tuple[float | None, 
     prompt = prompt_work(subject.config, sizes.prompt_tokens, dtype, batch=batch)
     step = decoding_step_work(subject.config, batch, sizes.prompt_tokens + sizes.new_tokens // 2, dtype)
     return limits.floor_s(prompt, dtype), limits.floor_s(step, dtype)
+
+
+def _what_is_left(runs: Sequence[Run]) -> list[str]:
+    """A sum whose rest is large tells little."""
+    return [
+        f"{run.side}, batch {run.batch}: the parts of a {name} leave {share:+.0%} of it as rest: other work on this machine?"
+        for run in runs
+        for name, waterfall in (("first token", run.first_token), ("token", run.token))
+        if abs(share := waterfall.parts[-1].seconds / waterfall.measured) > _MOST_REST
+    ]
 
 
 def _command(subject: Subject, model: Any, against: Sequence[str], dtype: Any, device: Any) -> str:
