@@ -106,7 +106,9 @@ def draw(picture: Picture, path: Path) -> None:
     width = max(7.0, sum(widths))
     columns = max(1, int(12 * width / (max(map(len, names)) + 8)))  # of about 12 characters an inch
     height = 3.7 + 0.04 * longest + 0.18 * math.ceil(len(names) / columns)
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # not what a user has set
+        matplotlib.rcParams.update(_RC)
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         figure.suptitle(picture.title, fontsize=11)
