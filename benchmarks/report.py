@@ -14,7 +14,7 @@ from llama_fast.benchmarks.measured import File, by_device
 from llama_fast.benchmarks.page import FOLDER, PAGE, WorkKey, page
 from llama_fast.benchmarks.plots import draw
 from llama_fast.benchmarks.record import Record, machine_folder
-from llama_fast.benchmarks.run import KINDS, find_cases
+from llama_fast.benchmarks.run import KINDS, find_cases, work_key
 from llama_fast.benchmarks.suite_runs import SuiteRuns
 from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.profiler.jsonfile import read_json
@@ -70,10 +70,7 @@ def _read(path: Path) -> File:
 def suite_cases() -> dict[str, list[WorkKey]]:
     """Every piece of work that the suite has for a device of type "cuda" and for "cpu"."""
     return {
-        kind: [
-            (case.op, case.shape, str(case.dtype).removeprefix("torch."), case.direction)
-            for case in find_cases(KINDS, None, torch.device(kind), quick=False)
-        ]
+        kind: [work_key(case) for case in find_cases(KINDS, None, torch.device(kind), quick=False)]
         for kind in ("cuda", "cpu")
     }
 
