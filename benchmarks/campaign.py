@@ -22,7 +22,7 @@ import torch
 from llama_fast.benchmarks import run
 from llama_fast.benchmarks.record import Record
 from llama_fast.benchmarks.shapes import CPU_7M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape
-from llama_fast.benchmarks.suite import QUICK_SECONDS, Case, release
+from llama_fast.benchmarks.suite import QUICK_SECONDS, SECONDS, Case, release
 from llama_fast.benchmarks.suite_runs import SuiteRuns, run_tests
 from llama_fast.benchmarks.sweep import Sweep, run_sweep
 from llama_fast.kernels.launch import gpu_of
@@ -30,14 +30,11 @@ from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.limits import Limits, measure_limits
 from llama_fast.profiler.machine import machine
 
-SECONDS = 0.25
-"""That each implementation of a case is timed: some 60 samples on a GPU."""
-
 MOST_ATTEMPTS = 2
 """At a case whose process ended before it was done."""
 
 _LEAST_SECONDS = 20.0  # that a part is begun for: its process needs 10 to get to its first case
-_GRACE_SECONDS = 30.0  # past its deadline, before a part is ended
+_GRACE_SECONDS = 120.0  # past its deadline, before a part is ended: a case that compiles can take so long
 
 _MODELS = {"profile-1b": LLAMA_3_2_1B, "profile-8b": LLAMA_3_1_8B}
 
@@ -224,15 +221,28 @@ def _run_process(name: str, folder: Path, device: str, seconds: float, end: floa
         log.write(f"\n== {name}\n")
         log.flush()
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        grace_ends = time.monotonic() + own + _GRACE_SECONDS
         try:
-            code = process.wait(timeout=max(1.0, min(own + _GRACE_SECONDS, end - time.monotonic())))
+            code = process.wait(timeout=max(1.0, min(grace_ends, end) - time.monotonic()))
         except BaseException as error:  # Ctrl-C too must not leave it running
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if grace_ends > end or not isinstance(error, subprocess.TimeoutExpired):
+                _forgive(folder / f"{name}.json")
             if isinstance(error, subprocess.TimeoutExpired):
                 return "out of time"
             raise
     return {0: "complete", 3: "out of time"}.get(code, f"ended with status {code}: see log.txt")
+
+
+def _forgive(file: Path) -> None:
+    """The case that was being measured is not to blame: the call was over, or interrupted."""
+    settings = json.loads(file.read_text()).get("settings", {}) if file.exists() else {}
+    if not settings.get("attempts") or settings.get("complete"):
+        return
+    record = read_json(file, Record)
+    record.settings["attempts"].popitem()  # the last that was begun
+    write_json(file, record)
 
 
 def pack(folder: Path) -> Path:

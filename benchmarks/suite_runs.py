@@ -67,7 +67,7 @@ def run_tests(
             continue
         progress(" ".join(group), number, len(groups))
         seconds = deadline - time.monotonic()
-        run = _run_group(list(group), seconds)
+        run = _run_group(list(group), seconds, workers=1 if quick else _WORKERS)
         if run is None and seconds < _LEAST_SECONDS:
             return
         tests.runs.append(
@@ -78,9 +78,9 @@ def run_tests(
     save()
 
 
-def _run_group(group: list[str], seconds: float) -> GroupRun | None:
+def _run_group(group: list[str], seconds: float, *, workers: int) -> GroupRun | None:
     """None: it did not end in time."""
-    workers = ["-n", str(_WORKERS)] if importlib.util.find_spec("xdist") and len(group) > 1 else []
+    parallel = ["-n", str(workers)] if importlib.util.find_spec("xdist") and workers > 1 else []
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -91,7 +91,7 @@ def _run_group(group: list[str], seconds: float) -> GroupRun | None:
             "-q",
             "-p",
             "no:cacheprovider",
-            *workers,
+            *parallel,
             *group,
             f"--junitxml={report}",
         ]

@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -35,7 +37,7 @@ from llama_fast.benchmarks.candidates import candidates, fault, launches
 from llama_fast.benchmarks.peers import BASELINE, OURS, Unavailable
 from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.run import case_name
-from llama_fast.benchmarks.suite import FORWARD, OpCase, Problem, judge, release, timed
+from llama_fast.benchmarks.suite import FORWARD, OpCase, Problem, first_line, judge, release, timed
 from llama_fast.kernels import tuned
 from llama_fast.kernels.launch import Gpu, gpu_of
 from llama_fast.kernels.tuned import Entry, Key, Plan, asked, candidate
@@ -102,7 +104,7 @@ def run_sweep(
         sweep.failed.append(sweep.running)
         sweep.running = None
     progress("which plans the cases look up", 0, 1)
-    work = keys_of([case for file in FILES for case in file.cases(device, quick=quick)], device)
+    work = keys_of([case for file in FILES for case in file.cases(device, quick=quick)], device, sweep.failed)
     left = {key: cases for key, cases in work.items() if not _is_known(key, sweep)}
     precompile(list(left), gpu_of(device))
     longest = 10.0
@@ -113,7 +115,12 @@ def run_sweep(
         progress(_name(key), len(work) - len(left) + list(left).index(key), len(work))
         sweep.running = _name(key)
         save()
-        sweep.keys.append(sweep_key(key, cases, device, limits))
+        try:
+            sweep.keys.append(sweep_key(key, cases, device, limits))
+        except RuntimeError as error:
+            sweep.failed.append(f"{_name(key)}: {first_line(error)}")
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # raises, and ends this process, where a kernel broke the context
         sweep.running = None
         save()
         longest = max(longest, time.monotonic() - start)
@@ -126,23 +133,29 @@ def _name(key: Key) -> str:
 
 
 def _is_known(key: Key, sweep: Sweep) -> bool:
-    return _name(key) in sweep.failed or any((each.op, each.size) == (key[0], key[4]) for each in sweep.keys)
+    return any(each.partition(":")[0] == _name(key) for each in sweep.failed) or any(
+        (each.op, each.size) == (key[0], key[4]) for each in sweep.keys
+    )
 
 
-def keys_of(cases: Sequence[OpCase], device: torch.device) -> dict[Key, list[OpCase]]:
-    """The keys that our implementation looks up, with the forward cases that do."""
+def keys_of(cases: Sequence[OpCase], device: torch.device, failed: list[str]) -> dict[Key, list[OpCase]]:
+    """The keys that our implementation looks up, with the forward cases that do. Cases that fail are named in `failed`."""
     found: dict[Key, list[OpCase]] = {}
     for case in cases:
         if case.direction != FORWARD:
             continue
         ours = _ours(case)
-        problem = case.build(device)
-        with asked() as keys:
-            problem.results(ours, problem.inputs, FORWARD)
+        try:
+            with asked() as keys:
+                problem = case.build(device)
+                problem.results(ours, problem.inputs, FORWARD)
+                del problem
+        except (TritonError, RuntimeError) as error:
+            failed.append(f"{case_name(case)}: {first_line(error)}")
+            continue
         for key in dict.fromkeys(keys):
             if key[0] == case.op or key[0].startswith(f"{case.op}_few"):
                 found.setdefault(key, []).append(case)
-        del problem
         release()
     return found
 
@@ -152,8 +165,10 @@ def precompile(keys: Sequence[Key], gpu: Gpu) -> None:
     work = [(key, plan, gpu) for key in keys for plan in candidates(key, gpu)]
     if len(work) < 16:
         return
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        list(pool.map(_compile, work, chunksize=4))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool, suppress(BrokenProcessPool):
+        list(
+            pool.map(_compile, work, chunksize=4)
+        )  # if the compiler dies of a plan, the rest is compiled where it is tried
 
 
 def _compile(work: tuple[Key, Plan, Gpu]) -> None:

@@ -30,7 +30,7 @@ def print_record(record: Record, console: Console) -> None:
         _print_work(list(group), record, console)
     for line in _skipped(record):
         console.print(line, style="dim", highlight=False)
-    for warning in [*record.warnings[:_MOST_WARNINGS], *_more(record.warnings), *_spread(record)]:
+    for warning in [*record.warnings[:_MOST_WARNINGS], *_more(record.warnings), *_spread(record), *_beyond(record)]:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
 
 
@@ -57,7 +57,8 @@ def _print_work(results: list[Result], record: Record, console: Console) -> None
     )  # fmt: skip
     table.add_column("", overflow="fold", min_width=12)
     against = "ratio" if baseline is None else f"x {baseline.implementation}"
-    for column in (unit, "p20-p80", "GB/s" if memory else "TFLOP/s", "of limit", against, "error", "bound"):
+    rate_unit, rate_scale = ("GB/s", 1.0) if memory else _flops_unit(timed)
+    for column in (unit, "p20-p80", rate_unit, "of limit", against, "error", "bound"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         error, bound = _exponent(result.error), _exponent(result.bound)
@@ -65,7 +66,7 @@ def _print_work(results: list[Result], record: Record, console: Console) -> None
             table.add_row(escape(result.implementation), "[red]FAIL[/]", "", "", "", "", error, bound)
             continue
         timing = result.timing
-        rate = result.gigabytes_per_s if memory else result.teraflops
+        rate = result.gigabytes_per_s if memory else rate_scale * result.teraflops
         ratio = "" if baseline is None else f"{baseline.timing.median / timing.median:.2f}"
         table.add_row(
             escape(result.implementation), _digits(timing.median / scale),
@@ -105,6 +106,12 @@ def _failure(result: Result) -> str:
 def _unit(seconds: Sequence[float]) -> tuple[float, str]:
     smallest = min(seconds, default=1.0)
     return next((each for each in _UNITS if smallest >= each[0]), _UNITS[-1])
+
+
+def _flops_unit(timed: Sequence[Result]) -> tuple[str, float]:
+    """TFLOP/s, or GFLOP/s where those would be 0.05 or less; and how many of them are one TFLOP/s."""
+    fastest = max((result.teraflops for result in timed), default=1.0)
+    return ("TFLOP/s", 1.0) if fastest > 0.05 else ("GFLOP/s", 1e3)
 
 
 def _digits(value: float) -> str:
@@ -148,6 +155,19 @@ def _spread(record: Record) -> list[str]:
         for result in sorted(noisy, key=lambda result: -result.timing.spread)
     ]
     return lines[:_MOST_WARNINGS] + _more(lines)
+
+
+def _beyond(record: Record) -> list[str]:
+    """Nothing is faster than a limit, unless a cache helps or the limit was measured while something else ran."""
+    beyond = [
+        result for result in record.results
+        if result.samples and result.floor_s and result.share_of_limit > 1.1 and not fits_cache(result, record)
+    ]  # fmt: skip
+    if not beyond:
+        return []
+    return [
+        f"{len(beyond)} results are more than 10 % faster than the measured limits: something else ran while those were measured"
+    ]
 
 
 def print_comparison(found: Comparison, console: Console) -> None:

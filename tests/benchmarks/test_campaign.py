@@ -72,6 +72,21 @@ def test_a_case_that_ends_its_process_is_given_up(tmp_path: Path, monkeypatch: p
     assert "its process ended 2 times" in next(each.failure or "" for each in results if each.shape == "2")
 
 
+def test_a_case_is_not_to_blame_for_the_end_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die() -> None:
+        raise Died
+
+    go = with_cases(monkeypatch, [FakeCase(shape="1", before=die)])
+    file = tmp_path / "rms_norm.json"
+    for expected in (1, 1):
+        with pytest.raises(Died):
+            go(tmp_path, 10)
+        assert list(read_json(file, Record).settings["attempts"].values()) == [expected]
+        campaign._forgive(file)
+    assert read_json(file, Record).settings["attempts"] == {}
+    campaign._forgive(file)  # nothing was begun
+
+
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """In Python's place: "good" writes its part, "steps" needs two calls, "crash" and "hang" do what they say."""
     file = tmp_path / "python"

@@ -2,7 +2,9 @@
 
 import json
 import math
+import time
 import timeit
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,12 +149,8 @@ def small_softmax(broken: tuple[int, ...] = ()):
         plan = tuned._plans.get(key)
         return 1.01 * y if plan and plan["block_m"] in broken else y
 
-    def build(device):
-        x = torch.randn(64, 256, device=device)
-        return Problem((x,), lambda x: reference.softmax(x, -1), Work.moving(reads=[x], writes=[x]))
-
     peers = {OURS: ours, BASELINE: lambda x: torch.softmax(x, -1)}
-    return OpCase("softmax", "64 x 256", torch.float32, FORWARD, lambda: peers, build)
+    return OpCase("softmax", "64 x 256", torch.float32, FORWARD, lambda: peers, lambda device: _rows(64, 256, device))
 
 
 @interpreted
@@ -160,7 +158,7 @@ def test_a_sweep_judges_each_candidate_and_takes_what_is_faster(monkeypatch):
     """In the interpreter time goes with the number of programs: the more rows in one, the faster."""
     case = small_softmax(broken=(16,))
     monkeypatch.setattr(sweeping, "fault", lambda key, plan, gpu: None)
-    [(key, cases)] = sweeping.keys_of([case], torch.device("cpu")).items()
+    [(key, cases)] = sweeping.keys_of([case], torch.device("cpu"), []).items()
     assert key == ("softmax", "sm_90", 2, torch.float32, (256,)) and cases == [case]
     slow, fast, wrong = (dict(block_m=block_m, block_n=256, num_warps=4) for block_m in (2, 64, 16))
     refused = dict(block_m=3, block_n=256, num_warps=4)  # Triton's tiles are powers of two
@@ -174,6 +172,36 @@ def test_a_sweep_judges_each_candidate_and_takes_what_is_faster(monkeypatch):
 
     monkeypatch.setattr(sweeping, "candidates", lambda key, gpu: [slow])
     assert sweeping.sweep_key(key, cases, torch.device("cpu"), LIMITS).entry is None
+
+
+@interpreted
+def test_a_sweep_is_taken_up_again(monkeypatch):
+    """A key that ended its process is named and left out; a deadline ends the sweep between two keys; what raises is named."""
+    other = small_softmax()
+    other = OpCase("softmax", "16 x 128", other.dtype, FORWARD, other.peers, lambda device: _rows(16, 128, device))
+    broken = OpCase("softmax", "broken", other.dtype, FORWARD, other.peers, lambda device: torch.empty(-1))
+    files = [SimpleNamespace(cases=lambda device, quick: [small_softmax(), other, broken])]
+    monkeypatch.setattr(sweeping, "FILES", files)
+    monkeypatch.setattr(sweeping, "candidates", lambda key, gpu: [])
+    saved = []
+
+    def go(sweep, seconds):
+        sweeping.run_sweep(
+            sweep, torch.device("cpu"), LIMITS, quick=True, deadline=time.monotonic() + seconds,
+            save=lambda: saved.append(sweep.running), progress=lambda *_: None,
+        )  # fmt: skip
+
+    sweep = sweeping.Sweep({}, INTERPRETER.arch, INTERPRETER.multiprocessors, running="softmax 256")
+    go(sweep, 0)
+    assert not sweep.keys and not sweep.complete and saved == []
+    go(sweep, 60)
+    assert [key.size for key in sweep.keys] == [(128,)] and sweep.complete and saved == ["softmax 128", None, None]
+    assert sweep.failed[0] == "softmax 256" and sweep.failed[1].startswith("softmax, broken, float32, forward: ")
+
+
+def _rows(m, n, device):
+    x = torch.randn(m, n, device=device)
+    return Problem((x,), lambda x: reference.softmax(x, -1), Work.moving(reads=[x], writes=[x]))
 
 
 def test_merge(tmp_path):
