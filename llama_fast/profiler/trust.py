@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _CHECKED = 64  # tokens whose logits are compared: in float64 on a CPU, 1B parameters take 10 s for them
 _WARM = 0.05
 _SPREAD = 0.1
+_NO_THROTTLING = 0x3  # the bits of nvidia-smi's reasons that say idle, and clocks set by an application
 
 
 def trust(
@@ -31,7 +32,7 @@ def trust(
 ) -> Trust:  # fmt: skip
     """The evidence, from the timed rounds of the first setting and from a comparison of logits."""
     ours = rounds[0]
-    warnings = [*subject.warnings, *_unsteady(rounds, before, after)]
+    warnings = [*subject.warnings, *unsteady(rounds, before, after)]
     generated = ours.generations[0].token_ids
     if any(generation.token_ids != generated for generation in ours.generations):
         warnings.append(f"{ours.side.name}: two rounds gave different tokens")
@@ -139,7 +140,8 @@ def is_warm(rounds: Rounds) -> bool:
     return abs(first - last) <= _WARM * first
 
 
-def _unsteady(rounds: Sequence[Rounds], before: dict[str, str], after: dict[str, str]) -> list[str]:
+def unsteady(rounds: Sequence[Rounds], before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """What a reader must know of the machine: spread, drift, clocks, throttling."""
     warnings = [
         f"{each.side.name}: the time from token to token spreads by {spread:.0%} from p20 to p80"
         for each in rounds
@@ -152,7 +154,7 @@ def _unsteady(rounds: Sequence[Rounds], before: dict[str, str], after: dict[str,
         if before.get(name) != after.get(name):
             warnings.append(f"{name} moved from {before.get(name)} to {after.get(name)}")
     reasons = after.get("clocks_throttle_reasons.active", "")
-    if reasons.removeprefix("0x").strip("0"):
+    if reasons.startswith("0x") and int(reasons, 16) & ~_NO_THROTTLING:
         warnings.append(f"the GPU throttled: reasons {reasons}")
     return warnings
 

@@ -102,15 +102,14 @@ def gpu_first_token(
     """The prompt on a GPU: the host until the first kernel, the GPU's work, and the host after the last one.
 
     Args:
-        gaps, until_first: as they were traced: between the kernels, and from the request to the first of them.
+        gaps, until_first: as they were traced, without a text to encode: between the kernels, and from the request to the first.
         phases: of the host: those that come before any launch, or after the last kernel, are parts of their own.
     """
     alone = {name: phases[name] for name in ("tokenise", "submit", "read", "text", AFTER) if name in phases}
     parts = [*kernel_parts(kernels, floor_note, least), *phase_parts(alone)]
     left = measured - sum(part.seconds for part in parts)
-    early = sum(alone.get(name, 0.0) for name in ("tokenise", "submit"))
     for name, seconds, kind in (
-        ("until the first launch", until_first - early, "host"),
+        ("until the first launch", until_first - alone.get("submit", 0.0), "host"),
         ("gaps between kernels", gaps, "gap"),
     ):
         seconds = max(0.0, min(seconds, left))

@@ -1,6 +1,7 @@
 """A whole profile: of the embedded model, of engines, of models of transformers. Its sums, its figures, its errors."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ import llama_fast
 from llama_fast.engine import LLM
 from llama_fast.fusion import fuse
 from llama_fast.profiler.jsonfile import read_json, write_json
+from llama_fast.profiler.latency import Rounds
 from llama_fast.profiler.result import Profile, Run, Waterfall
-from llama_fast.profiler.trust import logits_in_float64
+from llama_fast.profiler.sides import Generation
+from llama_fast.profiler.trust import is_warm, logits_in_float64, unsteady
 from llama_fast.profiler.work import Work, decoding_step_work
 from tests.engine.models import make, save
 from tests.parity import not_interpreted
@@ -218,3 +221,23 @@ def test_logits_in_float64_are_those_of_a_copy_in_float64():
         assert found.dtype == torch.float64 and torch.equal(found, expected), name
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def rounds_of(*medians: float) -> Rounds:
+    """Rounds of five tokens each, so many seconds apart."""
+    made = Rounds(side=SimpleNamespace(name="it"))
+    made.generations = [Generation(0.0, [i * median for i in range(1, 6)], []) for median in medians]
+    return made
+
+
+def test_a_machine_that_was_not_steady_is_said_to_be_so():
+    assert is_warm(rounds_of(1.0, 1.2, 1.04)) and not is_warm(rounds_of(1.0, 1.0, 1.0, 0.9))
+    steady = {"clocks.sm": "1980 MHz", "clocks_throttle_reasons.active": "0x0000000000000001"}
+    assert unsteady([rounds_of(1.0, 1.0)], steady, steady) == []
+    found = unsteady([rounds_of(1.0, 2.0)], steady, {"clocks.sm": "1500 MHz", "clocks_throttle_reasons.active": "0x5"})
+    assert [text.split(":")[0] for text in found] == [
+        "it",
+        "it",
+        "clocks.sm moved from 1980 MHz to 1500 MHz",
+        "the GPU throttled",
+    ]

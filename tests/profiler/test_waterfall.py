@@ -81,7 +81,7 @@ def test_a_gpu_s_parts_always_sum_and_are_never_negative(measured, span, gaps):
 
 def test_the_first_token_on_a_gpu():
     phases = PHASES | {"tokenise": 5.0, "submit": 4.0}
-    waterfall = gpu_first_token(150.0, KERNELS, gaps=12.0, until_first=29.0, phases=phases)
+    waterfall = gpu_first_token(150.0, KERNELS, gaps=12.0, until_first=24.0, phases=phases)
     check(waterfall)
     found = seconds(waterfall)
     assert (found["tokenise"], found["queue the request"], found["until the first launch"]) == (5, 4, 20)
