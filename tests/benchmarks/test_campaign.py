@@ -160,6 +160,7 @@ def test_the_tests_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\n@pytest.mark.skip\ndef test_c(): pass\n"
     )
     monkeypatch.setattr(suite_runs, "ROOT", tmp_path)
+    monkeypatch.setattr(suite_runs, "_WORKERS", 1)
     monkeypatch.setattr(suite_runs, "GROUPS", (("tests/test_x.py",), ("tests/none",)))
     runs, saved = suite_runs.SuiteRuns({}), []
     suite_runs.run_tests(
