@@ -65,8 +65,10 @@ def run_tests(
     for number, group in enumerate(groups):
         if any(run.group == list(group) for run in tests.runs):
             continue
-        progress(" ".join(group), number, len(groups))
         seconds = deadline - time.monotonic()
+        if seconds <= 0:
+            return
+        progress(" ".join(group), number, len(groups))
         run = _run_group(list(group), seconds, workers=1 if quick else _WORKERS)
         if run is None and seconds < _LEAST_SECONDS:
             return
@@ -96,7 +98,7 @@ def _run_group(group: list[str], seconds: float, *, workers: int) -> GroupRun | 
             f"--junitxml={report}",
         ]
         try:
-            done = subprocess.run(command, cwd=ROOT, timeout=max(1.0, seconds), check=False)
+            done = subprocess.run(command, cwd=ROOT, timeout=seconds, check=False)
         except subprocess.TimeoutExpired:
             return None
         if done.returncode not in (0, 1):  # not even the tests' failures: they crashed, or were not found

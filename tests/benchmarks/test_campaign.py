@@ -173,6 +173,13 @@ def test_the_tests_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert headlines(tmp_path, [Part("tests", 1)])[0][2] == "1 passed, 2 failed"
     assert json.loads((tmp_path / "tests.json").read_text())["complete"]
 
-    late = suite_runs.SuiteRuns({})
-    suite_runs.run_tests(late, quick=False, deadline=time.monotonic(), save=lambda: None, progress=lambda *_: None)
-    assert not late.complete and not late.runs, "a group that had no time is left for the next call"
+    (suite / "test_x.py").write_text("import time\ntime.sleep(60)\n")
+    for seconds in (0.0, 1.5):
+        late = suite_runs.SuiteRuns({})
+        suite_runs.run_tests(
+            late, quick=False, deadline=time.monotonic() + seconds, save=lambda: None, progress=lambda *_: None
+        )
+        assert not late.complete and not late.runs, "a group that had no time is left for the next call"
+    monkeypatch.setattr(suite_runs, "_LEAST_SECONDS", 0.1)
+    suite_runs.run_tests(late, quick=False, deadline=time.monotonic() + 1, save=lambda: None, progress=lambda *_: None)
+    assert late.runs[0].failures == ["the group did not end within 1 s"]
