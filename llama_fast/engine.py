@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, prompt_logprobs
 from .cache import BlockPool, KVCache
 from .completion import Completion, Output, TokenLogprob
 from .graphs import DecodingGraphs
 from .model import Decoder, Fusions
 from .paged import OneSequence, PagedContext, StepInputs
-from .placement import LOGPROB_ROWS, current, device_of, dtype_of, plan_memory, upload
-from .sampling import Logprobs, Needs, Sampled, Sampler, SamplingParams, logprobs_of
+from .placement import current, device_of, dtype_of, plan_memory, upload
+from .sampling import Logprobs, Needs, Sampled, Sampler, SamplingParams
 from .scheduler import Chunk, Scheduler
 from .scheduler import Sequence as TokenSequence
 from .tokenizer import Tokenizer
@@ -321,7 +321,7 @@ class LLM:
         needs = self._sampler.needs(chunk.sequence.row for chunk in sampling)
         prompts = [chunk for chunk in chunks if chunk.size > 1]
         asked = [chunk for chunk in chunks if self._wants_prompt_logprobs(chunk)]
-        prompt_logprobs: list[tuple[Chunk, Logprobs]] = []
+        of_prompts: list[tuple[Chunk, Logprobs]] = []
         sampled = None
         if self._graphs is not None and len(sampling) == len(chunks) and not prompts and not asked:
             sampled = self._graphs.replay(chunks, needs)
@@ -331,7 +331,7 @@ class LLM:
             inputs = StepInputs.of(chunks, self._cache, self.device)
             self._phase("inputs")
             hidden = self._forward(inputs, chunks)
-            prompt_logprobs = self._prompt_logprobs(chunks, asked, hidden)
+            of_prompts = self._prompt_logprobs(chunks, asked, hidden)
             if sampling:
                 ends = [end for chunk, end in zip(chunks, _ends(chunks), strict=True) if chunk.samples]
                 if len(ends) == len(hidden):
@@ -342,13 +342,13 @@ class LLM:
         for chunk in sampling:
             chunk.sequence.pending += 1
         if self.device.type == "cpu":
-            return _Launched(chunks, sampled, prompt_logprobs, None)
+            return _Launched(chunks, sampled, of_prompts, None)
         on_host = None if sampled is None else sampled.to_host()
-        prompt_logprobs = [(chunk, logprobs.to_host()) for chunk, logprobs in prompt_logprobs]
+        of_prompts = [(chunk, logprobs.to_host()) for chunk, logprobs in of_prompts]
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         self._phase("launch")
-        return _Launched(chunks, on_host, prompt_logprobs, done)
+        return _Launched(chunks, on_host, of_prompts, done)
 
     def _forward(self, inputs: StepInputs, chunks: Sequence[Chunk] = ()) -> Tensor:
         ids = inputs.token_ids
@@ -397,23 +397,13 @@ class LLM:
         return run.output.completion.prompt_logprobs is not None and chunk.start < len(chunk.sequence.prompt) - 1
 
     def _prompt_logprobs(self, chunks: list[Chunk], asked: list[Chunk], hidden: Tensor) -> list[tuple[Chunk, Logprobs]]:
-        """Of the tokens of the prompt that follow those of a chunk, some at a time."""
         found = []
         for chunk, end in zip(chunks, _ends(chunks), strict=True):
-            if chunk not in asked:
-                continue
-            count = self._runs[chunk.sequence].params.prompt_logprobs
-            assert count is not None
-            targets = upload(chunk.sequence.prompt[chunk.start + 1 : chunk.end + 1], self.device)
-            rows = hidden[end + 1 - chunk.size :][: len(targets)]
-            parts = [
-                logprobs_of(self.decoder.logits(some), some_targets, count)
-                for some, some_targets in zip(
-                    torch.split(rows, LOGPROB_ROWS), torch.split(targets, LOGPROB_ROWS), strict=True
-                )
-            ]
-            whole = (torch.cat([getattr(part, name) for part in parts]) for name in ("chosen", "top", "top_ids"))
-            found.append((chunk, Logprobs(*whole)))
+            if chunk in asked:
+                count = self._runs[chunk.sequence].params.prompt_logprobs
+                assert count is not None
+                rows = hidden[end + 1 - chunk.size : end + 1]
+                found.append((chunk, prompt_logprobs.compute(self.decoder, chunk, rows, count)))
         return found
 
     # --- reading a step ----------------------------------------------------------------------------------------------
@@ -423,7 +413,8 @@ class LLM:
             launched.done.synchronize()
             self._phase("wait")
         for chunk, logprobs in launched.prompt_logprobs:
-            self._add_prompt_logprobs(chunk, logprobs)
+            if (run := self._runs.get(chunk.sequence)) is not None:
+                prompt_logprobs.append(run.output.completion, chunk, logprobs)
         ended = self._read_tokens(launched) if launched.sampled is not None else []
         self._scheduler.publish(launched.chunks)
         for sequence in ended:
@@ -456,17 +447,6 @@ class LLM:
                 ended.append(sequence)
         self._phase("text")
         return ended
-
-    def _add_prompt_logprobs(self, chunk: Chunk, logprobs: Logprobs) -> None:
-        run = self._runs.get(chunk.sequence)
-        if run is None:
-            return
-        found = run.output.completion.prompt_logprobs
-        assert found is not None
-        targets = chunk.sequence.prompt[chunk.start + 1 : chunk.end + 1]
-        for i, token_id in enumerate(targets):
-            if chunk.start + i == len(found):  # a prompt that lost its blocks is computed twice
-                found.append(TokenLogprob.of(logprobs, i, token_id, logprobs.top.shape[1]))
 
     # --- setting up --------------------------------------------------------------------------------------------------
 
