@@ -12,6 +12,7 @@ from llama_fast.benchmarks.peers import BASELINE, OURS
 from llama_fast.benchmarks.record import Record, Result
 from llama_fast.benchmarks.suite_runs import SuiteRuns
 from llama_fast.benchmarks.sweep import Sweep
+from llama_fast.benchmarks.tables import fits_cache
 from llama_fast.profiler.jsonfile import read_json
 from llama_fast.profiler.result import Profile
 
@@ -54,7 +55,10 @@ def _of_record(record: Record) -> str:
         )
     works = [list(group) for _, group in groupby(record.results, key=lambda result: result.work_key)]
     ratios = [ratio for work in works if (ratio := _ratio(work)) is not None]
-    shares = [each.share_of_limit for each in record.results if each.implementation == OURS and each.samples]
+    shares = [
+        each.share_of_limit for each in record.results
+        if each.implementation == OURS and each.samples and not fits_cache(each, record)
+    ]  # fmt: skip
     failed = sum(each.failure is not None and each.implementation.startswith(OURS) for each in record.results)
     told = [f"{len(works)} works"]
     if ratios:
