@@ -8,6 +8,7 @@ from llama_fast.benchmarks.measured import Contest, Device, by_op, geometric_mea
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.plots import Picture
 from llama_fast.benchmarks.record import Record, Result
+from llama_fast.benchmarks.sections import cell
 from llama_fast.benchmarks.suite_runs import SuiteRuns
 from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.profiler import units
@@ -115,7 +116,7 @@ def _machine(device: Device) -> list[str]:
     for label, values in facts.items():
         there = dict.fromkeys(value for value in values if value)
         if there:
-            lines.append(f"| {label} | {_cell('<br>'.join(there))} |")
+            lines.append(f"| {label} | {'<br>'.join(map(cell, there))} |")
     states = [machine.get("gpu_state", {}) for machine in machines]
     for label, query in _GPU_FACTS.items():
         found = _span([state[query] for state in states if query in state])
@@ -211,13 +212,17 @@ def _losses(ops: dict[str, list[Contest]]) -> list[str]:
     if rows:
         lines += ["| op | shape | | llama-fast | fastest peer | | time / peer's |", "|---|---|---|---:|---:|---|---:|"]
         lines += [
-            f"| {each.op} | {_cell(each.shape)} | {', '.join(each.kind)} | {units.duration(ours.timing.median)} "
+            f"| {each.op} | {cell(each.shape)} | {', '.join(each.kind)} | {units.duration(ours.timing.median)} "
             f"| {units.duration(peer.timing.median)} | {peer.implementation} | {ratio:.2f}x |"
             for ratio, each, ours, peer in sorted(rows, key=lambda row: -row[0])
         ]
     failed = [(each, each.ours) for each in every if each.verdict == "failed"]
     lines += [""] if rows and failed else []
-    lines += [f"- {each.op}, {each.shape}, {', '.join(each.kind)}: {ours.failure}" for each, ours in failed if ours]
+    lines += [
+        f"- {each.op}, {each.shape}, {', '.join(each.kind)}: {cell(ours.failure or '')}"
+        for each, ours in failed
+        if ours
+    ]
     return lines if rows or failed else [*lines, "Nowhere in these files."]
 
 
@@ -244,11 +249,11 @@ def _tables(contests: list[Contest]) -> list[str]:
 
 
 def _row(contest: Contest, result: Result, *, first: bool) -> str:
-    shape = _cell(contest.shape) if first else ""
+    shape = cell(contest.shape) if first else ""
     name = f"**{OURS}**" if result.implementation == OURS else result.implementation
     error, bound = ("" if value is None else f"{value:.1e}" for value in (result.error, result.bound))
     if not result.samples:
-        return f"| {shape} | {name} | **no figure** | | | | | {error} | {bound} | {_cell(result.failure or '')} |"
+        return f"| {shape} | {name} | **no figure** | | | | | {error} | {bound} | {cell(result.failure or '')} |"
     timing, base = result.timing, contest.baseline
     fastest = contest.timed[0] is result and len(contest.timed) > 1
     median = units.duration(timing.median)
@@ -258,7 +263,7 @@ def _row(contest: Contest, result: Result, *, first: bool) -> str:
     ratio = "" if base is None else f"{base.timing.median / timing.median:.2f}x"
     return (
         f"| {shape} | {name} | {f'**{median}**' if fastest else median} | {_range(timing.p20, timing.p80)} "
-        f"| {rate}/s | {share} | {ratio} | {error} | {bound} | {_cell(result.note or '')} |"
+        f"| {rate}/s | {share} | {ratio} | {error} | {bound} | {cell(result.note or '')} |"
     )
 
 
@@ -277,15 +282,15 @@ def _left_out(device: Device) -> list[str]:
             ops = skipped.setdefault((each.implementation, each.reason), [])
             if each.op not in ops:
                 ops.append(each.op)
-    lines = [f"- {name}: {reason} ({', '.join(ops)})" for (name, reason), ops in skipped.items()]
+    lines = [f"- {name}: {cell(reason)} ({', '.join(ops)})" for (name, reason), ops in skipped.items()]
     said = [record.warnings for record in device.only(Record).values()]
     said += [profile.trust.warnings for profile in device.only(Profile).values()]
     warnings = list(dict.fromkeys(warning for each in said for warning in each))
     if lines:
         lines = ["", f"Not run on {device.name}:", "", *lines]
     if warnings:
-        lines += ["", "<details>", f"<summary>{len(warnings)} warnings of the runs on {device.name}</summary>", ""]
-        lines += [*(f"- {warning}" for warning in warnings), "", "</details>"]
+        lines += ["", "<details>", f"<summary>Warnings of the runs on {device.name}: {len(warnings)}</summary>", ""]
+        lines += [*(f"- {cell(warning)}" for warning in warnings), "", "</details>"]
     return lines
 
 
@@ -324,8 +329,3 @@ def _measured_keys(device: Device) -> set[WorkKey]:
         each.results[0].work_key for each in device.contests
         if any(result.implementation == OURS for result in each.results)
     }  # fmt: skip
-
-
-def _cell(text: str) -> str:
-    """Text that cannot end a table's cell."""
-    return text.replace("|", "\\|").replace("\n", " ")

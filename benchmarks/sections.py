@@ -10,6 +10,11 @@ from llama_fast.profiler import units
 from llama_fast.profiler.result import ContextPoint, Profile, Run
 
 
+def cell(text: str) -> str:
+    """Text from a file, which may hold HTML or the end of a table's cell, as Markdown that shows it as it is."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
 def latencies(profiles: Mapping[str, Profile]) -> list[str]:
     """A table of every run of every profile."""
     if not profiles:
@@ -30,7 +35,7 @@ def _row(profile: Profile, run: Run) -> str:
     itl = run.latency.itl
     floor = sum(part.seconds for part in run.token.parts if part.kind == "floor")
     return (
-        f"| {profile.model}, {profile.dtype} | {run.side} | {units.tokens(run.prompt_tokens)} | {run.latency.batch} "
+        f"| {cell(profile.model)}, {profile.dtype} | {cell(run.side)} | {units.tokens(run.prompt_tokens)} | {run.latency.batch} "
         f"| {units.duration(run.latency.ttft.median)} | {units.duration(itl.median)} | {units.duration(itl.quantile(0.99))} "
         f"| {units.number(run.latency.total_tokens_per_s)} | {units.duration(floor)} | {units.percent(floor / itl.median)} |"
     )
@@ -72,7 +77,7 @@ def tests(suites: Mapping[str, SuiteRuns]) -> list[str]:
             failures += [next(iter(failure.splitlines()), "") for failure in run.failures]
         if not suite.complete:
             lines.append("| the rest | not run | | |")
-    return lines + (["", *(f"- failed: {failure}" for failure in failures)] if failures else [])
+    return lines + (["", *(f"- failed: {cell(failure)}" for failure in failures)] if failures else [])
 
 
 def plans(sweeps: Mapping[str, Sweep]) -> list[str]:
@@ -84,7 +89,7 @@ def plans(sweeps: Mapping[str, Sweep]) -> list[str]:
         tried = sum(len(key.tried) for key in sweep.keys)
         lines.append(
             f"A sweep tried {tried} plans for {len(sweep.keys)} sizes, and replaced {len(sweep.entries)} of the arithmetic's choices"
-            + (f"; without an answer: {', '.join(sweep.failed)}." if sweep.failed else ".")
+            + (f"; without an answer: {cell(', '.join(sweep.failed))}." if sweep.failed else ".")
         )
         if sweep.entries:
             lines += ["", "| op | size | plan | time / arithmetic's |", "|---|---|---|---:|"]

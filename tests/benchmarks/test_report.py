@@ -1,6 +1,7 @@
 """The performance page: what it says is what the files say."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from llama_fast.benchmarks.measured import by_device
 from llama_fast.benchmarks.page import page
 from llama_fast.benchmarks.plots import shows
-from llama_fast.benchmarks.record import Record, machine_folder
+from llama_fast.benchmarks.record import Record, Skipped, machine_folder
 from llama_fast.benchmarks.report import DOCS, RESULTS, origin, read_results, suite_cases, write_report
 from llama_fast.benchmarks.suite_runs import GroupRun, SuiteRuns
 from llama_fast.benchmarks.sweep import KeySweep, Sweep, Tried
@@ -147,6 +148,23 @@ def test_who_could_not_run_and_what_a_run_warned_of_are_named():
     text = text_of(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4), warnings=["the clocks moved"])
     assert "- Liger: liger-kernel is not installed (rms_norm)" in text
     assert "- the clocks moved" in text
+
+
+def test_what_files_say_is_shown_as_it_is_and_not_as_html():
+    odd = "TypeError: <class 'int'> | <b>"
+    files = {
+        FILE: record(
+            result("rope", "8192 x 4096", "llama-fast", None, failure=odd),
+            result("rope", "8192 x 4096", "PyTorch", 1e-4, note="<i>"),
+            skipped=[Skipped("rope", "Liger", odd)], warnings=[odd],
+        ),
+        "nvidia-h100-80gb-hbm3/tests.json": SuiteRuns(H100_MACHINE, True, [GroupRun(["tests"], 1.0, 1, 1, 0, [odd])]),
+        "nvidia-h100-80gb-hbm3/profile.json": replace(synthetic(model="<b>"), machine=H100_MACHINE),
+    }  # fmt: skip
+    text, _ = page(by_device(files), CASES, origin="")
+    assert set(re.findall(r"</?(\w+)>", text)) == {"details", "summary"}
+    # a table, and the lists of losses, of who is missing, of warnings, of failed tests
+    assert text.count("TypeError: &lt;class 'int'> \\| &lt;b>") == 5
 
 
 def test_what_was_not_measured_is_counted():
