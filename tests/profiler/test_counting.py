@@ -148,6 +148,8 @@ def test_our_attention_reads_only_what_is_attended_to():
     q, k = torch.ones(2, 4, 3, 16), torch.ones(2, 2, 7, 16)
     causal = total(counted(lambda: attention(q, k, k)))
     assert causal == Work((384 + 2 * 448) * FP32, 384 * FP32, 4 * 2 * 4 * 16 * (5 + 6 + 7))
+    windowed = total(counted(lambda: attention(q, k, k, window=2)))
+    assert windowed == Work((384 + 2 * 448 * 4 // 7) * FP32, 384 * FP32, 4 * 2 * 4 * 16 * 3 * 2)  # keys 3 to 6
     start, end = torch.tensor([1, 0], dtype=torch.int32), torch.tensor([7, 4], dtype=torch.int32)
     padded = total(counted(lambda: attention(q, k, k, key_start=start, key_end=end)))
     pairs = (4 + 5 + 6) + (2 + 3 + 4)

@@ -73,6 +73,11 @@ def test_entries_have_their_ops_place_and_work_and_own_time():
     assert sum(entry.seconds + entry.gap for entry in found) == 11.0  # from the first start to the last end
 
 
+def test_a_kernel_inside_of_a_longer_one_takes_no_time_of_its_own():
+    found = gpu_entries([GpuEvent("a", 0.0, 10.0), GpuEvent("b", 2.0, 1.0), GpuEvent("c", 11.0, 1.0)], [], [])
+    assert [(entry.seconds, entry.gap) for entry in found] == [(10.0, 0.0), (0.0, 0.0), (1.0, 1.0)]
+
+
 def test_what_was_launched_by_no_op_attributes_nothing():
     known = [GpuEvent("gemm", 0.0, 1.0), GpuEvent("gemm", 2.0, 1.0, op=0)]
     found = gpu_entries([GpuEvent("gemm", 0.0, 1.0)], known, [op("mm", "mlp.down", read=5)])

@@ -212,7 +212,7 @@ def test_logits_in_float64_are_those_of_a_copy_in_float64():
 
     from llama_fast.fusion.verify import InFloat64
 
-    for name in ("llama", "tied", "qwen2", "phi3"):
+    for name in ("llama", "tied", "qwen2", "phi3", "stablelm"):
         model, ids = make(name), torch.arange(3, 20)
         with torch.no_grad(), InFloat64():
             expected = deepcopy(model).double()(ids[None], use_cache=False).logits[0]
