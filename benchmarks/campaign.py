@@ -23,7 +23,7 @@ from llama_fast.benchmarks import run
 from llama_fast.benchmarks.record import Record
 from llama_fast.benchmarks.shapes import CPU_7M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape
 from llama_fast.benchmarks.suite import QUICK_SECONDS, SECONDS, Case, release
-from llama_fast.benchmarks.suite_runs import SuiteRuns, run_tests
+from llama_fast.benchmarks.suite_runs import GROUPS, QUICK_GROUPS, SuiteRuns, run_tests
 from llama_fast.benchmarks.sweep import Sweep, run_sweep
 from llama_fast.kernels.launch import gpu_of
 from llama_fast.profiler.jsonfile import read_json, write_json
@@ -38,6 +38,9 @@ _GRACE_SECONDS = 120.0  # past its deadline, before a part is ended: a case that
 
 _MODELS = {"profile-1b": LLAMA_3_2_1B, "profile-8b": LLAMA_3_1_8B}
 
+_DECODING = ("norm_swiglu", "norm_qkv_rope", "attention_decode")
+_FIRST_OPS = ("attention", "linear", "rms_norm", "cross_entropy", "linear_cross_entropy")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -48,11 +51,14 @@ class Part:
 
 
 def parts() -> list[Part]:
-    """In the order in which they are done."""
-    kernels = [Part(stem.removeprefix("bench_"), 120) for stem in run.kernel_files()]
-    whole = [Part("generate", 400), Part("layer", 240), Part("prefill", 240), Part("train", 240)]
-    profiles = [Part(name, 240) for name in _MODELS]
-    return [Part("limits", 90), Part("tests", 300), *kernels, *whole, Part("sweep", 540), *profiles]
+    """In the order in which they are done: what matters most comes first, as the time may end anywhere."""
+    ops = [stem.removeprefix("bench_") for stem in run.kernel_files()]
+    ops.sort(key=lambda op: (_FIRST_OPS.index(op) if op in _FIRST_OPS else len(_FIRST_OPS), op))
+    return [
+        Part("limits", 90), Part("tests-gpu", 180), *(Part(op, 90) for op in _DECODING), Part("generate", 400),
+        *(Part(op, 90) for op in ops if op not in _DECODING), Part("layer", 180), Part("prefill", 180), Part("train", 180),
+        *(Part(name, 240) for name in _MODELS), Part("tests", 300), Part("sweep", 540),
+    ]  # fmt: skip
 
 
 Progress = Callable[[str, int, int], None]
@@ -69,9 +75,10 @@ def run_part(
     file = folder / f"{name}.json"
     if name == "limits":
         write_json(file, run.new_record(device, {"complete": True}, quick=quick))
-    elif name == "tests":
+    elif name in GROUPS:
         tests = read_json(file, SuiteRuns) if file.exists() else SuiteRuns(machine(device))
-        run_tests(tests, quick=quick, deadline=deadline, save=lambda: write_json(file, tests), progress=progress)
+        groups = QUICK_GROUPS if quick else GROUPS[name]
+        run_tests(tests, groups, deadline=deadline, save=lambda: write_json(file, tests), progress=progress)
     elif name == "sweep":
         _sweep(file, folder, device, quick=quick, deadline=deadline, progress=progress)
     elif name in _MODELS:

@@ -1,30 +1,40 @@
 """The test suite as a part of a campaign: run in groups, each in a process of its own, with what failed kept."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 
-GROUPS = (
-    ("tests/kernels/test_gpu.py", "tests/engine/test_gpu.py"),
-    ("tests/kernels", "--ignore=tests/kernels/test_gpu.py", "--ignore=tests/kernels/test_binaries.py"),
-    ("tests/engine", "tests/fuse", "--ignore=tests/engine/test_gpu.py"),
-    ("tests/profiler",),
-)
-"""What needs a GPU first. The binaries are the same where there is none."""
+Groups = tuple[tuple[str, ...], ...]
 
-QUICK_GROUPS = (("tests/kernels/test_parity.py",),)
+GROUPS: dict[str, Groups] = {
+    "tests-gpu": (("tests/kernels/test_gpu.py",), ("tests/engine/test_gpu.py",)),
+    "tests": (
+        ("tests/kernels", "--ignore=tests/kernels/test_gpu.py", "--ignore=tests/kernels/test_binaries.py"),
+        ("tests/engine", "tests/fuse", "--ignore=tests/engine/test_gpu.py"),
+        ("tests/profiler",),
+    ),
+}
+"""By part: what only a GPU can show, and the rest. The binaries are the same where there is none."""
+
+QUICK_GROUPS: Groups = (("tests/kernels/test_parity.py",),)
+
+REPORT_SECONDS = 15.0
+"""For pytest to report what it has run, past the deadline."""
 
 _LEAST_SECONDS = 120.0  # for a group that ran out of time in less, the next call tries again
-_WORKERS = 8
+_WORKERS = min(8, os.cpu_count() or 1)
 _MOST_CHARACTERS = 1500  # of a failure's text
 
 
@@ -50,15 +60,10 @@ class SuiteRuns:
 
 
 def run_tests(
-    tests: SuiteRuns,
-    *,
-    quick: bool,
-    deadline: float,
-    save: Callable[[], None],
-    progress: Callable[[str, int, int], None],
-) -> None:
-    """The groups that `tests` does not have yet, until `deadline` (of `time.monotonic`)."""
-    groups: tuple[tuple[str, ...], ...] = QUICK_GROUPS if quick else GROUPS
+    tests: SuiteRuns, groups: Groups, *, deadline: float,
+    save: Callable[[], None], progress: Callable[[str, int, int], None],
+) -> None:  # fmt: skip
+    """Those of `groups` that `tests` does not have yet, until `deadline` (of `time.monotonic`)."""
     if not (ROOT / "tests").is_dir():
         tests.runs.append(GroupRun([], 0.0, 0, 0, 0, ["this is no checkout: an installed package has no tests"]))
         groups = ()
@@ -69,46 +74,55 @@ def run_tests(
         if seconds <= 0:
             return
         progress(" ".join(group), number, len(groups))
-        run = _run_group(list(group), seconds, workers=1 if quick else _WORKERS)
-        if run is None and seconds < _LEAST_SECONDS:
+        run = _run_group(list(group), seconds)
+        if run is None:
             return
-        tests.runs.append(
-            run or GroupRun(list(group), seconds, 0, 1, 0, [f"the group did not end within {seconds:.0f} s"])
-        )
+        tests.runs.append(run)
         save()
     tests.complete = True
     save()
 
 
-def _run_group(group: list[str], seconds: float, *, workers: int) -> GroupRun | None:
-    """None: it did not end in time."""
-    parallel = ["-n", str(workers)] if importlib.util.find_spec("xdist") and workers > 1 else []
+def _run_group(group: list[str], seconds: float) -> GroupRun | None:
+    """What ran of it within `seconds`; None if it did not end and had so little time that another call should try."""
+    parallel = ["-n", str(_WORKERS)] if importlib.util.find_spec("xdist") and _WORKERS > 1 else []
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            *parallel,
-            *group,
-            f"--junitxml={report}",
-        ]
-        try:
-            done = subprocess.run(command, cwd=ROOT, timeout=seconds, check=False)
-        except subprocess.TimeoutExpired:
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *parallel, *group, f"--junitxml={report}",
+            "--continue-on-collection-errors",  # a file that lacks a package must not cost the others
+        ]  # fmt: skip
+        status = _status(subprocess.Popen(command, cwd=ROOT), seconds)
+        if status is None and seconds < _LEAST_SECONDS:
             return None
-        if done.returncode not in (0, 1):  # not even the tests' failures: they crashed, or were not found
-            return GroupRun(group, time.monotonic() - start, 0, 1, 0, [f"pytest ended with status {done.returncode}"])
-        return read_report(group, time.monotonic() - start, report)
+        seconds = time.monotonic() - start
+        run = read_report(group, seconds, report) if report.exists() else GroupRun(group, seconds, 0, 0, 0, [])
+    if status in (0, 1):  # all passed, or tests failed
+        return run
+    problem = f"did not end within {seconds:.0f} s" if status is None else f"ended with status {status}"
+    return replace(run, failed=run.failed + 1, failures=[*run.failures, f"pytest {problem}"])
+
+
+def _status(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
+    """None: it did not end. It is interrupted then, as by Ctrl-C: pytest still reports what it has run."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(REPORT_SECONDS)
+        return None
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
 def read_report(group: list[str], seconds: float, report: Path) -> GroupRun:
     """What a junit file says."""
-    cases = list(ElementTree.parse(report).iter("testcase"))
+    # one that was interrupted stands there without a name
+    cases = [case for case in ElementTree.parse(report).iter("testcase") if case.get("name")]
     skipped = sum(case.find("skipped") is not None for case in cases)
     failures = []
     for case in cases:
