@@ -139,15 +139,15 @@ class Device:
         """In the order of the files, then of their results.
 
         Raises:
-            ValueError: two files have a result of the same implementation of the same work.
+            ValueError: two files have results of the same work: those were not measured in turns.
         """
         found: dict[tuple[str, str, str, str], tuple[str, Record, dict[str, Result]]] = {}
         for file, record in self.only(Record).items():
             for result in record.results:
                 first, _, results = found.setdefault(result.work_key, (file, record, {}))
-                if result.implementation in results:
-                    what = ", ".join((*result.work_key, result.implementation))
-                    raise ValueError(f"{self.folder}: {first} and {file} both have a result of {what}: remove one")
+                if first != file or result.implementation in results:
+                    what = ", ".join(result.work_key)
+                    raise ValueError(f"{self.folder}: {first} and {file} both have results of {what}: remove one")
                 results[result.implementation] = result
         return [Contest(tuple(results.values()), record) for _, record, results in found.values()]
 

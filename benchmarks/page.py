@@ -32,7 +32,7 @@ def page(
     `origin` is the sentence that says where the figures are from.
 
     Raises:
-        ValueError: two files have a result of the same implementation of the same work.
+        ValueError: two files have results of the same work.
     """
     gpus = [device for device in devices if device.is_gpu]
     order = list(dict.fromkeys(key[0] for keys in cases.values() for key in keys))
@@ -79,8 +79,11 @@ def _device(device: Device, ops: dict[str, list[Contest]]) -> tuple[list[str], l
     shown: list[Picture] = []
     lines = [f"## {device.name}", "", *_machine(device), *_limits(device)]
     if ops:
-        lines += ["", *_summary(ops), "", *_losses(ops)]
-    lines += sections.latencies(device.only(Profile)) + sections.plans(device.only(Sweep))
+        lines += ["", *_summary(ops)]
+    profiles = device.only(Profile)
+    if ops or profiles:
+        lines += ["", *_losses(ops, profiles)]
+    lines += sections.latencies(profiles) + sections.plans(device.only(Sweep))
     lines += sections.tests(device.only(SuiteRuns))
     for picture in (pictures.roofline(device, ops), pictures.decoding(device, ops.get("generate", []))):
         if picture:
@@ -203,18 +206,21 @@ def _summary_row(op: str, contests: list[Contest]) -> str:
     return f"| {op} | {', '.join(contests[0].kind)} | {len(contests)} | {counts} | {ratios} | {share} |"
 
 
-def _losses(ops: dict[str, list[Contest]]) -> list[str]:
+def _losses(ops: dict[str, list[Contest]], profiles: Mapping[str, Profile]) -> list[str]:
     """What is slower than a peer, and what failed."""
     lines = ["**Where llama-fast loses**", ""]
     every = [each for contests in ops.values() for each in contests]
     slower = [(each, each.ours, each.best_peer) for each in every if each.verdict == "slower"]
-    rows = [(ours.timing.median / peer.timing.median, each, ours, peer) for each, ours, peer in slower if ours and peer]
+    rows = [
+        (each.op, each.shape, ", ".join(each.kind), ours.timing.median, peer.timing.median, peer.implementation)
+        for each, ours, peer in slower if ours and peer
+    ]  # fmt: skip
+    rows += sections.losses(profiles)
     if rows:
         lines += ["| op | shape | | llama-fast | fastest peer | | time / peer's |", "|---|---|---|---:|---:|---|---:|"]
         lines += [
-            f"| {each.op} | {cell(each.shape)} | {', '.join(each.kind)} | {units.duration(ours.timing.median)} "
-            f"| {units.duration(peer.timing.median)} | {peer.implementation} | {ratio:.2f}x |"
-            for ratio, each, ours, peer in sorted(rows, key=lambda row: -row[0])
+            f"| {op} | {cell(shape)} | {kind} | {units.duration(ours)} | {units.duration(peer)} | {cell(who)} | {ours / peer:.2f}x |"
+            for op, shape, kind, ours, peer, who in sorted(rows, key=lambda row: -row[3] / row[4])
         ]
     failed = [(each, each.ours) for each in every if each.verdict == "failed"]
     lines += [""] if rows and failed else []
@@ -306,8 +312,7 @@ def _not_measured(
     lines = [
         "## What has not been measured",
         "",
-        "Sizes with a result, of those that the suite has for such a device (`llama-fast bench` without `--quick`). 0 means that nobody "
-        "knows how fast it is there.",
+        "Sizes at which llama-fast has a figure, of those that the suite has for such a device (`llama-fast bench` without `--quick`).",
         "",
         f"| op | {' | '.join(name for name, _, _ in columns)} |",
         "|---|" + "---:|" * len(columns),
@@ -327,5 +332,5 @@ def _not_measured(
 def _measured_keys(device: Device) -> set[WorkKey]:
     return {
         each.results[0].work_key for each in device.contests
-        if any(result.implementation == OURS for result in each.results)
+        if each.ours and each.ours.samples
     }  # fmt: skip

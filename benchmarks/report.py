@@ -80,7 +80,7 @@ def write_report(files: Mapping[str, File], folder: Path, *, origin: str = "Writ
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: two of them have a result of the same implementation of the same work.
+        ValueError: two of them have results of the same work.
     """
     text, pictures = page(by_device(files), suite_cases(), origin=origin)
     shown = {folder / FOLDER / picture.file: picture for picture in pictures}

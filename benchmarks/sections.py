@@ -1,13 +1,16 @@
 """What files other than records add to the page: latencies of whole models and decoding speed over context, by profiles; which plans a
 sweep replaced; which tests passed on that machine."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.plots import LIMIT, Panel, Series
 from llama_fast.benchmarks.suite_runs import SuiteRuns
 from llama_fast.benchmarks.sweep import Sweep
-from llama_fast.profiler import units
+from llama_fast.profiler import units, view
 from llama_fast.profiler.result import ContextPoint, Profile, Run
+from llama_fast.profiler.sides import FUSED
+from llama_fast.profiler.significance import difference
 
 
 def cell(text: str) -> str:
@@ -21,7 +24,7 @@ def latencies(profiles: Mapping[str, Profile]) -> list[str]:
         return []
     lines = [
         "",
-        "Latency of whole models (`llama-fast profile`): medians; the floor is what a decoding step must read, at the measured bandwidth.",
+        "Latency of whole models (`llama-fast profile`): medians. The floor is what a decoding step must move and compute at the measured limits.",
         "",
         "| model | side | prompt | batch | time to first token | between tokens | its p99 | tokens/s, all requests | floor of a step | share of the limit |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -39,6 +42,23 @@ def _row(profile: Profile, run: Run) -> str:
         f"| {units.duration(run.latency.ttft.median)} | {units.duration(itl.median)} | {units.duration(itl.quantile(0.99))} "
         f"| {units.number(run.latency.total_tokens_per_s)} | {units.duration(floor)} | {units.percent(floor / itl.median)} |"
     )
+
+
+def losses(profiles: Mapping[str, Profile]) -> Iterator[tuple[str, str, str, float, float, str]]:
+    """(op, shape, kind, our median, the fastest other's, who that is): each latency in which another side is faster beyond the noise."""
+    for profile in profiles.values():
+        for subject, *others in view.settings(profile):
+            others = [run for run in others if run.side != FUSED]
+            if subject.side not in (OURS, FUSED) or not others:
+                continue
+            for name in ("TTFT", "ITL"):
+                ours, *theirs = (view.metrics(run.latency)[name] for run in (subject, *others))
+                fastest, side = min(
+                    zip(theirs, (run.side for run in others), strict=True), key=lambda each: each[0].median
+                )
+                if difference(fastest.samples, ours.samples).is_slower:
+                    shape = f"{profile.model}, {view.setting_name(subject)}"
+                    yield "profile", shape, f"{name}, {profile.dtype}", ours.median, fastest.median, side
 
 
 def over_context(profiles: Mapping[str, Profile]) -> list[Panel]:

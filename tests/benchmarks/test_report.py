@@ -16,7 +16,7 @@ from llama_fast.benchmarks.sweep import KeySweep, Sweep, Tried
 from llama_fast.kernels.tuned import Entry
 from llama_fast.profiler import units
 from llama_fast.profiler.jsonfile import read_json, write_json
-from llama_fast.profiler.result import Profile
+from llama_fast.profiler.result import Distribution, Profile
 from tests.benchmarks.records import CPU_MACHINE, H100_LIMITS, H100_MACHINE, record, result, rich_record
 from tests.parity import not_interpreted
 from tests.profiler.profiles import synthetic
@@ -176,6 +176,28 @@ def test_what_was_not_measured_is_counted():
     assert "Nothing at all has been measured on: A100, H200, B200, MI300X, a CPU." in missing
 
 
+def test_what_failed_was_not_measured():
+    text = text_of(result("rms_norm", "8192 x 4096", "llama-fast", None))
+    assert "| rms_norm | 0 of 1 |" in text.partition("## What has not been measured")[2]
+
+
+def test_a_latency_that_another_side_wins_is_among_the_losses():
+    """A profile's ratios are those of its sides: transformers' time to first token is halved here, and its tokens stay slower."""
+    profile = replace(synthetic(against=("transformers",)), machine=H100_MACHINE)
+    ours, theirs = profile.runs
+    ttft = Distribution(tuple(each / 2 for each in ours.latency.ttft.samples))
+    won = replace(profile, runs=[ours, replace(theirs, latency=replace(theirs.latency, ttft=ttft))])
+    for each, expected in ((profile, 0), (won, 1)):
+        text, _ = page(by_device({FILE: each}), CASES, origin="")
+        losses = text.partition("**Where llama-fast loses**")[2].partition("Latency of whole models")[0]
+        assert (
+            losses.count("| profile | example/Imagined-1B, 512 prompt tokens, 128 new, batch 1 | TTFT, bfloat16 | ")
+            == expected
+        )
+        assert losses.count(" | transformers | 2.00x |") == expected and "ITL" not in losses
+        assert ("Nowhere in these files." in losses) == (not expected)
+
+
 def test_without_files_the_page_says_that_nothing_was_measured(tmp_path):
     text = write_report(read_results(tmp_path / "none"), tmp_path).read_text(encoding="utf-8")
     assert "**No GPU has been measured yet.**" in text
@@ -197,11 +219,12 @@ def test_the_limits_of_a_device_stand_in_the_arithmetic():
     assert expected in text
 
 
-def test_two_files_with_the_same_result_are_refused():
-    one = result("rms_norm", "8192 x 4096", "llama-fast", 1e-4)
-    records = {"nvidia-h100-80gb-hbm3/a.json": record(one), "nvidia-h100-80gb-hbm3/b.json": record(one)}
+def test_two_files_with_results_of_the_same_work_are_refused():
+    """They were not measured in turns, so they are no comparison."""
+    ours, theirs = (result("rms_norm", "8192 x 4096", name, 1e-4) for name in ("llama-fast", "PyTorch"))
+    records = {"nvidia-h100-80gb-hbm3/a.json": record(ours), "nvidia-h100-80gb-hbm3/b.json": record(theirs)}
     with pytest.raises(
-        ValueError, match=r"a\.json and .*b\.json both have a result of rms_norm, 8192 x 4096.*remove one"
+        ValueError, match=r"a\.json and .*b\.json both have results of rms_norm, 8192 x 4096.*remove one"
     ):
         page(by_device(records), CASES, origin="")
 
