@@ -36,11 +36,7 @@ def page(
     """
     gpus = [device for device in devices if device.is_gpu]
     order = list(dict.fromkeys(key[0] for keys in cases.values() for key in keys))
-    rates = [
-        arithmetic.Rates.measured(device.name, limits)
-        for device in devices for limits in list(device.limits.values())[:1]
-    ]  # fmt: skip
-    shown = [arithmetic.picture(rates)]
+    shown = [arithmetic.picture(_rates(gpus))]  # beside a GPU a CPU is a line at the bottom
     lines = [
         "# Performance",
         "",
@@ -48,7 +44,7 @@ def page(
         "",
         _state(devices),
         "",
-        *arithmetic.opening(rates),
+        *arithmetic.opening(_rates(devices)),
         "",
         *_shown(shown[0]),
     ]
@@ -58,6 +54,12 @@ def page(
         shown += drawn
     lines += ["", *_not_measured(devices, gpus, cases, order)]
     return "\n".join(lines) + "\n", shown
+
+
+def _rates(devices: Sequence[Device]) -> list[arithmetic.Rates]:
+    """Of each device that has limits, those of its first file."""
+    found = [(device.name, next(iter(device.limits.values()), None)) for device in devices]
+    return [arithmetic.Rates.measured(name, limits) for name, limits in found if limits]
 
 
 def _state(devices: Sequence[Device]) -> str:

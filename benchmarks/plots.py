@@ -5,6 +5,7 @@ that it shows, and whoever asks whether a picture is up to date compares that.
 """
 
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -87,6 +88,11 @@ def shows(svg: str, picture: Picture) -> bool:
     return f"data {picture.digest}" in svg
 
 
+def is_ours(svg: str) -> bool:
+    """Whether an SVG file's text is of a picture that `draw` has written."""
+    return "<dc:title>llama-fast</dc:title>" in svg and "<dc:description>data " in svg
+
+
 def draw(picture: Picture, path: Path) -> None:
     """Writes a picture as SVG, on white, with text as text.
 
@@ -127,10 +133,13 @@ def draw(picture: Picture, path: Path) -> None:
             fontsize=8,
         )
         # no date, no version: the same data, the same file
+        svg = io.StringIO()
         figure.savefig(
-            path, format="svg",
+            svg, format="svg",
             metadata={"Date": None, "Creator": "llama-fast", "Title": picture.title, "Description": f"data {picture.digest}"},
         )  # fmt: skip
+    # where a reader does not have the font: Verdana is as wide, and a browser's own choice would have serifs
+    path.write_text(svg.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif"), encoding="utf-8")
 
 
 def _draw_panel(axes: "Axes", panel: Panel, names: Sequence[str]) -> None:
@@ -187,4 +196,5 @@ def _style(name: str, names: Sequence[str]) -> tuple[str, str]:
     if name in ours:
         return _OURS_STYLES[ours.index(name) % len(_OURS_STYLES)]
     others = [each for each in names if each not in (*ours, *_PEERS, LIMIT)]
-    return _STYLES[[*_PEERS, *others].index(name) % len(_STYLES)]
+    round_, at = divmod([*_PEERS, *others].index(name), len(_STYLES))
+    return _STYLES[at][0], _STYLES[(at + 3 * round_) % len(_STYLES)][1]  # a colour that comes again has another marker

@@ -12,7 +12,7 @@ import typer
 
 from llama_fast.benchmarks.measured import File, by_device
 from llama_fast.benchmarks.page import FOLDER, PAGE, WorkKey, page
-from llama_fast.benchmarks.plots import draw
+from llama_fast.benchmarks.plots import draw, is_ours
 from llama_fast.benchmarks.record import Record, machine_folder
 from llama_fast.benchmarks.run import KINDS, find_cases, work_key
 from llama_fast.benchmarks.suite_runs import SuiteRuns
@@ -78,6 +78,8 @@ def suite_cases() -> dict[str, list[WorkKey]]:
 def write_report(files: Mapping[str, File], folder: Path, *, origin: str = "Written by `llama-fast bench`.") -> Path:
     """Writes the page of files, by name, and its pictures into a folder that is made if need be; returns the page's path.
 
+    Pictures of a page that was there before are removed, but no others.
+
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: two of them have results of the same work.
@@ -85,7 +87,7 @@ def write_report(files: Mapping[str, File], folder: Path, *, origin: str = "Writ
     text, pictures = page(by_device(files), suite_cases(), origin=origin)
     shown = {folder / FOLDER / picture.file: picture for picture in pictures}
     for old in (folder / FOLDER).rglob("*.svg"):
-        if old not in shown:
+        if old not in shown and is_ours(old.read_text(encoding="utf-8")):
             old.unlink()
     for path, picture in shown.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import pytest
 
 from llama_fast.benchmarks.measured import by_device
 from llama_fast.benchmarks.page import page
-from llama_fast.benchmarks.plots import shows
+from llama_fast.benchmarks.plots import _style, shows
 from llama_fast.benchmarks.record import Record, Skipped, machine_folder
 from llama_fast.benchmarks.report import DOCS, RESULTS, origin, read_results, suite_cases, write_report
 from llama_fast.benchmarks.suite_runs import GroupRun, SuiteRuns
@@ -53,7 +53,7 @@ def test_the_committed_page_and_pictures_are_those_of_the_committed_files():
 def test_the_same_files_give_the_same_bytes_whatever_was_there(tmp_path):
     for folder in (tmp_path / "a", tmp_path / "b"):
         write_report({FILE: rich_record()}, folder)
-        (folder / "performance" / "old.svg").write_text("left behind")
+        (folder / "performance" / "limits.svg").rename(folder / "performance" / "old.svg")
         write_report({FILE: rich_record()}, folder)
     a, b = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -69,6 +69,24 @@ def test_the_same_files_give_the_same_bytes_whatever_was_there(tmp_path):
         "roofline.svg",
         "decoding.svg",
     }
+
+
+def test_a_picture_that_is_not_the_pages_stays(tmp_path):
+    (tmp_path / "performance").mkdir()
+    (tmp_path / "performance" / "mine.svg").write_text("<svg/>")
+    write_report({}, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "performance").iterdir()) == ["limits.svg", "mine.svg"]
+
+
+def test_no_two_series_of_a_picture_look_the_same():
+    """A roofline has a series for each op: more than there are colours."""
+    names = ["llama-fast", "llama-fast fuse", *(op for op in suite_ops()), "PyTorch", "torch.compile", "Liger"]
+    looks = [_style(name, names) for name in names]
+    assert len(names) > 20 and len(set(looks)) == len(names)
+
+
+def suite_ops():
+    return dict.fromkeys(key[0] for keys in suite_cases().values() for key in keys)
 
 
 def test_the_pictures_are_linked_and_know_their_data(tmp_path):
@@ -217,6 +235,14 @@ def test_the_limits_of_a_device_stand_in_the_arithmetic():
     assert batch.series[0].points[3] == (8, pytest.approx(24)) and batch.series[0].points[-1] == (2048, 700)
     expected = "| NVIDIA H100 80GB HBM3 | 3.00 TB/s | 700 TFLOP/s | 233 FLOP/B | 824 µs = 1,214 tokens/s | 5.00 ms = 199.9 tokens/s | measured, below |"
     assert expected in text
+
+
+def test_a_cpu_is_no_line_beside_the_gpus():
+    files = {FILE: record(), "cpu-amd-epyc-2-threads/a.json": record(gpu=False)}
+    text, pictures = page(by_device(files), CASES, origin="")
+    names = {series.name for panel in pictures[0].panels for series in panel.series}
+    assert "NVIDIA H100 80GB HBM3, measured" in names and not any("AMD" in name for name in names)
+    assert "| AMD EPYC, 2 threads | 20.0 GB/s | 400 GFLOP/s | 20 FLOP/B |" in text
 
 
 def test_two_files_with_results_of_the_same_work_are_refused():
