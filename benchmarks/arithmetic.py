@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from llama_fast.benchmarks.plots import Panel, Picture, Series
 from llama_fast.benchmarks.shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape
+from llama_fast.config import DecoderConfig
 from llama_fast.profiler import units
 from llama_fast.profiler.limits import Limits
+from llama_fast.profiler.work import weight_elements
 
 BFLOAT16_BYTES = 2
 EXAMPLES = (LLAMA_3_2_1B, LLAMA_3_1_8B)
@@ -13,7 +15,7 @@ EXAMPLES = (LLAMA_3_2_1B, LLAMA_3_1_8B)
 
 @dataclass(frozen=True)
 class Rates:
-    """Of a machine: bytes read a second and bfloat16 FLOPs a second, and where that is known from."""
+    """Of a machine: bytes read a second and bfloat16 FLOPs a second, and where that is known from (Markdown)."""
 
     machine: str
     read_bytes_per_s: float
@@ -22,7 +24,7 @@ class Rates:
 
     @classmethod
     def measured(cls, machine: str, limits: Limits) -> "Rates":
-        return cls(machine, limits.read_bytes_per_s, limits.matmul_flops_per_s["bfloat16"], "measured, below")
+        return cls(machine, limits.read_bytes_per_s, limits.matmul_flops_per_s["bfloat16"], "measured")
 
     @property
     def ridge(self) -> float:
@@ -31,8 +33,8 @@ class Rates:
 
 
 PUBLISHED = (
-    Rates("NVIDIA H100 SXM", 3.35e12, 989e12, "published: NVIDIA's data sheet"),
-    Rates("NVIDIA H200 SXM", 4.8e12, 989e12, "published: NVIDIA's data sheet"),
+    Rates("NVIDIA H100 SXM", 3.35e12, 989e12, "[published](https://www.nvidia.com/en-us/data-center/h100/)"),
+    Rates("NVIDIA H200 SXM", 4.8e12, 989e12, "[published](https://www.nvidia.com/en-us/data-center/h200/)"),
 )
 """Dense products: the data sheets' 1979 TFLOP/s count the zeros of sparse ones."""
 
@@ -63,21 +65,9 @@ REPORTED = (
 """What other projects say of their own decoding at batch 1: who, on what, which model, the figure, its share of the published bandwidth."""
 
 
-def layer_parameters(model: ModelShape) -> int:
-    """Of one layer's matrices and norms."""
-    attention = model.qkv * model.hidden + model.hidden * model.heads * model.head_dim
-    norms = 2 * model.hidden + (2 * model.head_dim if model.head_norm else 0)
-    return attention + 3 * model.hidden * model.intermediate + norms
-
-
-def step_parameters(model: ModelShape) -> int:
-    """That a decoding step reads: all but the embedding table, of which it reads a row. (A tied head is read: it is the head.)"""
-    return model.layers * layer_parameters(model) + model.hidden + model.vocab * model.hidden
-
-
 def step_bytes(model: ModelShape) -> int:
-    """Of the weights that a step reads, in bfloat16."""
-    return BFLOAT16_BYTES * step_parameters(model)
+    """Of the weights that a step reads, in bfloat16: not the embedding table, of which it reads a row, unless that is the head too."""
+    return BFLOAT16_BYTES * weight_elements(DecoderConfig.from_huggingface(model.config()))[0]
 
 
 def kv_bytes(model: ModelShape) -> int:
@@ -92,8 +82,8 @@ def opening(measured: list[Rates]) -> list[str]:
     lines = [
         "## What the hardware allows",
         "",
-        "To decode one token at batch 1 a GPU reads every weight once, and every key and value of the context. It has next to "
-        "nothing else to do, so no implementation can be faster than",
+        "To decode one token at batch 1 a GPU reads every weight once, and every key and value of the context. Its arithmetic takes "
+        "a fraction of that time, so no implementation can be faster than",
         "",
         "```",
         "bytes of a step = 2 B x [ layers x ( (heads + 2 kv_heads) x head_dim x hidden     q, k, v",
@@ -124,12 +114,13 @@ def opening(measured: list[Rates]) -> list[str]:
     lines += [
         "",
         "The ridge point is where the roofline bends: products / reads, in FLOPs a byte. A step multiplies each weight by one row of "
-        "the batch: 2 FLOPs for 2 bytes, which is 1 FLOP a byte a row. So decoding is bound by memory up to a batch of about the ridge "
+        "the batch: 2 FLOPs for 2 bytes, 1 FLOP a byte a row. So its matrices are bound by memory up to a batch of about the ridge "
         f"point ({first.flops_per_s / 1e12:.0f} TFLOP/s / {first.read_bytes_per_s / 1e12} TB/s = {first.ridge:.0f} on {first.machine} "
-        "as published), and a prompt of more tokens than that is bound by arithmetic. Published rates are what a data sheet says; "
-        "nobody reaches them, and no share on this page is one of theirs: shares are of rates measured in the same run.",
+        "as published), and by arithmetic beyond it, as a prompt of more tokens than that is. Keys and values are not shared by a batch: "
+        "attention over them stays bound by memory. Published rates are a data sheet's. Where this page gives a share of the "
+        "limit, it is of rates measured on that machine.",
         "",
-        "For orientation, what other projects report of their own decoding at batch 1 (theirs, on their machines, not measured here):",
+        "What other projects report of their own decoding at batch 1 (on their machines, not measured here):",
         "",
         "| who | GPU | model | figure | share of the published bandwidth |",
         "|---|---|---|---:|---:|",
@@ -172,7 +163,7 @@ def picture(measured: list[Rates]) -> Picture:
 
 
 def _label(rates: Rates) -> str:
-    return f"{rates.machine}, {rates.source.partition(':')[0].partition(',')[0]}"
+    return f"{rates.machine}, {'measured' if rates.source == 'measured' else 'published'}"
 
 
 def _rates_row(rates: Rates) -> str:

@@ -5,18 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from llama_fast.benchmarks.measured import by_device
 from llama_fast.benchmarks.page import page
 from llama_fast.benchmarks.plots import _style, shows
 from llama_fast.benchmarks.record import Record, Skipped, machine_folder
 from llama_fast.benchmarks.report import DOCS, RESULTS, origin, read_results, suite_cases, write_report
+from llama_fast.benchmarks.shapes import LLAMA_3_2_1B
 from llama_fast.benchmarks.suite_runs import GroupRun, SuiteRuns
 from llama_fast.benchmarks.sweep import KeySweep, Sweep, Tried
+from llama_fast.config import DecoderConfig
 from llama_fast.kernels.tuned import Entry
 from llama_fast.profiler import units
 from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.result import Distribution, Profile
+from llama_fast.profiler.work import decoding_step_work, weight_elements
 from tests.benchmarks.records import CPU_MACHINE, H100_LIMITS, H100_MACHINE, record, result, rich_record
 from tests.parity import not_interpreted
 from tests.profiler.profiles import synthetic
@@ -220,8 +224,20 @@ def test_without_files_the_page_says_that_nothing_was_measured(tmp_path):
     text = write_report(read_results(tmp_path / "none"), tmp_path).read_text(encoding="utf-8")
     assert "**No GPU has been measured yet.**" in text
     assert "2.472 GB" in text and "15.010 GB" in text
-    assert "published" in text and "measured, below" not in text
+    assert "published" in text and "| measured |" not in text
     assert [path.name for path in tmp_path.rglob("*.svg")] == ["limits.svg"]
+
+
+def test_the_arithmetic_as_it_is_printed():
+    """The line with the numbers gives what it says, which is what the profiler counts for a step."""
+    text, _ = page([], CASES, origin="")
+    formula, printed = re.search(r"For Llama-3.2-1B: 2 B x (.*) = (.*) GB", text).groups()
+    counted = 2 * eval(formula.replace("x", "*").replace("[", "(").replace("]", ")"))
+    config = DecoderConfig.from_huggingface(LLAMA_3_2_1B.config())
+    assert counted == 2 * weight_elements(config)[0] and printed == f"{1e-9 * counted:.3f}"
+    one, two = (decoding_step_work(config, 1, context, torch.bfloat16).read for context in (1000, 1001))
+    assert "| Llama-3.2-1B, bfloat16 | 2.472 GB | 32 KiB | 75,428 tokens |" in text
+    assert two - one == 32 * 1024 and counted // (two - one) == 75_428
 
 
 def test_the_limits_of_a_device_stand_in_the_arithmetic():
@@ -233,7 +249,7 @@ def test_the_limits_of_a_device_stand_in_the_arithmetic():
     # 3 TB/s over 2 x 1,235,814,400 parameters and, for each of 1024 tokens, 2 x 16 layers x 8 heads x 64 numbers of 2 bytes
     assert model.series[0].points[0] == (1024, pytest.approx(3e12 / (2_471_628_800 + 1024 * 32768)))
     assert batch.series[0].points[3] == (8, pytest.approx(24)) and batch.series[0].points[-1] == (2048, 700)
-    expected = "| NVIDIA H100 80GB HBM3 | 3.00 TB/s | 700 TFLOP/s | 233 FLOP/B | 824 µs = 1,214 tokens/s | 5.00 ms = 199.9 tokens/s | measured, below |"
+    expected = "| NVIDIA H100 80GB HBM3 | 3.00 TB/s | 700 TFLOP/s | 233 FLOP/B | 824 µs = 1,214 tokens/s | 5.00 ms = 199.9 tokens/s | measured |"
     assert expected in text
 
 
@@ -328,7 +344,7 @@ def test_a_sweep_and_a_run_of_the_tests_are_told(tmp_path):
     assert "| linear | 16 x 4096 x 4096 | block_m 16, num_warps 4 | 0.75x |" in text
     assert "| `tests/kernels` | 900 | 1 | 7 |\n| the rest | not run | | |" in text
     assert "- failed: test_rope: AssertionError\n" in text
-    assert "measured, below" not in text  # no limits in these files
+    assert "| measured |" not in text  # no limits in these files
 
 
 def test_what_moved_between_the_files_of_a_device_stands_as_a_span():
