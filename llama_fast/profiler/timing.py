@@ -1,17 +1,21 @@
 """Timing several implementations side by side, so that what the machine does to one it does to all.
 
 On a GPU each is captured in a CUDA graph of many calls, with L2 emptied before each call; the same graph without the calls is replayed
-beside it, and the difference is the calls' own time. No host cost and no event's cost is in it, and a cold cache, as in a model. On a
-CPU a sample is a run of calls long enough for the clock. Either way the implementations take turns, and every sample is kept.
+beside it, and the difference is the calls' own time: what their kernels take, and the boundaries between kernels. No host cost and no
+event's cost is in it, and a cold cache, as in a model. What a call leaves in L2 to be written is written while L2 is emptied, so in its
+time. On a CPU a sample is a run of calls long enough for the clock. Either way the implementations take turns, and every sample is kept.
 
 What its caller launches one by one is timed by the host's clock, from an idle GPU until it is idle again. A call that waits for the GPU
 can be in no graph: it is launched by the host, and timed by events.
 """
 
+import contextlib
+import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +27,8 @@ Call = Callable[[], object]
 _MOST_CALLS_IN_GRAPH = 20
 _SAMPLE_SECONDS = 2e-3  # a sample is about so long: what a clock or an event costs is lost in it
 _SPREAD_WARNING = 0.02
+_FLUSHES = 4  # parts of memory that are read in turn to empty L2
+_LEAST_SECONDS = 1e-9  # of a difference that is lost in the noise
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,10 @@ def time_interleaved(
     On a GPU the calls must be ones that a CUDA graph can hold. Without `graphs` a sample there is one call by the host's clock, with
     what launching it costs, and with whatever the call before has left in L2: right for calls of many milliseconds.
     """
-    sampler = _cpu_sampler if device.type != "cuda" else _gpu_sampler if graphs else _host_sampler
-    samplers = {name: sampler(call, device) for name, call in calls.items()}
+    sampler = _cpu_sampler
+    if device.type == "cuda" and calls:
+        sampler = _Graphs(device).sampler if graphs else functools.partial(_host_sampler, device=device)
+    samplers = {name: sampler(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     start, rounds = time.perf_counter(), 0
@@ -94,7 +102,7 @@ class _Sampler:
     waits: bool = False
 
 
-def _cpu_sampler(call: Call, _: torch.device) -> _Sampler:
+def _cpu_sampler(call: Call) -> _Sampler:
     """A sample is the mean of as many calls as take `_SAMPLE_SECONDS`."""
     once = _stable(lambda: _run(call, 1))
     count = max(1, round(_SAMPLE_SECONDS / max(once, 1e-9)))
@@ -130,36 +138,106 @@ def _host_sampler(call: Call, device: torch.device) -> _Sampler:
     return _Sampler(once)
 
 
-def _gpu_sampler(call: Call, device: torch.device) -> _Sampler:
-    """A sample is the mean of the calls in a graph: as many as take `_SAMPLE_SECONDS`, and 20 at most."""
-    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-    flush = torch.ones(int(1.5 * l2_bytes) // 4, device=device)
+class _Graphs:
+    """Makes the samplers of a comparison on a GPU, which share one stream and one pool of memory.
 
-    def flush_and_call() -> None:
-        read_stream(flush)
-        call()
+    Of the tensors that a graph makes nobody reads any after it, and only one graph runs at a time: so all may have the same memory.
+    """
 
-    def once() -> float:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = _side_stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        # Each flush reads another part: what it finds of itself in L2 would depend on how much of L2 a call has used in between
+        elements = int(1.5 * torch.cuda.get_device_properties(device).L2_cache_size) // 4
+        self._flushed: tuple[Tensor, ...] = torch.split(torch.ones(_FLUSHES * elements, device=device), elements)
+        with self._on_side_stream():
+            self._flush(0)  # compiles
+        self._without = {1: self._captured(_nothing, 1)}  # by the number of flushes
+
+    def sampler(self, call: Call) -> _Sampler:
+        """A sample is the mean of the calls in a graph: as many as take `_SAMPLE_SECONDS`, and 20 at most."""
+        with self._on_side_stream():  # compiles and allocates, which a capture cannot
+            _stable(lambda: _elapsed(call))
+            waits = _waits(call)
+        if waits:
+            return _Sampler(lambda: self._elapsed_after_flush(call), waits=True)
+        seconds = self._difference(self._captured(call, 1), self._without[1])
+        count = max(1, min(_MOST_CALLS_IN_GRAPH, round(_SAMPLE_SECONDS / seconds)))
+        with_calls = self._captured(call, count)
+        if count not in self._without:
+            self._without[count] = self._captured(_nothing, count)
+        without = self._without[count]
+
+        def sample() -> float:
+            return self._difference(with_calls, without) / count
+
+        _stable(sample)
+        return _Sampler(sample)
+
+    def _difference(self, with_calls: torch.cuda.CUDAGraph, without: torch.cuda.CUDAGraph) -> float:
+        """Seconds that one graph takes longer than the other. The host launches each while the GPU is busy with the one before."""
+        without.replay()
+        start, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))  # type: ignore[no-untyped-call]
+        start.record()
+        without.replay()
+        middle.record()
+        with_calls.replay()
+        end.record()
+        end.synchronize()
+        return max(_LEAST_SECONDS, 1e-3 * float(middle.elapsed_time(end) - start.elapsed_time(middle)))
+
+    def _flush(self, number: int) -> None:
+        read_stream(self._flushed[number % _FLUSHES])
+
+    def _elapsed_after_flush(self, call: Call) -> float:
+        self._flush(0)
         return _elapsed(call)
 
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # compiles and allocates, which a capture cannot
-        read_stream(flush)
-        seconds = _stable(once)
-        waits = _waits(call)
-    torch.cuda.current_stream(device).wait_stream(stream)
-    if waits:
-        return _Sampler(lambda: _elapsed_after(flush, call), waits=True)
-    count = max(1, min(_MOST_CALLS_IN_GRAPH, round(_SAMPLE_SECONDS / seconds)))
-    with_calls = _captured(flush_and_call, count, stream)
-    without = _captured(lambda: read_stream(flush), count, stream)
+    @contextlib.contextmanager
+    def _on_side_stream(self) -> Iterator[None]:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
 
-    def sample() -> float:
-        return max(0.0, _elapsed(with_calls.replay) - _elapsed(without.replay)) / count
+    def _captured(self, call: Call, count: int) -> torch.cuda.CUDAGraph:
+        """A graph of `count` times a flush and the call."""
+        current = torch.cuda.current_stream(self._device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                for number in range(count):
+                    self._flush(number)
+                    call()
+        except BaseException:
+            torch.cuda.set_stream(current)
+            _end_failed_capture(graph, self._pool, self._stream.device)
+            raise
+        return graph
 
-    _stable(sample)
-    return _Sampler(sample)
+
+@functools.cache  # cuBLAS keeps a workspace for each stream
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+_FAILED_GRAPHS: list[torch.cuda.CUDAGraph] = []
+
+
+def _end_failed_capture(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> None:
+    """Ends what PyTorch leaves begun where a capture fails: random numbers would refuse to be drawn, and (before 2.12) memory to be freed."""
+    with contextlib.suppress(RuntimeError):  # newer versions have ended it
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
+        _FAILED_GRAPHS.append(graph)  # the allocator of pinned memory still asks it what it captures
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+
+
+def _nothing() -> None:
+    pass
 
 
 def _waits(call: Call) -> bool:
@@ -173,27 +251,6 @@ def _waits(call: Call) -> bool:
     finally:
         torch.cuda.set_sync_debug_mode(mode)
     return False
-
-
-def _elapsed_after(flush: Tensor, call: Call) -> float:
-    read_stream(flush)
-    return _elapsed(call)
-
-
-def _captured(call: Call, count: int, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    torch.cuda.synchronize(stream.device)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(count):
-                call()
-    except (
-        RuntimeError
-    ):  # it leaves the generator of random numbers in the state of a capture, in which it refuses to draw
-        generator = torch.cuda.default_generators[stream.device.index]
-        generator.graphsafe_set_state(torch.Generator(stream.device).graphsafe_get_state())
-        raise
-    return graph
 
 
 def _elapsed(work: Call) -> float:
