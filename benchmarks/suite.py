@@ -170,7 +170,7 @@ def judge(case: Case, expected: Sequence[Tensor], calls: Mapping[str, Call]) -> 
         if not peer_errors:
             peer_errors = [0.0] * len(errors) if name.startswith(OURS) else errors
         bounds = [
-            error_bound(_typical(peer, e, case.dtype), case.dtype, factor=factor)
+            error_bound(_typical(peer, e), case.dtype, factor=factor)
             for peer, e in zip(peer_errors, expected, strict=True)
         ]
         worst = max(range(len(errors)), key=lambda i: errors[i] / bounds[i])
@@ -182,9 +182,12 @@ def judge(case: Case, expected: Sequence[Tensor], calls: Mapping[str, Call]) -> 
     return {name: results[name] for name in calls}
 
 
-def _typical(peer_error: float, expected: Tensor, dtype: torch.dtype) -> float:
-    """A single number, such as a loss, has one error and no mean of them: the peer's may be lucky, down to nothing."""
-    return max(peer_error, torch.finfo(dtype).eps) if expected.numel() == 1 else peer_error
+def _typical(peer_error: float, expected: Tensor) -> float:
+    """A single number, such as a loss, has one error and no mean of them: the peer's may be lucky, down to nothing.
+
+    What all sum in is float32, so its eps is an error that nobody is without.
+    """
+    return max(peer_error, torch.finfo(torch.float32).eps) if expected.numel() == 1 else peer_error
 
 
 def timed(
@@ -233,9 +236,10 @@ def _time(
             return time_interleaved(
                 {name: named(name, call) for name, call in calls.items()}, device, seconds=seconds, graphs=graphs
             ), failures
-        except RuntimeError as error:
-            failures[current[0]] = f"it cannot be timed: {first_line(error)}"
-            calls = {name: call for name, call in calls.items() if name != current[0]}
+        except CALL_ERRORS as error:
+            failed = [current[0]] if current[0] else list(calls)  # before the first is called, nobody is to blame
+            failures |= dict.fromkeys(failed, f"it cannot be timed: {first_line(error)}")
+            calls = {name: call for name, call in calls.items() if name not in failed}
     return {}, failures
 
 

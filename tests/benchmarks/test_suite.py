@@ -156,6 +156,36 @@ def test_a_peer_that_raises_while_it_is_timed_does_not_stop_the_others() -> None
     assert results["other"].samples and results[BASELINE].samples
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), suite.TritonError("out of memory")])
+def test_an_error_before_anybody_is_called_is_everybodys(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    tried = []
+
+    def raising(calls: Any, *_: Any, **__: Any) -> Any:
+        tried.append(1)
+        if len(tried) > 1:
+            raise KeyboardInterrupt  # instead of trying for ever
+        raise error
+
+    monkeypatch.setattr(suite, "time_interleaved", raising)
+    results = measured(replace(case_of("softmax"), peers=softmax_by(other=right)))
+    assert {result.failure for result in results.values()} == {"it cannot be timed: out of memory"}
+
+
+def test_a_loss_in_bfloat16_has_no_more_room_than_its_eps() -> None:
+    """PyTorch's error in a single number may be nothing at all; 3 eps for that would be 2.3 %."""
+    case = replace(case_of("cross_entropy"), dtype=torch.bfloat16)
+    expected = torch.tensor(11.7, dtype=torch.float64)
+    results = suite.judge(case, [expected], {BASELINE: lambda: expected, "off": lambda: 1.01 * expected})
+    assert results[BASELINE].failure is None and str(results["off"].failure).startswith("FAIL")
+    float32 = replace(case, dtype=torch.float32)
+    assert (
+        suite.judge(float32, [expected], {BASELINE: lambda: expected, "off": lambda: (1 + 3e-7) * expected})[
+            "off"
+        ].failure
+        is None
+    )
+
+
 def test_without_the_baseline_ours_is_not_judged_beside_itself() -> None:
     def raising(x: Tensor) -> Tensor:
         raise RuntimeError
