@@ -14,16 +14,17 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from llama_fast.benchmarks import run
-from llama_fast.benchmarks.record import Record
+from llama_fast.benchmarks.record import Record, machine_folder
 from llama_fast.benchmarks.shapes import CPU_7M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape
 from llama_fast.benchmarks.suite import QUICK_SECONDS, SECONDS, Case, release
-from llama_fast.benchmarks.suite_runs import GROUPS, QUICK_GROUPS, SuiteRuns, run_tests
+from llama_fast.benchmarks.suite_runs import GROUPS, QUICK_GROUPS, REPORT_SECONDS, SuiteRuns, run_tests
 from llama_fast.benchmarks.sweep import Sweep, run_sweep
 from llama_fast.kernels.launch import gpu_of
 from llama_fast.profiler.jsonfile import read_json, write_json
@@ -110,19 +111,28 @@ def _measure(
     else:
         settings = {"part": name, "quick": quick, "device": device.type, "complete": False, "attempts": {}}
         record = Record(machine(device), _limits(folder, device, quick), settings)
+    _note_commit(record, device)
     done = {result.work_key for result in record.results}
-    longest = 0.0
+    longest, measured = 0.0, None
     for number, case in enumerate(cases):
         if run.work_key(case) in done:
             continue
         start = time.monotonic()
-        if start + longest > deadline:
+        # the directions of a shape stay together: generating measures both its latencies at once, and would do it all again
+        if (case.op, case.shape) != measured and start + longest > deadline:
             return
         progress(run.case_name(case), number, len(cases))
         _measure_case(case, record, file, device, quick=quick)
-        longest = max(longest, time.monotonic() - start)
+        longest, measured = max(longest, time.monotonic() - start), (case.op, case.shape)
     record.settings["complete"] = True
     write_json(file, record)
+
+
+def _note_commit(record: Record, device: torch.device) -> None:
+    commit = machine(device)["commit"]
+    warning = f"some of these results are of commit {commit}"
+    if commit != record.machine["commit"] and warning not in record.warnings:
+        record.warnings.append(warning)
 
 
 def _measure_case(case: Case, record: Record, file: Path, device: torch.device, *, quick: bool) -> None:
@@ -189,6 +199,18 @@ def write_random_checkpoint(shape: ModelShape, folder: Path, device: torch.devic
     AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
 
 
+def require_same(folder: Path, device: torch.device, *, quick: bool) -> None:
+    """Raises ValueError where the folder has results of another machine, or of a run that was quick where this one is not."""
+    here = machine_folder(machine(device))
+    for file in sorted(folder.glob("*.json")):
+        value = json.loads(file.read_text())
+        there, settings = machine_folder(value["machine"]), value.get("settings", {})
+        if there != here:
+            raise ValueError(f"{file} was measured on {there}, and this is {here}")
+        if settings.get("quick", quick) != quick:
+            raise ValueError(f"{file} was measured {'without' if quick else 'with'} --quick")
+
+
 def run_campaign(
     folder: Path, chosen: Sequence[Part], *, device: str, minutes: float, quick: bool, tell: Callable[[str], None]
 ) -> None:
@@ -219,37 +241,49 @@ def _written(file: Path) -> int:
 def _run_process(name: str, folder: Path, device: str, seconds: float, end: float, quick: bool) -> str:
     """How it ended. Its output goes to `log.txt`."""
     # starting takes its time as well, and the call has to end when it said it would
-    own = max(1.0, min(seconds, end - time.monotonic() - 10))
+    own = max(1.0, min(seconds, end - time.monotonic() - REPORT_SECONDS))
     command = [
         sys.executable, "-m", "llama_fast", "bench", "campaign", "--out", str(folder), "--part", name, "--in-process",
         "--minutes", f"{own / 60:.3f}", "--device", device, *(["--quick"] if quick else []),
     ]  # fmt: skip
-    with (folder / "log.txt").open("a") as log:
+    file, log_file = folder / f"{name}.json", folder / "log.txt"
+    with log_file.open("a") as log:
         log.write(f"\n== {name}\n")
         log.flush()
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         grace_ends = time.monotonic() + own + _GRACE_SECONDS
         try:
             code = process.wait(timeout=max(1.0, min(grace_ends, end) - time.monotonic()))
-        except BaseException as error:  # Ctrl-C too must not leave it running
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if grace_ends > end or not isinstance(error, subprocess.TimeoutExpired):
-                _forgive(folder / f"{name}.json")
-            if isinstance(error, subprocess.TimeoutExpired):
-                return "out of time"
+        except subprocess.TimeoutExpired:
+            if grace_ends > end:
+                _forgive(file)
+            return "out of time"
+        except BaseException:  # Ctrl-C
+            _forgive(file)
             raise
-    return {0: "complete", 3: "out of time"}.get(code, f"ended with status {code}: see log.txt")
+        finally:
+            with suppress(ProcessLookupError):
+                pass  # and what it has started: nothing may run beside the next part
+            process.wait()
+    if code in (0, 3):
+        return "complete" if code == 0 else "out of time"
+    said = log_file.read_text(errors="replace").split(f"== {name}\n")[-1].split("\n")
+    last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+    return f"ended with status {code}: {last[:300]}"
 
 
 def _forgive(file: Path) -> None:
-    """The case that was being measured is not to blame: the call was over, or interrupted."""
-    settings = json.loads(file.read_text()).get("settings", {}) if file.exists() else {}
-    if not settings.get("attempts") or settings.get("complete"):
-        return
-    record = read_json(file, Record)
-    record.settings["attempts"].popitem()  # the last that was begun
-    write_json(file, record)
+    """What was being measured is not to blame: the call was over, or interrupted."""
+    value = json.loads(file.read_text()) if file.exists() else {}
+    if value.get("running"):
+        sweep = read_json(file, Sweep)
+        sweep.running = None
+        write_json(file, sweep)
+    elif value.get("settings", {}).get("attempts") and not value["settings"].get("complete"):
+        record = read_json(file, Record)
+        name, count = record.settings["attempts"].popitem()  # the last that was begun
+        record.settings["attempts"] |= {name: count - 1} if count > 1 else {}
+        write_json(file, record)
 
 
 def pack(folder: Path) -> Path:

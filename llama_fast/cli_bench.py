@@ -175,10 +175,16 @@ def campaign(
     out.mkdir(exist_ok=True)
     if in_process:
         raise typer.Exit(_run_part(names[0], out, where, minutes, quick))
-    chosen = [known[name] for name in names]
+    try:
+        job.require_same(out, where, quick=quick)
+    except ValueError as error:
+        raise fail(f"--out: {error}; give another folder") from None
+    chosen, interrupted = [known[name] for name in names], False
     try:
         job.run_campaign(out, chosen, device=device, minutes=minutes, quick=quick, tell=_tell)
     except KeyboardInterrupt:
+        interrupted = True
+        job.pack(out)
         errors.print("[red]interrupted[/]: the same command goes on from here")
     table = Table("part", "state", "figures", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     rows = headlines(out, chosen)
@@ -188,7 +194,9 @@ def campaign(
     left = [name for name, state, _ in rows if state != "done"]
     if left:
         console.print("left for the same command: " + escape(", ".join(left)), highlight=False)
-    console.print(f"all of it is in {escape(str(out / 'campaign.zip'))}", highlight=False)
+    console.print(f"all of it is in {escape(str(out / 'campaign.zip'))}", highlight=False, soft_wrap=True)
+    if interrupted:
+        raise typer.Exit(130)
 
 
 def _run_part(name: str, out: Path, device: "torch.device", minutes: float, quick: bool) -> int:
@@ -202,13 +210,13 @@ def _run_part(name: str, out: Path, device: "torch.device", minutes: float, quic
     try:
         complete = job.run_part(name, out, device, quick=quick, deadline=deadline, progress=_progress_line)
     except GpuFailure as error:
-        errors.print(escape(str(error)), highlight=False)
+        errors.print(escape(str(error)), highlight=False, soft_wrap=True)
         return 1
     return 0 if complete else 3
 
 
 def _tell(line: str) -> None:
-    errors.print(escape(line), highlight=False)
+    errors.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def _device(name: str) -> "torch.device":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from llama_fast.benchmarks import campaign, run, suite_runs
 from llama_fast.benchmarks.campaign import Part, is_complete, run_campaign, run_part
 from llama_fast.benchmarks.headlines import headlines
 from llama_fast.benchmarks.record import Record
+from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.cli import app
 from llama_fast.profiler.jsonfile import read_json, write_json
 from tests.benchmarks.fakes import LIMITS, FakeCase
@@ -86,6 +88,49 @@ def test_a_case_is_not_to_blame_for_the_end_of_the_call(tmp_path: Path, monkeypa
         campaign._forgive(file)
     assert read_json(file, Record).settings["attempts"] == {}
     campaign._forgive(file)  # nothing was begun
+    write_json(tmp_path / "sweep.json", Sweep({}, "sm_90", 132, running="linear"))
+    campaign._forgive(tmp_path / "sweep.json")
+    assert read_json(tmp_path / "sweep.json", Sweep).running is None
+
+
+def test_the_latencies_of_a_generation_are_not_torn_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are measured as one: a process that ends between them has it all to do again."""
+    cases = [
+        FakeCase(shape=shape, direction=direction, before=lambda: time.sleep(0.2))
+        for shape in ("8B", "1B") for direction in ("time to first token", "inter-token latency")
+    ]  # fmt: skip
+    assert not with_cases(monkeypatch, cases)(tmp_path, 0.3)
+    results = read_json(tmp_path / "rms_norm.json", Record).results
+    assert [(each.shape, each.direction) for each in results[::3]] == [
+        (case.shape, case.direction) for case in cases[:2]
+    ]
+
+
+def test_another_machine_or_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = with_cases(monkeypatch, [FakeCase(shape="1")])
+    assert go(tmp_path, 10)
+    campaign.require_same(tmp_path, CPU, quick=True)
+    run_it = ["bench", "campaign", "--out", str(tmp_path), "--device", "cpu", "--part", "rms_norm"]
+    wrong = CliRunner().invoke(app, run_it)
+    assert wrong.exit_code == 2 and "rms_norm.json was measured with --quick; give another folder" in wrong.output
+    record = read_json(tmp_path / "rms_norm.json", Record)
+    record.settings["complete"], record.machine["commit"], record.results[:] = False, "0123", []
+    write_json(tmp_path / "rms_norm.json", record)
+    assert go(tmp_path, 10)
+    assert read_json(tmp_path / "rms_norm.json", Record).warnings[0].startswith("some of these results are of commit ")
+    monkeypatch.setattr(campaign, "machine", lambda _: {"gpu": "NVIDIA H200"})
+    with pytest.raises(ValueError, match=r"rms_norm\.json was measured on cpu-.*, and this is nvidia-h200"):
+        campaign.require_same(tmp_path, CPU, quick=True)
+
+
+def test_an_interrupted_campaign_is_told_by_its_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(campaign, "run_campaign", interrupted)
+    done = CliRunner().invoke(app, ["bench", "campaign", "--out", str(tmp_path), "--device", "cpu"])
+    assert done.exit_code == 130 and "interrupted: the same command goes on from here" in done.output
+    assert (tmp_path / "campaign.zip").exists()
 
 
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -98,7 +143,7 @@ while [ $# -gt 0 ]; do
 done
 echo "this is $part"
 case $part in
-  good) echo '{"complete": true}' > $out/good.json;;
+  good) sleep 60 & echo $! > $out/child; echo '{"complete": true}' > $out/good.json;;
   steps) if [ -e $out/steps.json ]; then echo '{"complete": true}' > $out/steps.json
          else echo '{"complete": false}' > $out/steps.json; exit 1; fi;;
   crash) kill -SEGV $$;;
@@ -125,9 +170,11 @@ def test_one_part_that_dies_or_hangs_loses_nothing_of_the_others(
     assert time.monotonic() - start < 6.5
     states = {name: is_complete(out / f"{name}.json") for name in ("crash", "hang", "good", "steps")}
     assert states == {"crash": False, "hang": False, "good": True, "steps": True}
-    assert "crash: ended with status -11: see log.txt" in told and "hang: out of time" in told
+    assert "crash: ended with status -11: this is crash" in told and "hang: out of time" in told
+    child = subprocess.run(["ps", "-o", "stat=", "-p", (out / "child").read_text()], capture_output=True, text=True)
+    assert child.stdout.strip()[:1] in ("", "Z"), "what a part starts ends with it"
     with zipfile.ZipFile(out / "campaign.zip") as archive:
-        assert sorted(archive.namelist()) == ["good.json", "log.txt", "steps.json"]
+        assert sorted(archive.namelist()) == ["child", "good.json", "log.txt", "steps.json"]
         assert b"== crash\nthis is crash" in archive.read("log.txt")
 
     told.clear()
@@ -194,6 +241,6 @@ def test_the_tests_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         go(late, seconds)
         assert not late.complete and not late.runs, "a group that had no time is left for the next call"
     monkeypatch.setattr(suite_runs, "_LEAST_SECONDS", 0.1)
-    go(late, 8)
+    go(late, 4)
     assert late.runs[0].passed == 1, "what had run by then is kept"
     assert late.runs[0].failures[-1].startswith("pytest did not end within")
