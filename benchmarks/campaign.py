@@ -263,7 +263,7 @@ def _run_process(name: str, folder: Path, device: str, seconds: float, end: floa
             raise
         finally:
             with suppress(ProcessLookupError):
-                pass  # and what it has started: nothing may run beside the next part
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started: nothing may run beside the next part
             process.wait()
     if code in (0, 3):
         return "complete" if code == 0 else "out of time"
