@@ -1,6 +1,5 @@
 """A campaign's folder in a few lines: what is done, what is left, and the figures that matter."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -8,12 +7,12 @@ from itertools import groupby
 from pathlib import Path
 
 from llama_fast.benchmarks.campaign import Part, is_complete
+from llama_fast.benchmarks.measured import read_file
 from llama_fast.benchmarks.peers import BASELINE, OURS
 from llama_fast.benchmarks.record import Record, Result
 from llama_fast.benchmarks.suite_runs import SuiteRuns
 from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.benchmarks.tables import fits_cache
-from llama_fast.profiler.jsonfile import read_json
 from llama_fast.profiler.result import Profile
 
 
@@ -28,16 +27,13 @@ def headlines(folder: Path, parts: Sequence[Part]) -> list[tuple[str, str, str]]
 
 
 def _headline(file: Path) -> str:
-    fields = json.loads(file.read_text()).keys()
-    if "runs" in fields and "trust" in fields:
-        run = read_json(file, Profile).runs[0]
-        return f"{1e3 * run.latency.itl.median:.3f} ms a token, first token {1e3 * run.latency.ttft.median:.1f} ms"
-    if "runs" in fields:
-        runs = read_json(file, SuiteRuns).runs
-        return f"{sum(run.passed for run in runs)} passed, {sum(run.failed for run in runs)} failed"
-    if "keys" in fields:
-        return _of_sweep(read_json(file, Sweep))
-    return _of_record(read_json(file, Record))
+    found = read_file(file)
+    if isinstance(found, Profile):
+        latency = found.runs[0].latency
+        return f"{1e3 * latency.itl.median:.3f} ms a token, first token {1e3 * latency.ttft.median:.1f} ms"
+    if isinstance(found, SuiteRuns):
+        return f"{sum(run.passed for run in found.runs)} passed, {sum(run.failed for run in found.runs)} failed"
+    return _of_sweep(found) if isinstance(found, Sweep) else _of_record(found)
 
 
 def _of_sweep(sweep: Sweep) -> str:

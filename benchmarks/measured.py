@@ -1,10 +1,12 @@
 """What result files say together: by device, op and piece of work."""
 
+import json
 import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_fast.benchmarks.peers import OURS
@@ -12,6 +14,7 @@ from llama_fast.benchmarks.record import Record, Result, machine_folder
 from llama_fast.benchmarks.suite_runs import SuiteRuns
 from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.benchmarks.tables import BASELINES, fits_cache, is_memory_bound
+from llama_fast.profiler.jsonfile import read_json
 from llama_fast.profiler.limits import Limits
 from llama_fast.profiler.result import Profile
 from llama_fast.profiler.significance import difference
@@ -19,6 +22,25 @@ from llama_fast.profiler.significance import difference
 File = Record | Profile | SuiteRuns | Sweep
 
 T = TypeVar("T")
+
+
+def read_file(path: Path) -> File:
+    """Any result file: its fields say which.
+
+    Raises:
+        ValueError: it is none, or of another version.
+        OSError: it cannot be read.
+    """
+    try:
+        fields = set(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:  # no JSON, no text, or a number
+        raise ValueError(f"{path} is no result file of llama-fast: {error}") from None
+    if "keys" in fields:
+        return read_json(path, Sweep)
+    if "runs" in fields:
+        return read_json(path, Profile) if "trust" in fields else read_json(path, SuiteRuns)
+    return read_json(path, Record)
+
 
 _SIZES = re.compile(r"\b\d+ x \d+( -> \d+)?|\bcontext \d+|\b\d+( \+ \d+)? (tokens|rows)\b")
 
@@ -162,7 +184,7 @@ def by_device(files: Mapping[str, File]) -> list[Device]:
 
 
 def by_op(contests: Iterable[Contest], order: list[str]) -> dict[str, list[Contest]]:
-    """In the order given, then by name; the sizes of a model or a width beside each other, the smallest first."""
+    """In the order given, then by name; the sizes of one `family` beside each other, the smallest first."""
     groups: dict[str, list[Contest]] = {}
     for each in contests:
         groups.setdefault(each.op, []).append(each)

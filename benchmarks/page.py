@@ -114,8 +114,8 @@ def _machine(device: Device) -> list[str]:
         "processor": [f"{machine['processor']}, {machine['threads']} threads" for machine in machines],
         "CUDA": [machine.get("cuda") for machine in machines],
         "versions": [", ".join(f"{name} {version}" for name, version in found.items()) for found in versions],
-        "commit": [str(machine["commit"])[:12] for machine in machines if machine["commit"]],
-        "date": [record.settings.get("date") for record in device.only(Record).values()],
+        "commit": [re.sub("^([0-9a-f]{12})[0-9a-f]+", r"\1", machine["commit"] or "") for machine in machines],
+        "date": [machine.get("date") for machine in machines],
     }
     lines = ["| | |", "|---|---|"]
     for label, values in facts.items():

@@ -3,22 +3,17 @@
 The same files give the same page, byte for byte, and the same pictures with the same release of matplotlib.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import typer
 
-from llama_fast.benchmarks.measured import File, by_device
+from llama_fast.benchmarks.measured import File, by_device, read_file
 from llama_fast.benchmarks.page import FOLDER, PAGE, WorkKey, page
 from llama_fast.benchmarks.plots import draw, is_ours
-from llama_fast.benchmarks.record import Record, machine_folder
+from llama_fast.benchmarks.record import machine_folder
 from llama_fast.benchmarks.run import KINDS, find_cases, work_key
-from llama_fast.benchmarks.suite_runs import SuiteRuns
-from llama_fast.benchmarks.sweep import Sweep
-from llama_fast.profiler.jsonfile import read_json
-from llama_fast.profiler.result import Profile
 
 _HERE = Path(__file__).resolve().parent  # of the checkout, also when it is imported through the link
 RESULTS = _HERE / "results"
@@ -39,7 +34,7 @@ def read_results(folder: Path) -> dict[str, File]:
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and OLDER not in path.parents):
-        file = _read(path)
+        file = read_file(path)
         right = folder / machine_folder(file.machine)
         if path.parent != right:
             raise ValueError(f"{path} was measured on another machine than its folder says: it belongs in {right}")
@@ -52,19 +47,6 @@ def origin() -> str:
     older = len(list(OLDER.glob("*.json")))
     left = f" {older} files in [benchmarks/results/older](../benchmarks/results/older) have an older format and are not in it."
     return ORIGIN + (left if older else "")
-
-
-def _read(path: Path) -> File:
-    """What the fields say that it is."""
-    try:
-        fields = set(json.loads(path.read_text()))
-    except ValueError as error:  # no JSON, or no text
-        raise ValueError(f"{path} is no result file of llama-fast: {error}") from None
-    if "keys" in fields:
-        return read_json(path, Sweep)
-    if "runs" in fields:
-        return read_json(path, Profile) if "trust" in fields else read_json(path, SuiteRuns)
-    return read_json(path, Record)
 
 
 def suite_cases() -> dict[str, list[WorkKey]]:

@@ -1,8 +1,10 @@
-"""What a figure was measured on: processor, GPU and its state, versions, commit."""
+"""What a figure was measured on, and when: processor, GPU and its state, versions, commit, day."""
 
 import os
 import platform
+import shutil
 import subprocess
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,23 @@ from ..environment import versions
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on, for a result file. The commit is that of the current folder's checkout, or `LLAMA_FAST_COMMIT`."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    """What a figure depends on, for a result file, and the day (UTC) it was measured."""
     found: dict[str, Any] = {
-        "processor": _cpu_name(), "threads": torch.get_num_threads(), "commit": commit or os.environ.get("LLAMA_FAST_COMMIT"),
-        "versions": versions(),
+        "processor": _cpu_name(), "threads": torch.get_num_threads(), "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": _commit(Path(__file__).resolve().parents[2]), "versions": versions(),
     }  # fmt: skip
     if device.type == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "gpu_state": gpu_state(device)}
     return found
+
+
+def _commit(root: Path) -> str | None:
+    """Of llama-fast's own checkout, with "-dirty" if files differ from it; elsewhere `LLAMA_FAST_COMMIT`."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = ""
+    if shutil.which("git") and (root / ".git").exists():  # not the project of somebody who has installed llama-fast
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return found or os.environ.get("LLAMA_FAST_COMMIT")
 
 
 _GPU_STATE = (

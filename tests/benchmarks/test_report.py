@@ -1,6 +1,7 @@
 """The performance page: what it says is what the files say."""
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from llama_fast.config import DecoderConfig
 from llama_fast.kernels.tuned import Entry
 from llama_fast.profiler import units
 from llama_fast.profiler.jsonfile import read_json, write_json
+from llama_fast.profiler.machine import _commit, machine
 from llama_fast.profiler.result import Distribution, Profile
 from llama_fast.profiler.work import decoding_step_work, weight_elements
 from tests.benchmarks.records import CPU_MACHINE, H100_LIMITS, H100_MACHINE, record, result, rich_record
@@ -272,8 +274,8 @@ def test_two_files_with_results_of_the_same_work_are_refused():
 
 
 def test_files_are_read_from_their_machines_folders(tmp_path):
-    for machine, gpu in ((H100_MACHINE, True), (CPU_MACHINE, False)):
-        folder = tmp_path / machine_folder(machine)
+    for measured_on, gpu in ((H100_MACHINE, True), (CPU_MACHINE, False)):
+        folder = tmp_path / machine_folder(measured_on)
         folder.mkdir()
         write_json(folder / "ops.json", record(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4), gpu=gpu))
     assert list(read_results(tmp_path)) == ["cpu-amd-epyc-2-threads/ops.json", "nvidia-h100-80gb-hbm3/ops.json"]
@@ -288,6 +290,7 @@ def test_files_are_read_from_their_machines_folders(tmp_path):
     [
         ("cpu/broken.json", '{"schema": 1, "machine": ', "broken.json is no result file"),
         ("cpu/other.json", '{"settings": {}}', "other.json is no Record file"),
+        ("cpu/number.json", "7", "number.json is no result file"),
         ("cpu/notes.txt", "slow today", "notes.txt is no result file"),
     ],
 )
@@ -345,6 +348,33 @@ def test_a_sweep_and_a_run_of_the_tests_are_told(tmp_path):
     assert "| `tests/kernels` | 900 | 1 | 7 |\n| the rest | not run | | |" in text
     assert "- failed: test_rope: AssertionError\n" in text
     assert "| measured |" not in text  # no limits in these files
+
+
+def test_day_and_commit_are_told_and_a_changed_checkout_is_not_its_commit():
+    commits = ("0123456789abcdef" + 24 * "0", "0123456789abcdef" + 24 * "0" + "-dirty")
+    files = {
+        f"nvidia-h100-80gb-hbm3/{i}.json": Record(
+            H100_MACHINE | {"commit": commit, "date": "2030-01-02"}, H100_LIMITS, {}
+        )
+        for i, commit in enumerate(commits)
+    }
+    text, _ = page(by_device(files), CASES, origin="")
+    assert "| commit | 0123456789ab<br>0123456789ab-dirty |" in text and "| date | 2030-01-02 |" in text
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", machine(torch.device("cpu"))["date"])
+
+
+def test_the_commit_is_that_of_llama_fast_and_not_of_the_project_it_is_used_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_FAST_COMMIT", "told")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.chdir(tmp_path)
+    assert machine(torch.device("cpu"))["commit"] != _commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", _commit(tmp_path))
+    (tmp_path / "sub").mkdir()
+    assert _commit(tmp_path / "sub") == "told"
+    monkeypatch.setenv("PATH", "")
+    assert _commit(tmp_path) == "told"
 
 
 def test_what_moved_between_the_files_of_a_device_stands_as_a_span():
