@@ -2,7 +2,7 @@
 
 A part is one file in a folder, written after each case: `run_part` goes on where the last call stopped. `run_campaign` gives
 each part a process of its own, so that a part that dies (an illegal address ends a process' CUDA context for good) or hangs
-loses nothing of the others. At the end of a call all files are packed into `campaign.zip`.
+loses nothing of the others. At the end of a call all files are packed into one.
 """
 
 import json
@@ -30,6 +30,9 @@ from llama_fast.kernels.launch import gpu_of
 from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.limits import Limits, measure_limits
 from llama_fast.profiler.machine import machine
+
+LOG, PACKED = "log.txt", "campaign.zip"
+"""What lies beside the parts' files: what all processes said, and all files as one."""
 
 MOST_ATTEMPTS = 2
 """At a case whose process ended before it was done."""
@@ -239,14 +242,14 @@ def _written(file: Path) -> int:
 
 
 def _run_process(name: str, folder: Path, device: str, seconds: float, end: float, quick: bool) -> str:
-    """How it ended. Its output goes to `log.txt`."""
+    """How it ended. Its output goes to LOG."""
     # starting takes its time as well, and the call has to end when it said it would
     own = max(1.0, min(seconds, end - time.monotonic() - REPORT_SECONDS))
     command = [
         sys.executable, "-m", "llama_fast", "bench", "campaign", "--out", str(folder), "--part", name, "--in-process",
         "--minutes", f"{own / 60:.3f}", "--device", device, *(["--quick"] if quick else []),
     ]  # fmt: skip
-    file, log_file = folder / f"{name}.json", folder / "log.txt"
+    file, log_file = folder / f"{name}.json", folder / LOG
     with log_file.open("a") as log:
         log.write(f"\n== {name}\n")
         log.flush()
@@ -288,11 +291,11 @@ def _forgive(file: Path) -> None:
 
 def pack(folder: Path) -> Path:
     """All files of a campaign as one."""
-    packed = folder / "campaign.zip"
-    partial = packed.with_name("campaign.zip.partial")
+    packed = folder / PACKED
+    partial = packed.with_name(f"{PACKED}.partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.iterdir()):
-            if file.is_file() and not file.name.startswith("campaign.zip"):
+            if file.is_file() and not file.name.startswith(PACKED):
                 archive.write(file, file.name)
     os.replace(partial, packed)
     return packed

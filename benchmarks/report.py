@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import typer
 
+from llama_fast.benchmarks.campaign import LOG, PACKED
 from llama_fast.benchmarks.measured import File, by_device, read_file
 from llama_fast.benchmarks.page import FOLDER, PAGE, WorkKey, page
 from llama_fast.benchmarks.plots import draw, is_ours
@@ -27,13 +28,16 @@ ORIGIN = (
 
 
 def read_results(folder: Path) -> dict[str, File]:
-    """All files under a folder, by their paths in it. None is passed over but those in OLDER, which the page names.
+    """All files under a folder, by their paths in it. None is passed over but a campaign's log and archive, and those in
+    OLDER, which the page names.
 
     Raises:
         ValueError: a file is no record, profile, sweep or run of the tests, or is in another machine's folder.
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and OLDER not in path.parents):
+        if path.name in (LOG, PACKED):
+            continue
         file = read_file(path)
         right = folder / machine_folder(file.machine)
         if path.parent != right:

@@ -194,7 +194,7 @@ def campaign(
     left = [name for name, state, _ in rows if state != "done"]
     if left:
         console.print("left for the same command: " + escape(", ".join(left)), highlight=False)
-    console.print(f"all of it is in {escape(str(out / 'campaign.zip'))}", highlight=False, soft_wrap=True)
+    console.print(f"all of it is in {escape(str(out / job.PACKED))}", highlight=False, soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
 

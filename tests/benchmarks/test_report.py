@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama_fast.benchmarks.campaign import pack
 from llama_fast.benchmarks.measured import by_device
 from llama_fast.benchmarks.page import page
 from llama_fast.benchmarks.plots import _style, shows
@@ -278,6 +279,8 @@ def test_files_are_read_from_their_machines_folders(tmp_path):
         folder = tmp_path / machine_folder(measured_on)
         folder.mkdir()
         write_json(folder / "ops.json", record(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4), gpu=gpu))
+        (folder / "log.txt").write_text("what a campaign leaves beside its results")
+        pack(folder)
     assert list(read_results(tmp_path)) == ["cpu-amd-epyc-2-threads/ops.json", "nvidia-h100-80gb-hbm3/ops.json"]
     assert [device.name for device in by_device(read_results(tmp_path))] == [
         "NVIDIA H100 80GB HBM3",
