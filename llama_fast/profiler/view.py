@@ -158,6 +158,12 @@ def versus(run: Run, subject: Run, metric: str) -> str:
     return f"{number(metrics(run.latency)[metric].median / metrics(subject.latency)[metric].median)}x"
 
 
+def verdict(run: Run, subject: Run, metric: str) -> str:
+    """Whether the side is "faster" or "slower" than the subject beyond the noise, or "as fast"."""
+    found = difference(metrics(subject.latency)[metric].samples, metrics(run.latency)[metric].samples)
+    return "faster" if found.is_faster else "slower" if found.is_slower else "as fast"
+
+
 def facts(profile: Profile) -> list[tuple[str, str, bool | None]]:
     """The trust block: what was checked, what came out, and whether it is as it should be (None: a fact, no check)."""
     trust = profile.trust

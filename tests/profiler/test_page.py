@@ -26,6 +26,15 @@ def test_what_comes_from_outside_is_escaped():
     assert "<b>bold" not in html
 
 
+def test_a_side_that_is_faster_is_said_to_be():
+    profile = synthetic(against=["transformers"])
+    ours, theirs = profile.runs
+    assert '<span class="good">it is slower</span>' in page(profile)
+    assert '<span class="bad">it is faster</span>' in page(replace(profile, runs=[theirs, ours]))
+    same = replace(theirs, latency=ours.latency)
+    assert '<span class="">it is as fast</span>' in page(replace(profile, runs=[ours, same]))
+
+
 def _browser_there():
     """Whether Chromium and its driver are there; Debian's are installed where they are missing and that can be done."""
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
