@@ -29,10 +29,10 @@ def test_what_comes_from_outside_is_escaped():
 def test_a_side_that_is_faster_is_said_to_be():
     profile = synthetic(against=["transformers"])
     ours, theirs = profile.runs
-    assert '<span class="good">it is slower</span>' in page(profile)
-    assert '<span class="bad">it is faster</span>' in page(replace(profile, runs=[theirs, ours]))
+    assert '<span class="good">slower</span>' in page(profile)
+    assert '<span class="bad">faster</span>' in page(replace(profile, runs=[theirs, ours]))
     same = replace(theirs, latency=ours.latency)
-    assert '<span class="">it is as fast</span>' in page(replace(profile, runs=[ours, same]))
+    assert '<span class="">as fast</span>' in page(replace(profile, runs=[ours, same]))
 
 
 def _browser_there():
