@@ -11,7 +11,7 @@ from torch import Tensor
 from .launch import INTERPRETED, LaunchPlan, cdiv
 
 BLOCK = 8192
-"""Elements a program: 32 KB, 64 bytes a thread of 4 warps in flight four times over."""
+"""Elements a program: 32 KB, 128 bytes for each thread of 8 warps, all in flight at once."""
 
 
 @triton.jit
