@@ -86,7 +86,9 @@ def test_the_fused_peer_is_fused_and_the_plain_one_is_not(mode: Any) -> None:
 
 def test_a_training_step_says_tokens_per_second() -> None:
     result = measured(WHOLE[6])[OURS]
-    assert result.note == f"{48 / result.timing.median:,.0f} tokens/s"
+    rate = 48 / result.timing.median
+    rule = rate * training_flops(config(LLAMA), 12)
+    assert result.note == f"{rate:,.0f} tokens/s, {1e-12 * rule:.3g} TFLOP/s by the rule of MFU"
 
 
 @pytest.mark.parametrize("case", [WHOLE[0], WHOLE[4]], ids=lambda case: case.op)
@@ -211,6 +213,7 @@ def test_a_training_step_counted_by_hand() -> None:
     small = config(SMALL)
     assert training_flops(small, 10) == 6 * WEIGHTS + 12 * 2 * 8 * 10
     work = bench_train_step.step_work(small, 2, 10, torch.float32)
-    assert work.flops == 2 * 10 * training_flops(small, 10)
+    # 2 texts: 3 products of 10 tokens with each matrix, 7 of 2 elements for each of 55 pairs in 2 layers of 4 heads
+    assert work.flops == 2 * (3 * 2 * 10 * (2 * MATRICES + 16 * 8) + 2 * 55 * 4 * 7 * 2 * 2)
     everything = WEIGHTS + 16 * 8  # the embedding table is not read, but trained
     assert (work.read, work.written) == (4 * (2 * WEIGHTS + 4 * everything), 4 * 4 * everything)
