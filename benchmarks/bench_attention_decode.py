@@ -21,8 +21,8 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
     return [
         OpCase(
             "attention_decode", f"{model.name}, batch {batch}, context {context}", dtype, FORWARD,
-            # the plain one repeats k and v for each of a group's heads, in float32
-            functools.partial(peers.attention_decode, math_bytes=8.0 * batch * model.heads * context * model.head_dim),
+            # the plain one makes k and v float32
+            functools.partial(peers.attention_decode, math_bytes=8.0 * batch * model.kv_heads * context * model.head_dim),
             functools.partial(_problem, model=model, batch=batch, context=context, dtype=dtype),
         )
         for model, batch, context in _sizes(device, quick)

@@ -1,4 +1,8 @@
-"""Cross entropy: bound by memory. Forward reads the logits; backward reads them again and writes their gradient."""
+"""Cross entropy: bound by memory. Forward reads the logits; forward and backward reads them and writes their gradient.
+
+Once is enough for both: the gradient of a mean is known, but for a factor, when its row has been read. Who reads them again in the
+backward pass takes that long.
+"""
 
 import functools
 
@@ -39,10 +43,8 @@ def _problem(device: torch.device, *, tokens: int, vocab: int, dtype: torch.dtyp
     logits = torch.randn(tokens, vocab, device=device, dtype=dtype)
     labels = torch.randint(vocab, (tokens,), device=device)
     loss = torch.empty((), device=device)
-    work = Work.moving(reads=[logits, labels], writes=[loss])
-    if direction == TRAINING:
-        work += Work.moving(reads=[logits, labels], writes=[logits])
-    return Problem((logits, labels), _reference, work)
+    gradients = [logits] if direction == TRAINING else []
+    return Problem((logits, labels), _reference, Work.moving(reads=[logits, labels], writes=[loss, *gradients]))
 
 
 def _reference(logits: Tensor, labels: Tensor) -> Tensor:

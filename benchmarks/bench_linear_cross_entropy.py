@@ -41,10 +41,9 @@ def _problem(device: torch.device, *, model: ModelShape, tokens: int, dtype: tor
     weight = torch.randn(model.vocab, model.hidden, device=device, dtype=dtype) * model.hidden**-0.5
     labels = torch.randint(model.vocab, (tokens,), device=device)
     loss = torch.empty((), device=device)
-    flops = 2 * tokens * weight.numel()
-    work = Work.moving(reads=[hidden, weight, labels], writes=[loss], flops=flops)
-    if direction == TRAINING:
-        work += Work.moving(reads=[hidden, weight, labels], writes=[hidden, weight], flops=2 * flops)
+    gradients, products = ([hidden, weight], 3) if direction == TRAINING else ([], 1)
+    flops = products * 2 * tokens * weight.numel()
+    work = Work.moving(reads=[hidden, weight, labels], writes=[loss, *gradients], flops=flops)
     return Problem((hidden, weight, labels), _reference, work)
 
 

@@ -237,6 +237,24 @@ def test_the_unavailable_are_listed_by_name_once() -> None:
     assert suite.unavailable(cases) == [Skipped("softmax", "gone", "it is not installed")]
 
 
+def test_no_backend_of_sdpa_is_made_to_repeat_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a decoding step that would be most of its time."""
+    q, k, v, *others = case_of("attention_decode").build(CPU).inputs
+    seen = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        seen.append((k, v, options.get("enable_gqa", False)))
+        return q
+
+    monkeypatch.setattr(peers.F, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    there = peers.attention_decode(math_bytes=1.0)
+    for name in ("SDPA flash", "SDPA cuDNN", "SDPA efficient", "SDPA math"):
+        peer = there[name]
+        assert not isinstance(peer, Unavailable) and peer(q, k, v, *others).shape == q.shape
+    assert len(seen) == 4 and all(a is k and b is v and not repeats for a, b, repeats in seen)
+
+
 def test_liger_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     named = {
@@ -289,10 +307,10 @@ def test_every_quick_case_runs_and_ours_is_right(case: OpCase) -> None:
         ("attention", TRAINING, Work(4 * 20 * 128 * 64, 4 * 10 * 128 * 64, 14 * (128 * 129 // 2) * 4 * 64)),
         ("attention_decode", FORWARD, Work(4 * (32 * 64 + 2 * 8 * 1024 * 64), 4 * 32 * 64, 4 * 1024 * 32 * 64)),
         ("cross_entropy", FORWARD, Work(4 * 32 * 32000 + 8 * 32, 4)),
-        ("cross_entropy", TRAINING, Work(2 * (4 * 32 * 32000 + 8 * 32), 4 + 4 * 32 * 32000)),
+        ("cross_entropy", TRAINING, Work(4 * 32 * 32000 + 8 * 32, 4 + 4 * 32 * 32000)),
         ("linear", FORWARD, Work(4 * (768 + 768 * 768 + 768), 4 * 768, 2 * 768 * 768)),  # o, with the residual
         ("linear_cross_entropy", TRAINING, Work(
-            2 * (4 * (32 * 768 + 4000 * 768) + 8 * 32), 4 + 4 * (32 * 768 + 4000 * 768), 6 * 32 * 4000 * 768
+            4 * (32 * 768 + 4000 * 768) + 8 * 32, 4 + 4 * (32 * 768 + 4000 * 768), 6 * 32 * 4000 * 768
         )),
         ("norm_qkv_rope", FORWARD, Work(4 * (768 + 768 + 2304 * 768 + 2 * 64) + 8, 4 * 2304, 2 * 768 * 2304)),
         ("norm_swiglu", FORWARD, Work(4 * (768 + 768 + 4096 * 768), 4 * 2048, 2 * 768 * 4096)),
