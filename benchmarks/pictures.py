@@ -1,15 +1,14 @@
 """From results to pictures: throughput over size, the roofline of all ops, decoding speed over context."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llama_fast.benchmarks.measured import Contest, Device, kinds
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.plots import LIMIT, Panel, Picture, Series
 from llama_fast.benchmarks.record import Result
-from llama_fast.benchmarks.sections import over_context
 from llama_fast.profiler.limits import Limits
-from llama_fast.profiler.result import Profile
+from llama_fast.profiler.result import ContextPoint, Profile
 
 
 def throughput(device: Device, op: str, contests: Sequence[Contest]) -> Picture | None:
@@ -91,7 +90,7 @@ def decoding(device: Device, contests: Sequence[Contest]) -> Picture | None:
         _decoding_panel(model, sorted(points, key=lambda point: point[0]))
         for model, points in models.items() if len({context for context, _ in points}) > 1
     ]  # fmt: skip
-    panels += over_context(device.only(Profile))
+    panels += _profiled_panels(device.only(Profile))
     title = f"Decoding on {device.name}: speed over context"
     return Picture(f"{device.folder}/decoding.svg", title, tuple(panels)) if panels else None
 
@@ -108,3 +107,29 @@ def _decoding_panel(model: str, points: list[tuple[int, Contest]]) -> Panel:
         log_x=True,
         ticks=contexts,
     )
+
+
+def _profiled_panels(profiles: Mapping[str, Profile]) -> list[Panel]:
+    """Tokens a second over context: a panel for each model, dtype and batch that was measured at two contexts or more."""
+    groups: dict[str, list[ContextPoint]] = {}
+    for profile in profiles.values():
+        for point in profile.contexts:
+            if point.measured is not None:
+                groups.setdefault(f"{profile.model}, {profile.dtype}, batch {point.batch}", []).append(point)
+    return [
+        _profiled_panel(title, found) for title, found in groups.items() if len({point.context for point in found}) > 1
+    ]
+
+
+def _profiled_panel(title: str, points: list[ContextPoint]) -> Panel:
+    points = sorted(points, key=lambda point: point.context)
+    series = [
+        Series(
+            side,
+            tuple((p.context, 1 / p.measured.median) for p in points if p.side == side and p.measured is not None),
+        )
+        for side in dict.fromkeys(point.side for point in points)
+    ]
+    floors = {point.context: point.floor for point in points}
+    limit = Series(LIMIT, tuple((context, 1 / floor) for context, floor in floors.items()))
+    return Panel(title, "context, tokens", "tokens/s of one request", (*series, limit), log_x=True, ticks=tuple(floors))

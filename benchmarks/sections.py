@@ -1,14 +1,12 @@
-"""What files other than records add to the page: latencies of whole models and decoding speed over context, by profiles; which plans a
-sweep replaced; which tests passed on that machine."""
+"""What files other than records add to the page: latencies of whole models, by profiles; which plans a sweep replaced; which tests passed there."""
 
 from collections.abc import Iterator, Mapping
 
 from llama_fast.benchmarks.peers import OURS
-from llama_fast.benchmarks.plots import LIMIT, Panel, Series
 from llama_fast.benchmarks.suite_runs import SuiteRuns
 from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.profiler import units, view
-from llama_fast.profiler.result import ContextPoint, Profile, Run
+from llama_fast.profiler.result import Profile, Run
 from llama_fast.profiler.sides import FUSED
 from llama_fast.profiler.significance import difference
 
@@ -59,30 +57,6 @@ def losses(profiles: Mapping[str, Profile]) -> Iterator[tuple[str, str, str, flo
                 if difference(fastest.samples, ours.samples).is_slower:
                     shape = f"{profile.model}, {view.setting_name(subject)}"
                     yield "profile", shape, f"{name}, {profile.dtype}", ours.median, fastest.median, side
-
-
-def over_context(profiles: Mapping[str, Profile]) -> list[Panel]:
-    """Tokens a second over context: a panel for each model, dtype and batch that was measured at two contexts or more."""
-    groups: dict[str, list[ContextPoint]] = {}
-    for profile in profiles.values():
-        for point in profile.contexts:
-            if point.measured is not None:
-                groups.setdefault(f"{profile.model}, {profile.dtype}, batch {point.batch}", []).append(point)
-    return [_panel(title, found) for title, found in groups.items() if len({point.context for point in found}) > 1]
-
-
-def _panel(title: str, points: list[ContextPoint]) -> Panel:
-    points = sorted(points, key=lambda point: point.context)
-    series = [
-        Series(
-            side,
-            tuple((p.context, 1 / p.measured.median) for p in points if p.side == side and p.measured is not None),
-        )
-        for side in dict.fromkeys(point.side for point in points)
-    ]
-    floors = {point.context: point.floor for point in points}
-    limit = Series(LIMIT, tuple((context, 1 / floor) for context, floor in floors.items()))
-    return Panel(title, "context, tokens", "tokens/s of one request", (*series, limit), log_x=True, ticks=tuple(floors))
 
 
 def tests(suites: Mapping[str, SuiteRuns]) -> list[str]:
