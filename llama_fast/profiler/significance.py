@@ -3,10 +3,11 @@
 Yuen's test, Welch's with trimmed means, on the logarithms of the samples: a fifth of them at either end are outliers (an
 interrupt, another process) and do not count, the two series may have different noise, and five samples are enough. Samples
 taken one after the other are alike, which would make an interval too narrow: a long series is cut into BLOCKS runs of
-neighbours, and the median of each stands for it.
+neighbours, the median of each stands for it, and where these are still alike the variance is that of a first-order
+autoregressive series of their correlation.
 
-What no test on two series can see is that two processes differ from each other (where their memory lies, what else the machine
-does): that is what the minimum effect is for. Source: Yuen, The two-sample trimmed t for unequal population variances, 1974.
+What no test on two series can see is a drift slower than the series, or that two processes differ from each other (where their
+memory lies, what else the machine does): that is what the minimum effect is for. Source: Yuen, The two-sample trimmed t for unequal population variances, 1974.
 """
 
 import itertools
@@ -22,6 +23,7 @@ TRIMMED = 0.2
 MINIMUM_EFFECT = 0.03
 CONFIDENCE = 0.99
 
+_MOST_ALIKE = 0.9  # correlation of neighbouring blocks: their variance counts 19-fold then
 _SHORTEST = 1e-9  # a sample of 0 is one that the clock did not see
 
 
@@ -82,13 +84,20 @@ def difference(
 
 def _trimmed_mean(samples: Sequence[float]) -> tuple[float, float, int]:
     """The trimmed mean of the logarithms, its squared standard error, and its degrees of freedom."""
-    logs = sorted(math.log(max(x, _SHORTEST)) for x in _blocks(samples))
+    logs = [math.log(max(x, _SHORTEST)) for x in _blocks(samples)]
     cut = int(TRIMMED * len(logs))
-    kept = logs[cut : len(logs) - cut]
+    kept = sorted(logs)[cut : len(logs) - cut]
     if len(kept) < 2:
         return statistics.fmean(kept), 0.0, 0
-    winsorized = [kept[0]] * cut + kept + [kept[-1]] * cut
-    variance = statistics.variance(winsorized) * (len(logs) - 1) / (len(kept) * (len(kept) - 1))
+    winsorized = [min(max(x, kept[0]), kept[-1]) for x in logs]
+    mean = statistics.fmean(winsorized)
+    deviations = [x - mean for x in winsorized]
+    squares = math.fsum(x * x for x in deviations)
+    if not squares:
+        return mean, 0.0, len(kept) - 1
+    alike = sum(a * b for a, b in itertools.pairwise(deviations)) / squares
+    alike = min(max(alike, 0.0), _MOST_ALIKE)
+    variance = squares / (len(kept) * (len(kept) - 1)) * (1 + alike) / (1 - alike)
     return statistics.fmean(kept), variance, len(kept) - 1
 
 

@@ -38,6 +38,23 @@ def test_silent_on_the_same(n: int, noise: float) -> None:
     assert not any(alarm.is_significant for alarm in alarms)
 
 
+@pytest.mark.parametrize(("n", "alike"), [(200, 0.9), (1000, 0.99)])
+def test_false_alarms_are_rare_where_neighbours_are_much_alike(n: int, alike: float) -> None:
+    """A CPU's clock and other processes: noise that stays for some hundred samples. 1 % is promised, a few are had, and 17 % without a correction."""
+    alarms = 0
+    chance = random.Random(0)
+    for _ in range(150):
+        pair = []
+        for _ in range(2):
+            state, samples = chance.gauss(0, 0.05), []
+            for _ in range(n):
+                state = alike * state + chance.gauss(0, 0.05 * math.sqrt(1 - alike**2))
+                samples.append(math.exp(state + chance.gauss(0, 0.05)))
+            pair.append(samples)
+        alarms += difference(*pair, minimum=0.0).is_significant
+    assert alarms <= 0.06 * 150
+
+
 def test_a_sure_but_small_change_does_not_count() -> None:
     before, after = series(200, noise=0.005, seed=1), series(200, seconds=1.02e-3, noise=0.005, seed=2)
     assert not difference(before, after).is_significant
