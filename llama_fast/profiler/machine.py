@@ -34,24 +34,34 @@ def _commit(root: Path) -> str | None:
 
 
 _GPU_STATE = (
-    "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit", "temperature.gpu",
-    "clocks_throttle_reasons.active",
-)  # fmt: skip
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+)
+_REASONS = "clocks_throttle_reasons.active"
+_REASONS_ASKED = ("clocks_event_reasons.active", _REASONS)  # as drivers call them since 535, and before
 
 
 def gpu_state(device: torch.device) -> dict[str, str]:
     """Driver, clocks, power, temperature and throttling of a GPU now, as nvidia-smi tells them; empty where it cannot."""
-    command = [
-        "nvidia-smi",
-        f"--query-gpu={','.join(_GPU_STATE)}",
-        "--format=csv,noheader",
-        f"--id={device.index or 0}",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return dict(zip(_GPU_STATE, (value.strip() for value in done.stdout.split(",")), strict=False))
+    for reasons in _REASONS_ASKED:
+        fields = ",".join((*_GPU_STATE, reasons))
+        try:
+            # nvidia-smi counts all GPUs, CUDA those of CUDA_VISIBLE_DEVICES
+            number = torch.cuda._get_nvml_device_index(device)
+            command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", f"--id={number}"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        except subprocess.CalledProcessError:
+            continue
+        except (OSError, subprocess.SubprocessError, RuntimeError):
+            return {}
+        values = (value.strip() for value in done.stdout.split(","))
+        return dict(zip((*_GPU_STATE, _REASONS), values, strict=False))
+    return {}
 
 
 def _cpu_name() -> str:
