@@ -151,7 +151,6 @@ class _Rounds:
 
 @functools.lru_cache(maxsize=1)  # the two latencies of a setting come one after the other
 def _generated(setting: Setting, names: tuple[str, ...], device: torch.device, seconds: float) -> _Rounds:
-    torch._dynamo.reset()
     release()
     torch.manual_seed(0)
     model = build_model(setting.shape, device, setting.dtype)

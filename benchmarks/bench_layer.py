@@ -33,7 +33,7 @@ from llama_fast.profiler.work import layer_work
 
 test_speed = speed_test
 
-MOST_TOKENS = 8192  # all sides' activations are in memory at once, those of each in its own CUDA graph
+MOST_TOKENS = 8192  # of four times as many, a call of the largest layer would take half a second
 JUDGED_TOKENS = 2048  # in float64 PyTorch holds the scores of all heads, and their gradients
 
 

@@ -193,7 +193,6 @@ class ModelCase:
         return self.peers()
 
     def measure(self, device: torch.device, limits: Limits, *, seconds: float) -> list[Result]:
-        torch._dynamo.reset()  # what other cases have compiled of the same code costs each call a look
         release()
         torch.manual_seed(0)
         trial = self.build(device)

@@ -316,7 +316,7 @@ def unavailable(cases: Sequence[Case]) -> list[Skipped]:
 
 
 def release() -> None:
-    """Gives back what a case has taken: its tensors, and what torch.compile has made of its shapes."""
+    """Gives back what a case has taken: its tensors, and what torch.compile has made of its shapes, which costs each call a look."""
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():
