@@ -99,7 +99,7 @@ def opening(measured: list[Rates]) -> list[str]:
         f"{model.vocab} x {model.hidden} ] = {1e-9 * step_bytes(model):.3f} GB. The embedding table counts only as the head: a step "
         "reads one row of it.",
         "",
-        "| | weights a step reads | cache a token of context | context at which the cache is as large as the weights |",
+        "| model | weights a step reads | cache a token of context | context at which the cache is as large as the weights |",
         "|---|---:|---:|---:|",
     ]
     lines += [
@@ -107,7 +107,7 @@ def opening(measured: list[Rates]) -> list[str]:
         f"| {step_bytes(each) // kv_bytes(each):,} tokens |"
         for each in EXAMPLES
     ]
-    header = " | ".join(f"{each.name}, floor of a step" for each in EXAMPLES)
+    header = " | ".join(f"{each.name}, floor of a step without context" for each in EXAMPLES)
     lines += ["", f"| machine | reads | bfloat16 products | ridge point | {header} | rates are |"]
     lines += ["|---|---:|---:|---:|" + "---:|" * len(EXAMPLES) + "---|"]
     lines += [_rates_row(rates) for rates in [*measured, *PUBLISHED]]

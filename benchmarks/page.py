@@ -117,7 +117,7 @@ def _machine(device: Device) -> list[str]:
         "commit": [re.sub("^([0-9a-f]{12})[0-9a-f]+", r"\1", machine["commit"] or "") for machine in machines],
         "date": [machine.get("date") for machine in machines],
     }
-    lines = ["| | |", "|---|---|"]
+    lines = ["| what | at the time |", "|---|---|"]
     for label, values in facts.items():
         there = dict.fromkeys(value for value in values if value)
         if there:
@@ -183,15 +183,25 @@ def _summary(ops: dict[str, list[Contest]]) -> list[str]:
     lines = [
         "llama-fast beside the fastest of its peers at each size. Faster and slower are beyond the noise and by at least 3 %, even is what "
         'cannot be told apart; the speeds and the shares are geometric means over the sizes. Of layers and whole models "PyTorch" is '
-        f"transformers as it is. p20 and p80 are more than 2 % of the median apart in {len(noisy)} of {len(timings)} figures.",
+        f"transformers as it is. p20 and p80 are more than 2 % of the median apart in {len(noisy)} of {len(timings)} figures.{_beyond(ops)}",
         "",
-        "| op | | sizes | faster | even | slower | failed | speed / fastest peer | speed / baseline | share of the limit |",
+        "| op | direction, dtype | sizes | faster | even | slower | failed | speed / fastest peer | speed / baseline | share of the limit |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for op, contests in ops.items():
         for kind in kinds(contests):
             lines.append(_summary_row(op, [each for each in contests if each.kind == kind]))
     return lines
+
+
+def _beyond(ops: dict[str, list[Contest]]) -> str:
+    count = sum(
+        result.share_of_limit > 1
+        for contests in ops.values() for each in contests if each.has_limit for result in each.timed
+    )  # fmt: skip
+    if not count:
+        return ""
+    return f" {count} are over 100 % of the limit: it was measured too low, or a cache kept what they moved."
 
 
 def _summary_row(op: str, contests: list[Contest]) -> str:
@@ -219,7 +229,10 @@ def _losses(ops: dict[str, list[Contest]], profiles: Mapping[str, Profile]) -> l
     ]  # fmt: skip
     rows += sections.losses(profiles)
     if rows:
-        lines += ["| op | shape | | llama-fast | fastest peer | | time / peer's |", "|---|---|---|---:|---:|---|---:|"]
+        lines += [
+            "| op | shape | direction, dtype | llama-fast | fastest peer | who | time / peer's |",
+            "|---|---|---|---:|---:|---|---:|",
+        ]
         lines += [
             f"| {op} | {cell(shape)} | {kind} | {units.duration(ours)} | {units.duration(peer)} | {cell(who)} | {ours / peer:.2f}x |"
             for op, shape, kind, ours, peer, who in sorted(rows, key=lambda row: -row[3] / row[4])
@@ -247,7 +260,7 @@ def _tables(contests: list[Contest]) -> list[str]:
             f"<summary>{', '.join(kind)}: {len(chosen)} size{'' if len(chosen) == 1 else 's'}, bound by "
             f"{'memory' if all(memory) else 'arithmetic' if not any(memory) else 'memory or arithmetic'}</summary>",
             "",
-            f"| shape | implementation | median | p20 to p80 | rate | share of the limit | speed / {baseline} | error | its bound | |",
+            f"| shape | implementation | median | p20 to p80 | rate | share of the limit | speed / {baseline} | error | its bound | note |",
             "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
             *[_row(each, result, first=i == 0) for each in chosen for i, result in enumerate(each.results)],
             "",

@@ -10,7 +10,6 @@ import jinja2
 
 from . import units, view
 from .result import ContextPoint, Distribution, Profile, Run, Waterfall
-from .terminal import crossover_lines, short, title
 
 
 def page(profile: Profile) -> str:
@@ -26,9 +25,9 @@ def page(profile: Profile) -> str:
     environment.globals |= {"view": view, "stack": stack, "boxes": boxes, "rate": view.rate}
     groups = view.settings(profile)
     return environment.get_template("page.html.jinja").render(
-        profile=profile, title=title(profile), groups=groups, subject=groups[0][0], charts=charts(profile.contexts),
-        crossovers=crossover_lines(profile.contexts) if profile.contexts else [],
-        gains=view.fusion_gains(profile), facts=view.facts(profile), kernel_name=lambda kernel: short(kernel.name, 40),
+        profile=profile, title=view.title(profile), groups=groups, subject=groups[0][0], charts=charts(profile.contexts),
+        crossovers=view.crossover_lines(profile.contexts) if profile.contexts else [],
+        gains=view.fusion_gains(profile), facts=view.facts(profile), kernel_name=lambda kernel: view.short(kernel.name, 40),
         what="kernels" if profile.machine.get("gpu") else "operators",
     )  # fmt: skip
 

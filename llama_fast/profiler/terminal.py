@@ -27,14 +27,10 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def show(profile: Profile, console: Console) -> None:
     """Prints the whole summary."""
-    console.print(Text(title(profile), style="bold"))
+    console.print(Text(view.title(profile), style="bold"))
     for part in _parts(profile):
         console.print(part)
         console.print()
-
-
-def title(profile: Profile) -> str:
-    return f"{profile.model}, {profile.dtype}, on {profile.machine.get('gpu') or profile.machine.get('processor') or profile.device}"
 
 
 def _parts(profile: Profile) -> Iterator[RenderableType]:
@@ -117,7 +113,7 @@ def _kernels(title: str, kernels: Sequence[Kernel], limits: Limits) -> Table:
         rate = view.rate(kernel, limits)
         moved = kernel.read + kernel.written
         table.add_row(
-            f"{escape(kernel.where)}\n[dim]{escape(short(kernel.name))}[/]", str(kernel.calls),
+            f"{escape(kernel.where)}\n[dim]{escape(view.short(kernel.name))}[/]", str(kernel.calls),
             number(1e6 * kernel.seconds), size(moved) if moved else "", flops(kernel.flops).removesuffix("FLOP") if kernel.flops else "",
             rate.text, rate.share, number(1e6 * kernel.winnable),
         )  # fmt: skip
@@ -128,12 +124,6 @@ def _kernels(title: str, kernels: Sequence[Kernel], limits: Limits) -> Table:
             number(1e6 * sum(kernel.winnable for kernel in others)),
         )  # fmt: skip
     return table
-
-
-def short(name: str, length: int = 20) -> str:
-    """A kernel's name without the C++ that nobody reads."""
-    name = name.removeprefix("void ").partition("<")[0].rpartition("::")[2].strip("_")
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def _contexts(points: Sequence[ContextPoint]) -> RenderableType:
@@ -149,18 +139,7 @@ def _contexts(points: Sequence[ContextPoint]) -> RenderableType:
                 duration(point.floor), duration(measured) if measured else "", percent(point.floor / measured) if measured else "",
             )  # fmt: skip
             first = ""
-    return Group(table, *(Text(line, style="dim") for line in crossover_lines(points)))
-
-
-def crossover_lines(points: Sequence[ContextPoint]) -> list[str]:
-    """A sentence for each batch of the subject's."""
-    subject = points[0].side
-    lines = []
-    for batch in dict.fromkeys(point.batch for point in points if point.side == subject):
-        at = view.crossover([point for point in points if (point.side, point.batch) == (subject, batch)])
-        where = f"from {number(at)} tokens of context on" if at else "at no context"
-        lines.append(f"batch {batch}: keys and values outweigh the weights {where}")
-    return lines
+    return Group(table, *(Text(line, style="dim") for line in view.crossover_lines(points)))
 
 
 def _ablations(profile: Profile) -> Table:
@@ -242,7 +221,7 @@ def _changed_kernels(title: str, changes: Sequence[Change]) -> Table:
     table = _table(title, "kernel", "before", "after", "change", "interval, 99 %", "")
     for change in changes:
         where, _, name = change.name.partition(": ")
-        table.add_row(f"{escape(where)}\n[dim]{escape(short(name))}[/]", *_change_cells(change))
+        table.add_row(f"{escape(where)}\n[dim]{escape(view.short(name))}[/]", *_change_cells(change))
     return table
 
 

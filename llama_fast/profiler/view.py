@@ -19,6 +19,10 @@ KIND_NAMES = {
 """Of `result.KINDS`, for a legend."""
 
 
+def title(profile: Profile) -> str:
+    return f"{profile.model}, {profile.dtype}, on {profile.machine.get('gpu') or profile.machine.get('processor') or profile.device}"
+
+
 def settings(profile: Profile) -> list[list[Run]]:
     """Runs at the same setting together: the subject's first, then what it is set against."""
     groups: dict[tuple[int, int, int], list[Run]] = {}
@@ -89,6 +93,12 @@ def steps(waterfall: Waterfall) -> Steps:
     ])  # fmt: skip
 
 
+def short(name: str, length: int = 20) -> str:
+    """A kernel's name without the C++ that nobody reads."""
+    name = name.removeprefix("void ").partition("<")[0].rpartition("::")[2].strip("_")
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
 def ranked(kernels: Sequence[Kernel]) -> list[Kernel]:
     """By what could still be won."""
     return sorted(kernels, key=lambda kernel: (-kernel.winnable, -kernel.seconds))
@@ -122,6 +132,17 @@ def crossover(points: Sequence[ContextPoint]) -> float | None:
     lines = list(pairwise(excess))
     (x0, y0), (x1, y1) = next((line for line in lines if line[1][1] >= 0), lines[-1])
     return x0 - y0 * (x1 - x0) / (y1 - y0) if y1 > y0 else None  # under a sliding window the cache grows no more
+
+
+def crossover_lines(points: Sequence[ContextPoint]) -> list[str]:
+    """A sentence for each batch of the subject's."""
+    subject = points[0].side
+    lines = []
+    for batch in dict.fromkeys(point.batch for point in points if point.side == subject):
+        at = crossover([point for point in points if (point.side, point.batch) == (subject, batch)])
+        where = f"from {number(at)} tokens of context on" if at else "at no context"
+        lines.append(f"batch {batch}: keys and values outweigh the weights {where}")
+    return lines
 
 
 def sides(points: Sequence[ContextPoint]) -> list[tuple[str, int]]:

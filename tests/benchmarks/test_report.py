@@ -133,6 +133,14 @@ def test_every_figure_of_a_row():
     assert "bound by memory" in text
 
 
+def test_figures_beyond_the_limit_are_counted():
+    for seconds, said in ((100e-6, False), (70e-6, True)):
+        text = text_of(result("rms_norm", "8192 x 4096", "llama-fast", seconds, floor_s=75e-6))
+        assert (
+            " 1 are over 100 % of the limit: it was measured too low, or a cache kept what they moved." in text
+        ) == said
+
+
 def test_what_is_bound_by_arithmetic_has_flops():
     text = text_of(
         result(
