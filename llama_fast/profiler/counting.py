@@ -131,7 +131,14 @@ _BY_OP = {
     "aten::index_copy_": "attention.append", "llama_fast::norm_qkv_rope": "attention.qkv",
     "llama_fast::norm_swiglu": "mlp.gate_up",
 }  # fmt: skip
-_PHASES = {"sample": "sampling", "read": "read-back", "launch": "read-back", "inputs": "inputs", "generate": "generate"}
+_PHASES = {
+    "sample": "sampling",
+    "read": "read-back",
+    "wait": "read-back",
+    "launch": "read-back",
+    "inputs": "inputs",
+    "generate": "generate",
+}
 
 
 def _folded(name: str) -> str:

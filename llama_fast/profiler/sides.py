@@ -43,10 +43,13 @@ class Side(Protocol):
 
     name: str
 
-    def generate(self, prompts: Tensor, new_tokens: int, *, texts: Sequence[str] | None = None) -> Generation:
+    def generate(
+        self, prompts: Tensor, new_tokens: int, *, texts: Sequence[str] | None = None, reuse: bool = False
+    ) -> Generation:
         """Continues each of `prompts` (batch, tokens) int64 greedily by exactly `new_tokens`; no token ends a row.
 
         With `texts` the clock also holds the time to encode these, as a request with a text has to; what comes out is dropped.
+        With `reuse` what is known of the prompts from before need not be computed again: where only the steps after them matter.
         """
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -55,22 +58,26 @@ class Side(Protocol):
     def watch(self, on_phase: OnPhase | None) -> None:
         """From now on calls `on_phase` with the name of each phase of a step as it ends on the host; None: no more.
 
-        The phases are the engine's own; "generate" and "forward" of transformers, and none of a compiled model.
+        The phases are the engine's own; of transformers "generate" (around the model), "forward", and "wait" on a GPU or "read" on a
+        CPU, until the token is there; of a compiled model "step" in the place of the first two.
         """
 
 
 class EngineSide:
-    """Our engine. A prompt is computed whole every time: no beginning is known from the round before."""
+    """Our engine."""
 
     name = OURS
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
 
-    def generate(self, prompts: Tensor, new_tokens: int, *, texts: Sequence[str] | None = None) -> Generation:
+    def generate(
+        self, prompts: Tensor, new_tokens: int, *, texts: Sequence[str] | None = None, reuse: bool = False
+    ) -> Generation:
         llm, ids = self.llm, prompts.tolist()
         params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-        llm.forget_prefixes()
+        if not reuse:
+            llm.forget_prefixes()
         times: list[float] = []
         start = time.perf_counter()
         if texts is not None:
@@ -108,22 +115,38 @@ class TransformersSide:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._on_phase: OnPhase | None = None
 
-    def generate(self, prompts: Tensor, new_tokens: int, *, texts: Sequence[str] | None = None) -> Generation:
+    def generate(
+        self, prompts: Tensor, new_tokens: int, *, texts: Sequence[str] | None = None, reuse: bool = False
+    ) -> Generation:
+        from transformers import GenerationConfig
+
         prompts = prompts.to(self.model.device)
-        clock = _clock()
-        start = time.perf_counter()
-        if texts is not None and self.tokenizer is not None:
-            self.tokenizer(list(texts))
-            if self._on_phase is not None:
-                self._on_phase("tokenise")
-        ids = self.model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, do_sample=False, num_beams=1,
-            eos_token_id=None, pad_token_id=0, stopping_criteria=[clock], **self._options,
-        )  # fmt: skip
-        if self._hooks and self._on_phase is not None:
-            self._on_phase("generate")
+        clock = _clock(self._on_token)
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # its own may penalise repetition
+        try:
+            start = time.perf_counter()
+            if texts is not None and self.tokenizer is not None:
+                self.tokenizer(list(texts))
+                if self._on_phase is not None:
+                    self._on_phase("tokenise")
+            ids = self.model.generate(
+                prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, do_sample=False, num_beams=1,
+                pad_token_id=0, stopping_criteria=[clock], **self._options,
+            )  # fmt: skip
+        finally:
+            self.model.generation_config = own
         times = [at - start for at in clock.times]
         return Generation(start, times, ids[:, prompts.shape[1] :].tolist())
+
+    def _on_token(self, token: Tensor) -> None:
+        """Waits until a token is on the host."""
+        if self._on_phase is None:
+            token.item()
+            return
+        self._on_phase("step" if self.is_compiled else "generate")
+        token.item()
+        self._on_phase("wait" if token.is_cuda else "read")
 
     @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:
@@ -203,8 +226,8 @@ def sharing_weights(model: "PreTrainedModel") -> "PreTrainedModel":
     return copied
 
 
-def _clock() -> Any:
-    """A stopping criterion that stops nothing: it notes when each token is on the host."""
+def _clock(on_token: Callable[[Tensor], None]) -> Any:
+    """A stopping criterion that stops nothing: it notes when each token is on the host, where `on_token` waits for it."""
     from transformers import StoppingCriteria
 
     class Clock(StoppingCriteria):
@@ -212,7 +235,7 @@ def _clock() -> Any:
             self.times: list[float] = []
 
         def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-            input_ids[0, -1].item()  # on a GPU: until the token is there
+            on_token(input_ids[0, -1])
             self.times.append(time.perf_counter())
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 

@@ -78,10 +78,37 @@ def test_the_phases_of_a_step(model, llm):
     theirs = transformers_side(model)
     theirs.watch(phases.append)
     theirs.generate(prompts(1), 2)
-    assert phases == ["generate", "forward", "generate", "forward", "generate"]
+    assert phases == ["generate", "forward", "generate", "read"] * 2
     theirs.watch(None)
     theirs.generate(prompts(1), 2)
-    assert len(phases) == 5 and not model._forward_hooks and not model._forward_pre_hooks
+    assert len(phases) == 8 and not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_the_wait_for_a_token_is_a_phase_of_a_compiled_step_too(model):
+    """What follows the last phase counts as the host's alone: the GPU's work must not be in it."""
+    phases: list[str] = []
+    side = static_side(model)
+    side.watch(phases.append)
+    side.generate(prompts(1), 2)
+    assert phases == ["step", "read"] * 2
+
+
+def test_a_models_own_settings_of_generation_change_nothing():
+    model = make()
+    plain = transformers_side(model).generate(prompts(), NEW).token_ids
+    model.generation_config.repetition_penalty = 50.0
+    model.generation_config.no_repeat_ngram_size = 1
+    assert transformers_side(model).generate(prompts(), NEW).token_ids == plain
+    assert model.generation_config.repetition_penalty == 50.0
+
+
+def test_the_engine_reuses_a_prompt_only_where_it_may(llm):
+    side, computed = EngineSide(llm), []
+    for reuse in (False, True):
+        watch = Watch(llm)
+        side.generate(prompts(1).repeat(1, 8), NEW, reuse=reuse)
+        computed.append(watch.computed)
+    assert computed == [40 + NEW - 1, 8 + NEW - 1]  # two blocks of 16 are known
 
 
 def test_sides_share_weights_and_leave_the_model_alone(model):
