@@ -1,7 +1,8 @@
 """What got faster or slower from one result file to another, beyond the noise.
 
 A change counts if the clock shows it and if it is also there beside the other implementations of the same work, whose samples were
-taken in turns with it: where PyTorch's own op got slower as well, the machine did. What is measured alone is judged by the clock.
+taken in turns with it: where PyTorch's own op got slower as well, the machine did. Of the others the one counts that moved least: a
+peer that changed with its version excuses nothing. What is measured alone is judged by the clock.
 """
 
 import math
@@ -9,11 +10,14 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.record import Record, Result
 from llama_fast.profiler.significance import MINIMUM_EFFECT, Difference, difference
 
 MINIMUM_EFFECT_ON_CPU = 0.1
 """Two runs of the same code differ by more on a CPU, whose caches and clock other processes share."""
+
+NOTICEABLE = 0.2
 
 Key = tuple[str, str, str, str, str]
 """Op, shape, dtype, direction, implementation."""
@@ -21,7 +25,8 @@ Key = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True)
 class Change:
-    """A result that is in both files. `beside` is its change relative to the others of the same work, None without any."""
+    """A result that is in both files. `beside` is its change relative to the others of the same work, None without any.
+    Other implementations of ours are not among ours' others."""
 
     before: Result
     after: Result
@@ -40,6 +45,11 @@ class Change:
             self.by_clock.is_faster and self.beside.is_faster
         )
 
+    @property
+    def fell_behind(self) -> bool:
+        """Whether only a machine that got faster may hide that it got slower."""
+        return self.beside is not None and self.beside.is_slower and not self.by_clock.is_slower
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -47,7 +57,9 @@ class Comparison:
 
     Attributes:
         together: what moved by the clock, but with all that was measured beside it.
+        behind: what got slower beside the others, but not by the clock.
         unchanged: how many did not move beyond the noise.
+        blind: how many are so noisy, or so few samples, that a change of NOTICEABLE would not have been seen.
         newly_failing, repaired, gone, new: names.
         drift: by what all results together moved, the median of their ratios.
         notes: what a reader must know of the two files.
@@ -56,7 +68,9 @@ class Comparison:
     slower: list[Change] = field(default_factory=list)
     faster: list[Change] = field(default_factory=list)
     together: list[Change] = field(default_factory=list)
+    behind: list[Change] = field(default_factory=list)
     unchanged: int = 0
+    blind: int = 0
     newly_failing: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
@@ -100,12 +114,15 @@ def compare(
     timed = [key for key in both if old[key].samples and new[key].samples]
     changes = [_change(key, old, new, minimum, len(timed)) for key in timed]
     real = [change for change in changes if change.is_real(absolute=absolute)]
-    together = [change for change in changes if change.by_clock.is_significant and change not in real]
+    behind = [] if absolute else [change for change in changes if change.fell_behind]
+    together = [c for c in changes if c.by_clock.is_significant and c not in real and c not in behind]
     return Comparison(
         slower=_sorted([change for change in real if change.by_clock.is_slower]),
         faster=_sorted([change for change in real if change.by_clock.is_faster]),
         together=_sorted(together),
-        unchanged=len(changes) - len(real) - len(together),
+        behind=_sorted(behind),
+        unchanged=len(changes) - len(real) - len(together) - len(behind),
+        blind=sum(not change.by_clock.would_show(NOTICEABLE) for change in changes),
         newly_failing=[
             f"{', '.join(key)}: {new[key].failure}" for key in both if _fails(new[key]) and not _fails(old[key])
         ],
@@ -131,27 +148,34 @@ def _sorted(changes: list[Change]) -> list[Change]:
 
 
 def _change(key: Key, old: dict[Key, Result], new: dict[Key, Result], minimum: float, comparisons: int) -> Change:
+    def judged(before: list[float], after: list[float]) -> Difference:
+        return difference(before, after, minimum=minimum, comparisons=comparisons)
+
     others = [
         other for other in new
         if other != key and other[:-1] == key[:-1] and new[other].samples and other in old and old[other].samples
+        and not (_is_ours(key) and _is_ours(other))  # they share kernels: what slows one slows the other
     ]  # fmt: skip
     beside = None
     if others:
-        sides = [_relative(side[key], [side[other] for other in others]) for side in (old, new)]
-        beside = difference(*sides, minimum=minimum, comparisons=comparisons)
-    by_clock = difference(old[key].samples, new[key].samples, minimum=minimum, comparisons=comparisons)
-    return Change(old[key], new[key], by_clock, beside)
+        steady = min(others, key=lambda other: abs(math.log(_median(new[other]) / _median(old[other]))))
+        beside = judged(_relative(old[key], old[steady]), _relative(new[key], new[steady]))
+    return Change(old[key], new[key], judged(old[key].samples, new[key].samples), beside)
 
 
-def _relative(result: Result, others: list[Result]) -> list[float]:
-    """Each sample over what the others took in the same round (their geometric mean), or over their medians where rounds differ."""
-    count = len(result.samples)
-    if any(len(other.samples) != count for other in others):
-        scale = math.exp(statistics.fmean(math.log(other.timing.median) for other in others))
-        return [sample / scale for sample in result.samples]
-    rounds = zip(*(other.samples for other in others), strict=True)
-    scales = [math.exp(statistics.fmean(math.log(max(x, 1e-9)) for x in taken)) for taken in rounds]
-    return [sample / scale for sample, scale in zip(result.samples, scales, strict=True)]
+def _is_ours(key: Key) -> bool:
+    return key[-1].startswith(OURS)
+
+
+def _median(result: Result) -> float:
+    return max(result.timing.median, 1e-9)
+
+
+def _relative(result: Result, other: Result) -> list[float]:
+    """Each sample over what the other took in the same round, or over its median where rounds differ."""
+    if len(result.samples) != len(other.samples):
+        return [sample / _median(other) for sample in result.samples]
+    return [sample / max(beside, 1e-9) for sample, beside in zip(result.samples, other.samples, strict=True)]
 
 
 def _require_one_machine(before: dict[str, Any], after: dict[str, Any]) -> None:

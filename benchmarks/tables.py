@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llama_fast.benchmarks.compare import Change, Comparison
+from llama_fast.benchmarks.compare import NOTICEABLE, Change, Comparison
 from llama_fast.benchmarks.peers import BASELINE
 from llama_fast.benchmarks.record import Record, Result
 from llama_fast.profiler.limits import Limits
@@ -177,6 +177,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
     _print_changes("slower", "red", found.slower, console)
     _print_changes("faster", "green", found.faster, console)
     _print_changes("moved together with all that ran beside it: the machine did", "yellow", found.together, console)
+    _print_changes("slower beside what ran with it, but not by the clock", "yellow", found.behind, console)
     for title, style, names in (
         ("newly failing", "red", found.newly_failing), ("repaired", "green", found.repaired),
         ("only in the first file", "dim", found.gone), ("only in the second file", "dim", found.new),
@@ -187,6 +188,11 @@ def print_comparison(found: Comparison, console: Console) -> None:
             console.print(f"  {escape(name)}", highlight=False)
         if len(names) > _MOST_NAMES:
             console.print(f"  ... and {len(names) - _MOST_NAMES} more")
+    if found.blind:
+        console.print(
+            f"[yellow]warning:[/] {found.blind} are too noisy, or have too few samples, to show a change of {NOTICEABLE:.0%}",
+            highlight=False,
+        )
     if abs(found.drift - 1) >= found.minimum:
         moved = f"{abs(found.drift - 1):.0%} {'slower' if found.drift > 1 else 'faster'}"
         console.print(

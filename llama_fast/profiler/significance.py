@@ -47,6 +47,10 @@ class Difference:
         """Whether it is beyond the noise, and at least the minimum."""
         return (self.low > 1 or self.high < 1) and max(self.ratio, 1 / self.ratio) >= 1 + self.minimum
 
+    def would_show(self, share: float) -> bool:
+        """Whether a change of so much would stand out of the noise."""
+        return self.high <= self.ratio * (1 + share)
+
     @property
     def is_slower(self) -> bool:
         return self.is_significant and self.ratio > 1

@@ -72,6 +72,39 @@ def test_a_slow_down_on_a_slower_machine_is_found() -> None:
     assert names(found) == {"rms_norm llama-fast", "attention llama-fast", "linear llama-fast"}
 
 
+def test_a_variant_of_ours_excuses_nothing() -> None:
+    """`llama-fast paged` is slowed by the same change as `llama-fast`."""
+
+    def renamed(found: Record) -> Record:
+        results = [
+            dataclasses.replace(each, implementation=each.implementation.replace("torch.compile", "llama-fast paged"))
+            for each in found.results
+        ]
+        return dataclasses.replace(found, results=results)
+
+    before, after = record(1), record(2, factor=lambda op, name: 1.0 if name == "PyTorch" else 1.05)
+    assert not any("PyTorch" in name for name in names(compare(renamed(before), renamed(after))))
+    assert len(compare(renamed(before), renamed(after)).slower) == 6
+
+
+def test_a_peer_that_changed_excuses_nothing() -> None:
+    """As a release of PyTorch may: what stayed as it was is what ours is set beside."""
+    changed = {"llama-fast": 1.2, "torch.compile": 2.0}
+    found = compare(record(1), record(2, factor=lambda op, name: changed.get(name, 1.0)))
+    assert {"rms_norm llama-fast", "attention llama-fast", "linear llama-fast"} <= names(found)
+
+
+def test_a_faster_machine_hides_nothing() -> None:
+    found = compare(record(1), record(2, factor=lambda op, name: 1.0 if name == "llama-fast" else 1 / 1.2))
+    assert {change.after.implementation for change in found.behind} == {"llama-fast"} and len(found.behind) == 3
+    assert not found.is_regression
+
+
+def test_what_is_too_noisy_to_tell_is_counted() -> None:
+    assert compare(record(1), record(2)).blind == 0
+    assert compare(record(1, samples=5, noise=0.1), record(2, samples=5, noise=0.1)).blind == 9
+
+
 def test_the_minimum_is_stated_and_can_be_set() -> None:
     before, after = (
         record(1, noise=0.001),
@@ -149,6 +182,13 @@ def test_command(tmp_path: Path) -> None:
             files[-1], record(seed, factor=lambda op, name, by=factor: by if op + name == "linearllama-fast" else 1.0)
         )
     run = CliRunner()
+    write_json(
+        tmp_path / "noisy.json",
+        record(4, samples=3, factor=lambda op, name: 0.5 if op == "linear" and name != "llama-fast" else 1),
+    )
+    noisy = run.invoke(app, ["bench", "compare", files[0], str(tmp_path / "noisy.json")])
+    assert " are too noisy, or have too few samples, to show a change of 20%" in " ".join(noisy.output.split())
+    assert "slower beside what ran with it, but not by the clock: 1" in noisy.output
     same = run.invoke(app, ["bench", "compare", files[0], files[1]])
     assert same.exit_code == 0, same.output
     assert "0 slower, 0 faster, 9 within the noise or 3%" in " ".join(same.output.split())
