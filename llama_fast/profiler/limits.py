@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured rates, which the fastest fifth of the samples reached: what else a machine does must not lower its limits.
+    """Measured rates, those of the fastest sample: what else a machine does must not lower its limits.
 
     Bytes of a copy count twice: read and written.
 
@@ -65,7 +65,7 @@ def _bandwidths(device: torch.device, cache: int, seconds: float) -> tuple[float
     x = torch.rand(elements, device=device)
     y = torch.empty_like(x)
     timed = time_interleaved({"read": lambda: read_stream(x), "copy": lambda: y.copy_(x)}, device, seconds=seconds)
-    return 4 * elements / timed["read"].p20, 8 * elements / timed["copy"].p20
+    return 4 * elements / min(timed["read"].samples), 8 * elements / min(timed["copy"].samples)
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
@@ -75,8 +75,8 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> fl
     else:  # a CPU may have no float16 product: PyTorch's own takes 2.4 s at 1024 (two cores of an AMD EPYC)
         size = 256 if dtype == torch.float16 else 1024
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    timed = time_interleaved({"matmul": lambda: a @ b}, device, seconds=seconds, min_samples=5)
-    return 2 * size**3 / timed["matmul"].p20
+    timed = time_interleaved({"matmul": lambda: a @ b}, device, seconds=seconds, min_samples=20)
+    return 2 * size**3 / min(timed["matmul"].samples)
 
 
 def _launch_seconds(device: torch.device, count: int = 1000) -> float:
