@@ -28,11 +28,13 @@ def context_points(subject: Subject, limits: Limits, tick: Tick) -> list[Context
     for context in measured:
         tick(f"a decoding step at {context} tokens")
         found = _steps_at(subject, context)
-        points += [_point(subject, limits, side, context, found[side]) for side in found]
+        points += [
+            _point(subject, limits, side, context, found[side.name]) for side in subject.sides if side.name in found
+        ]
     longest = subject.config.max_positions
     powers = [1 << i for i in range(6, longest.bit_length()) if 1 << i <= longest]
     rest = sorted({*powers, longest, *subject.sizes.contexts} - set(measured))
-    points += [_point(subject, limits, subject.sides[0].name, context, None) for context in rest]
+    points += [_point(subject, limits, subject.sides[0], context, None) for context in rest]
     return sorted(points, key=lambda point: point.context)
 
 
@@ -51,15 +53,15 @@ def _steps_at(subject: Subject, context: int) -> dict[str, Distribution]:
     return {each.side.name: Distribution(tuple(each.gaps)) for each in rounds if each.gaps}
 
 
-def _point(subject: Subject, limits: Limits, side: str, context: int, measured: Distribution | None) -> ContextPoint:
+def _point(subject: Subject, limits: Limits, side: Side, context: int, measured: Distribution | None) -> ContextPoint:
     config, batch = subject.config, subject.sizes.batch[0]
     assert config is not None
-    cache_dtype = subject.cache_dtype if side == subject.sides[0].name else subject.dtype
+    cache_dtype = subject.cache_dtype_of(side)
     work = decoding_step_work(config, batch, context, subject.dtype, cache_dtype=cache_dtype)
     weights = weight_elements(config)[0] * subject.dtype.itemsize
     keys = sum(min(context, window or context) for window in config.windows)
     kv_bytes = batch * keys * 2 * config.num_kv_heads * config.head_dim * cache_dtype.itemsize
-    return ContextPoint(side, context, batch, weights, kv_bytes, limits.floor_s(work, subject.dtype), measured)
+    return ContextPoint(side.name, context, batch, weights, kv_bytes, limits.floor_s(work, subject.dtype), measured)
 
 
 def ablations(subject: Subject, tick: Tick) -> list[Ablation]:

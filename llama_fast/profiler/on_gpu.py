@@ -1,5 +1,7 @@
 """The kernels of a side on a GPU: traced as they run, and told which op they belong to by the same step run op by op."""
 
+import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..graphs import Captured
 from ..placement import current
+from ..sampling import Needs
 from .counting import Op, OpCounter
 from .kernels import Entry, GpuEvent, gpu_entries
 from .on_cpu import count, module_of
@@ -25,6 +29,7 @@ class GpuSteps:
         until_first: seconds from the request to the first kernel, as traced.
         copies: seconds of copies between two replays.
         span: of a replay, by events and without a tracer; 0 where none is replayed.
+        between: from the last kernel of a step to the first of the next, without the copies, as traced; infinite where it is not known.
     """
 
     prompt: list[list[Entry]]
@@ -32,6 +37,7 @@ class GpuSteps:
     until_first: float
     copies: float = 0.0
     span: float = 0.0
+    between: float = math.inf
 
 
 def steps_on_gpu(side: Side, prompts: Tensor, new_tokens: int) -> GpuSteps:
@@ -44,11 +50,11 @@ def steps_on_gpu(side: Side, prompts: Tensor, new_tokens: int) -> GpuSteps:
         tokens = min(new_tokens, _TOKENS)
         generation, trace = traced(lambda: side.generate(prompts, tokens), device)
         if isinstance(side, EngineSide) and trace.graphs:
-            return _replayed(side, trace, prompt, until_first, device)
+            return _replayed(side, prompts, tokens, trace, prompt, until_first)
         of_tokens = split(trace.everything, generation)
         known, ops = _generation_by_ops(side, prompts, tokens)
         decoding = [gpu_entries(of_tokens[i], known[i], ops) for i in _middle(tokens)]
-        return GpuSteps([prompt], decoding, until_first)
+        return GpuSteps([prompt], decoding, until_first, between=_between([of_tokens[i] for i in _middle(tokens)]))
 
 
 def _middle(tokens: int) -> range:
@@ -57,23 +63,54 @@ def _middle(tokens: int) -> range:
 
 
 def _replayed(
-    side: EngineSide, trace: Trace, prompt: list[Entry], until_first: float, device: torch.device
+    side: EngineSide, prompts: Tensor, tokens: int, trace: Trace, prompt: list[Entry], until_first: float
 ) -> GpuSteps:
     replays = trace.graphs[1:-1] or trace.graphs
-    known, ops = _step_by_ops(side, device)
+    captured, needs = _widest(side, prompts, tokens)
+    known, ops = _step_by_ops(side, captured, needs, prompts.device)
     decoding = [gpu_entries(replay, known, ops) for replay in replays]
-    span = _span(side)
-    side.llm.forget_prefixes()  # the last step was computed again where its sequence is no more
-    return GpuSteps([prompt], decoding, until_first, _copies(trace, replays), span)
+    span = _span(captured)
+    side.llm.forget_prefixes()  # a step was computed again where its sequence is no more
+    copies = _copies(trace, replays)
+    return GpuSteps([prompt], decoding, until_first, copies, span, max(0.0, _between(replays) - copies))
+
+
+def _widest(side: EngineSide, prompts: Tensor, tokens: int) -> tuple[Captured, Needs]:
+    """The graph of most rows: where prompts take several steps, those that came first also end first, and the last steps are smaller."""
+    graphs = side.llm._graphs
+    assert graphs is not None
+    graphs.last, seen = None, []
+    side.watch(lambda _: seen.append(graphs.last))
+    try:
+        side.generate(prompts, tokens)
+    finally:
+        side.watch(None)
+    return max((each for each in seen if each is not None), key=lambda each: len(each[0].inputs.cache_lens))
 
 
 def _compiled(side: Side, prompts: Tensor, new_tokens: int) -> GpuSteps:
     """Of as many tokens as in the rounds: with others it would be compiled again. No kernel is attributed."""
+    side.generate(
+        prompts, new_tokens
+    )  # other settings may have run since: what they changed is compiled or captured here
     generation, trace = traced(lambda: side.generate(prompts, new_tokens), prompts.device)
     events = trace.everything
-    of_tokens = [gpu_entries(step, [], []) for step in split(events, generation)]
+    of_tokens = split(events, generation)
+    entries = [gpu_entries(step, [], []) for step in of_tokens]
     until_first = max(0.0, events[0].start - generation.start) if events else 0.0
-    return GpuSteps(of_tokens[:1], [of_tokens[i] for i in _middle(new_tokens)], until_first)
+    middle = _middle(new_tokens)
+    return GpuSteps(
+        entries[:1], [entries[i] for i in middle], until_first, between=_between([of_tokens[i] for i in middle])
+    )
+
+
+def _between(steps: Sequence[Sequence[GpuEvent]]) -> float:
+    """Seconds from the end of a step to the start of the next, the median; infinite where there are no two."""
+    idle = [
+        max(0.0, after[0].start - max(event.end for event in before))
+        for before, after in itertools.pairwise(step for step in steps if step)
+    ]
+    return statistics.median(idle) if idle else math.inf
 
 
 def split(events: Sequence[GpuEvent], generation: Generation) -> list[list[GpuEvent]]:
@@ -103,11 +140,11 @@ def _generation_by_ops(side: Side, prompts: Tensor, tokens: int) -> tuple[list[l
     return split(trace.launched, generation), counter.ops
 
 
-def _step_by_ops(side: EngineSide, device: torch.device) -> tuple[list[GpuEvent], list[Op]]:
-    """The step that was replayed last, on the same inputs, op by op. It writes what that replay has written once more."""
+def _step_by_ops(
+    side: EngineSide, captured: Captured, needs: Needs, device: torch.device
+) -> tuple[list[GpuEvent], list[Op]]:
+    """A step that was replayed, on the inputs of its last replay, op by op. It writes what that has written once more."""
     llm = side.llm
-    assert llm._graphs is not None and llm._graphs.last is not None
-    captured, needs = llm._graphs.last
     counter = OpCounter(llm.decoder, annotate=True)
     side.watch(counter.on_phase)
 
@@ -129,16 +166,14 @@ def _copies(trace: Trace, replays: Sequence[Sequence[GpuEvent]]) -> float:
     return sum(between) / max(1, len(starts) - 1)
 
 
-def _span(side: EngineSide, replays: int = 20) -> float:
-    """Seconds from one replay of the last step to the next, when the host is far ahead."""
-    assert side.llm._graphs is not None and side.llm._graphs.last is not None
-    graph = side.llm._graphs.last[0].graph
+def _span(captured: Captured, replays: int = 20) -> float:
+    """Seconds from one replay of a step to the next, when the host is far ahead."""
     seconds = []
     for _ in range(5):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         for _ in range(replays):
-            graph.replay()
+            captured.graph.replay()
         end.record()
         end.synchronize()
         seconds.append(1e-3 * float(start.elapsed_time(end)) / replays)

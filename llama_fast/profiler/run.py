@@ -18,6 +18,7 @@ from .on_cpu import Operators
 from .on_gpu import steps_on_gpu
 from .phases import typical
 from .result import Kernel, Latency, Part, Profile, Run, Waterfall
+from .sides import Side
 from .subject import Subject, open_subject
 from .trace import write_trace
 from .trust import trust
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _TRACED = 8
 _MOST_REST = 0.1
-_FLOOR = "what each {} must read, write and multiply, at the measured rates; none counts for more than it took"
+_FLOOR = "what each {} must read, write and multiply, at the measured rates; none counts for more than it took, nor all for more than the model asks for"
 
 
 def profile(
@@ -119,7 +120,8 @@ def _run(
     if subject.device.type == "cuda":
         first_token, token, kernels, prompt_kernels = _on_gpu(subject, limits, prompts, rounds)
     else:
-        first_token, token, kernels, prompt_kernels = _on_cpu(limits, rounds, operators[rounds.side.name])
+        least = _least(subject, limits, rounds.side, len(prompts))
+        first_token, token, kernels, prompt_kernels = _on_cpu(limits, rounds, operators[rounds.side.name], *least)
     cold = latency.cold_ttft - latency.ttft.median
     if cold > 0:
         note = "the first request only, and in no sum"
@@ -133,11 +135,15 @@ def _run(
 Attributed = tuple[Waterfall, Waterfall, list[Kernel], list[Kernel]]
 
 
-def _on_cpu(limits: Limits, rounds: Rounds, operators: Operators) -> Attributed:
+def _on_cpu(
+    limits: Limits, rounds: Rounds, operators: Operators, least_prompt: float | None, least: float | None
+) -> Attributed:
     prompt_kernels, kernels = table(operators.prompt, limits), table(operators.decoding, limits)
     latency, note = rounds.latency(1), _FLOOR.format("operator")
-    first = host_waterfall(latency.ttft.median, typical(rounds.first), prompt_kernels, floor_note=note)
-    token = host_waterfall(latency.itl.median, typical(rounds.decoding), kernels, floor_note=note)
+    first = host_waterfall(
+        latency.ttft.median, typical(rounds.first), prompt_kernels, floor_note=note, least=least_prompt
+    )
+    token = host_waterfall(latency.itl.median, typical(rounds.decoding), kernels, floor_note=note, least=least)
     return first, token, kernels, prompt_kernels
 
 
@@ -145,7 +151,7 @@ def _on_gpu(subject: Subject, limits: Limits, prompts: Tensor, rounds: Rounds) -
     steps = steps_on_gpu(rounds.side, prompts, subject.sizes.new_tokens)
     prompt_kernels, kernels = table(steps.prompt, limits), table(steps.decoding, limits)
     latency, note = rounds.latency(len(prompts)), _FLOOR.format("kernel")
-    least_prompt, least = _least(subject, limits, len(prompts))
+    least_prompt, least = _least(subject, limits, rounds.side, len(prompts))
     if not kernels:  # the profiler saw nothing of the GPU
         return _host_only(latency, rounds)
     first = gpu_first_token(
@@ -154,7 +160,7 @@ def _on_gpu(subject: Subject, limits: Limits, prompts: Tensor, rounds: Rounds) -
     )  # fmt: skip
     token = gpu_token(
         latency.itl.median, kernels, gaps=_gaps(steps.decoding), copies=steps.copies, span=steps.span,
-        phases=typical(rounds.decoding), floor_note=note, least=least,
+        between=steps.between, phases=typical(rounds.decoding), floor_note=note, least=least,
     )  # fmt: skip
     return first, token, kernels, prompt_kernels
 
@@ -169,13 +175,14 @@ def _gaps(steps: Sequence[Sequence[Entry]]) -> float:
     return of_steps[len(of_steps) // 2] if of_steps else 0.0
 
 
-def _least(subject: Subject, limits: Limits, batch: int) -> tuple[float | None, float | None]:
-    """The floors of the prompt and of a step in the middle of the tokens, for a side whose kernels are not attributed to ops."""
+def _least(subject: Subject, limits: Limits, side: Side, batch: int) -> tuple[float | None, float | None]:
+    """The floors of what the model must do for the prompt, and in a step in the middle of the tokens."""
     if subject.config is None:
         return None, None
     sizes, dtype = subject.sizes, subject.dtype
     prompt = prompt_work(subject.config, sizes.prompt_tokens, dtype, batch=batch)
-    step = decoding_step_work(subject.config, batch, sizes.prompt_tokens + sizes.new_tokens // 2, dtype)
+    middle = sizes.prompt_tokens + sizes.new_tokens // 2
+    step = decoding_step_work(subject.config, batch, middle, dtype, cache_dtype=subject.cache_dtype_of(side))
     return limits.floor_s(prompt, dtype), limits.floor_s(step, dtype)
 
 

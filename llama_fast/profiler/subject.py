@@ -88,9 +88,9 @@ class Subject:
     their_tokenizer: Any = None
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        return self.dtype if self.llm is None else self.llm._cache.dtype
+    def cache_dtype_of(self, side: Side) -> torch.dtype:
+        """What keys and values are kept in: our engine's on a CPU are wider than its weights may be."""
+        return side.llm._cache.dtype if isinstance(side, EngineSide) else self.dtype
 
     @property
     def measured_contexts(self) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """A latency as a sum: what was measured on its own is a part, and what that leaves is the last part, "rest"."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from .kernels import NOT_ATTRIBUTED
@@ -7,6 +8,8 @@ from .phases import AFTER
 from .result import KINDS, Kernel, Part, Waterfall
 
 FORWARD = "forward"
+NEEDLESS = "more than the model asks for"
+_ROUNDING = 1e-9
 OUTSIDE = {"sampling": "sampling", "read-back": "read-back", "inputs": "host", "generate": "host"}
 """Where ops are that lie in a phase of their own, and its kind."""
 
@@ -37,7 +40,8 @@ def whole(measured: float, parts: Iterable[Part], hidden: Sequence[Part] = ()) -
 def kernel_parts(kernels: Iterable[Kernel], floor_note: str = "", least: float | None = None) -> list[Part]:
     """The floor of all, and what each part of the model takes beyond its own. No kernel's floor counts for more than it took.
 
-    What lies outside of the forward pass is a part of its own. `least` is the floor of kernels that are not attributed, together.
+    What lies outside of the forward pass is a part of its own. `least` is the floor of what the model must do: what kernels must do
+    together beyond that (copies of a cache, tensors between ops) is no floor, and what is not attributed has what the others leave of it.
     """
     seconds: dict[str, float] = {}
     floors: dict[str, float] = {}
@@ -45,22 +49,29 @@ def kernel_parts(kernels: Iterable[Kernel], floor_note: str = "", least: float |
         seconds[kernel.where] = seconds.get(kernel.where, 0.0) + kernel.seconds
         floors[kernel.where] = floors.get(kernel.where, 0.0) + min(kernel.floor, kernel.seconds)
     outside = [Part(where, took, OUTSIDE[where]) for where, took in seconds.items() if where in OUTSIDE]
-    if least is not None and NOT_ATTRIBUTED in seconds:
-        floors[NOT_ATTRIBUTED] = min(least, seconds[NOT_ATTRIBUTED])
     inside = [where for where in seconds if where not in OUTSIDE]
-    floor = Part("floor", sum(floors[where] for where in inside), "floor", floor_note)
+    if least is not None and NOT_ATTRIBUTED in seconds:
+        others = sum(floors[where] for where in inside if where != NOT_ATTRIBUTED)
+        floors[NOT_ATTRIBUTED] = min(max(0.0, least - others), seconds[NOT_ATTRIBUTED])
+    together = sum(floors[where] for where in inside)
+    floor = together if least is None else min(together, least)
     beyond = [Part(where, seconds[where] - floors[where], "inefficiency") for where in inside]
-    return [floor, *sorted(beyond, key=lambda part: -part.seconds), *outside]
+    if together - floor > _ROUNDING:
+        note = "at the measured rates: tensors between ops, copies of the cache, work done twice"
+        beyond.append(Part(NEEDLESS, together - floor, "inefficiency", note))
+    return [Part("floor", floor, "floor", floor_note), *sorted(beyond, key=lambda part: -part.seconds), *outside]
 
 
 def host_waterfall(
-    measured: float, phases: Mapping[str, float], kernels: Sequence[Kernel], *, floor_note: str = ""
-) -> Waterfall:
+    measured: float, phases: Mapping[str, float], kernels: Sequence[Kernel], *, floor_note: str = "",
+    least: float | None = None,
+) -> Waterfall:  # fmt: skip
     """On a CPU: the phases of the same steps fill the latency; the operators inside "forward" were timed apart."""
     computing = [kernel for kernel in kernels if kernel.where not in OUTSIDE]
-    parts = kernel_parts(computing, floor_note) if FORWARD in phases else []
+    parts = kernel_parts(computing, floor_note, least) if FORWARD in phases else []
     forward, operators = phases.get(FORWARD, 0.0), sum(part.seconds for part in parts)
-    parts.append(Part("between operators", max(0.0, forward - operators), "gap", "Python between the operators"))
+    left = "what the operators, which were timed apart, leave of the forward pass: Python"
+    parts.append(Part("between operators", max(0.0, forward - operators), "gap", left))
     return whole(measured, parts + phase_parts(phases))
 
 
@@ -72,7 +83,7 @@ def phase_parts(phases: Mapping[str, float]) -> list[Part]:
 
 def gpu_token(
     measured: float, kernels: Sequence[Kernel], *, gaps: float, copies: float = 0.0, span: float = 0.0,
-    phases: Mapping[str, float], floor_note: str = "", least: float | None = None,
+    between: float = math.inf, phases: Mapping[str, float], floor_note: str = "", least: float | None = None,
 ) -> Waterfall:  # fmt: skip
     """On a GPU: the period of a steady step, as the device sees it. What the host does meanwhile is hidden behind it.
 
@@ -81,13 +92,14 @@ def gpu_token(
         gaps: between them, as they were traced. A tracer makes them longer, never shorter.
         copies: between the replays of two steps.
         span: of a replay, by events and without a tracer; 0 where nothing is replayed.
+        between: from the last kernel of a step to the first of the next, without the copies, as traced; infinite where it is not known.
         phases: of the host in a step.
-        least: the floor of a step whose kernels are not attributed.
+        least: the floor of what the model must do in a step.
     """
     parts = [*kernel_parts(kernels, floor_note, least), Part("copies", copies, "read-back", "inputs in, tokens out")]
     busy = sum(part.seconds for part in parts) - copies
     inside = max(0.0, min(gaps, (span or measured - copies) - busy))
-    idle = max(0.0, measured - copies - max(span, busy + inside))
+    idle = max(0.0, min(between, measured - copies - max(span, busy + inside)))
     parts += [
         Part("gaps between kernels", inside, "gap"),
         Part("GPU idle between steps", idle, "host", "the host was not there in time"),

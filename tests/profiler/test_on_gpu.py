@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llama_fast.engine import LLM
+from llama_fast.paged import StepInputs
 from llama_fast.profiler import on_gpu, run
 from llama_fast.profiler.counting import ANNOTATION, OpCounter
 from llama_fast.profiler.kernels import NOT_ATTRIBUTED, GpuEvent
@@ -88,7 +89,7 @@ def test_replays_are_told_by_the_step_run_op_by_op(gpu, llm, monkeypatch):
     side = EngineSide(llm)
     gpu.side, gpu.replays = side, True
 
-    def step_by_ops(side, device):
+    def step_by_ops(side, captured, needs, device):
         counter = OpCounter(llm.decoder)
         _, of_tokens = count(side, PROMPTS, 3, counter)
         ops = of_tokens[-1]
@@ -96,13 +97,45 @@ def test_replays_are_told_by_the_step_run_op_by_op(gpu, llm, monkeypatch):
         return known[:-3], ops  # the last ones are not known
 
     monkeypatch.setattr(on_gpu, "_step_by_ops", step_by_ops)
-    monkeypatch.setattr(on_gpu, "_span", lambda side: 5e-3)
+    monkeypatch.setattr(on_gpu, "_widest", lambda *_: (None, None))
+    monkeypatch.setattr(on_gpu, "_span", lambda captured: 5e-3)
     steps = on_gpu.steps_on_gpu(side, PROMPTS, 8)
     assert steps.span == 5e-3 and len(steps.decoding) == 8 - 1 - 2
+    assert 0 < steps.between < 1
     for entries in steps.decoding:
         unknown = [entry for entry in entries if entry.where == NOT_ATTRIBUTED]
         assert len(unknown) == 3 and not any(entry.work.bytes for entry in unknown)
         assert {"attention", "mlp.down", "head"} < wheres(entries)
+
+
+def test_the_step_of_all_rows_is_taken_apart_and_not_the_last_one(tmp_path):
+    """Prompts of two steps: the row that came first has its tokens first, and the last step is the other's alone."""
+    llm = LLM(
+        save(make(), tmp_path), dtype="float32", device="cpu", step_tokens=6, read_late=True, progress=False,
+    )  # fmt: skip
+
+    class Graphs:
+        """Stands for the graphs of a GPU: notes the rows of each step."""
+
+        last = None
+        bytes = 0
+
+        def replay(self, chunks, needs):
+            inputs = StepInputs.of(chunks, llm._cache, llm.device)
+            self.last = SimpleNamespace(inputs=inputs), needs
+            return llm._sample(llm._forward(inputs, chunks), inputs.rows, needs)
+
+    llm._graphs = Graphs()
+    side = EngineSide(llm)
+    captured, _ = on_gpu._widest(side, PROMPTS, 6)
+    assert len(captured.inputs.cache_lens) == 2 and len(llm._graphs.last[0].inputs.cache_lens) == 1
+    assert llm.on_phase is None
+
+
+def test_idling_between_steps_is_seen_in_the_trace():
+    steps = [[GpuEvent("a", start, 1.0), GpuEvent("b", start + 2.0, 1.0)] for start in (0.0, 5.0, 11.0, 15.0)]
+    assert on_gpu._between(steps) == 2.0
+    assert on_gpu._between(steps[:1]) == float("inf")
 
 
 def test_no_kernel_of_a_compiled_model_is_told_apart(gpu):

@@ -6,7 +6,7 @@ from llama_fast.profiler.kernels import NOT_ATTRIBUTED
 from llama_fast.profiler.phases import AFTER, phases_of_tokens, typical
 from llama_fast.profiler.result import KINDS, Kernel, Waterfall
 from llama_fast.profiler.sides import Generation
-from llama_fast.profiler.waterfall import gpu_first_token, gpu_token, host_waterfall
+from llama_fast.profiler.waterfall import NEEDLESS, gpu_first_token, gpu_token, host_waterfall
 
 
 def kernel(where: str, seconds: float, floor: float) -> Kernel:
@@ -94,6 +94,36 @@ def test_kernels_of_a_compiled_model_have_the_step_s_floor():
     waterfall = gpu_token(100.0, compiled, gaps=5.0, phases={"step": 100.0}, least=50.0)
     check(waterfall)
     assert (seconds(waterfall)["floor"], seconds(waterfall)[NOT_ATTRIBUTED]) == (50, 30)
+
+
+def test_a_few_kernels_that_are_not_attributed_do_not_get_the_whole_step_s_floor():
+    few = [*KERNELS, kernel(NOT_ATTRIBUTED, 10.0, 0.0)]
+    found = seconds(gpu_token(120.0, few, gaps=5.0, phases={}, least=58.0))
+    assert found["floor"] == 58 and found[NOT_ATTRIBUTED] == 10 - 3  # the others' floors are 55
+    found = seconds(gpu_token(120.0, few, gaps=5.0, phases={}, least=40.0))
+    assert found[NOT_ATTRIBUTED] == 10
+
+
+def test_what_kernels_move_beyond_what_the_model_asks_for_is_no_floor():
+    for waterfall in (
+        gpu_token(120.0, KERNELS, gaps=5.0, phases={}, least=40.0),
+        gpu_first_token(120.0, KERNELS, gaps=5.0, until_first=1.0, phases={}, least=40.0),
+        host_waterfall(109.0, PHASES, KERNELS, least=40.0),
+    ):
+        check(waterfall)
+        found = seconds(waterfall)
+        assert (found["floor"], found[NEEDLESS]) == (40, 15)
+        assert (found["attention"], found["mlp.down"]) == (10, 5)
+    assert seconds(gpu_token(120.0, KERNELS, gaps=5.0, phases={}, least=60.0))["floor"] == 55
+
+
+def test_the_gpu_is_not_said_to_idle_longer_than_it_was_seen_to():
+    """Else the parts would fill any latency, and the rest could show nothing."""
+    waterfall = gpu_token(120.0, KERNELS, gaps=10.0, copies=1.0, span=85.0, between=14.0, phases={})
+    check(waterfall)
+    found = seconds(waterfall)
+    assert (found["gaps between kernels"], found["GPU idle between steps"]) == (6, 14)
+    assert found["rest"] == pytest.approx(120 - 1 - 85 - 14)
 
 
 def test_phases_fill_the_time_between_tokens():
