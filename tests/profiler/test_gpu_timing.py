@@ -171,8 +171,8 @@ def test_twice_the_work_takes_twice_as_long() -> None:
 
     calls: dict[str, timing.Call] = {"once": lambda: y.copy_(x), "twice": twice, "tiny": lambda: tiny.add_(1)}
     timed = time_interleaved(calls, CUDA, seconds=0.2)
-    assert 1.8 < timed["twice"].median / timed["once"].median < 2.2
-    assert 0.3e-6 < timed["tiny"].median < 20e-6
+    assert 1.5 < timed["twice"].median / timed["once"].median < 2.7  # other tests may run on the same GPU
+    assert 1e-7 < timed["tiny"].median < 0.2 * timed["once"].median
 
 
 @on_gpu
