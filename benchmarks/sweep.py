@@ -8,13 +8,13 @@ arithmetic's choice by more than MINIMUM_GAIN over all, is slower in none, and i
 """
 
 import math
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -52,6 +52,8 @@ FILES = (
 
 MINIMUM_GAIN = 0.02
 FINALISTS = 4
+AT_ONCE = 12
+"""Plans that are timed in turns in the first round."""
 FIRST_SECONDS, FINAL_SECONDS = 0.03, 0.3
 """That each candidate is timed in the first round, and in the second."""
 
@@ -106,25 +108,32 @@ def run_sweep(
     progress("which plans the cases look up", 0, 1)
     work = keys_of([case for file in FILES for case in file.cases(device, quick=quick)], device, sweep.failed)
     left = {key: cases for key, cases in work.items() if not _is_known(key, sweep)}
-    precompile(list(left), gpu_of(device))
     longest = 10.0
-    for key, cases in left.items():
-        if time.monotonic() + longest > deadline:
-            return
-        start = time.monotonic()
-        progress(_name(key), len(work) - len(left) + list(left).index(key), len(work))
-        sweep.running = _name(key)
-        save()
-        try:
-            sweep.keys.append(sweep_key(key, cases, device, limits))
-        except RuntimeError as error:
-            sweep.failed.append(f"{_name(key)}: {first_line(error)}")
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # raises, and ends this process, where a kernel broke the context
-        sweep.running = None
-        save()
-        longest = max(longest, time.monotonic() - start)
+    with _compiling(list(left), gpu_of(device)) as compiling:
+        for number, (key, cases) in enumerate(left.items(), len(work) - len(left)):
+            progress(_name(key), number, len(work))
+            wait(compiling[key], max(0.0, deadline - time.monotonic()))
+            if time.monotonic() + longest > deadline:
+                return
+            start = time.monotonic()
+            _sweep_one(sweep, key, cases, device, limits, save)
+            longest = max(longest, time.monotonic() - start)
     sweep.complete = True
+    save()
+
+
+def _sweep_one(
+    sweep: Sweep, key: Key, cases: Sequence[OpCase], device: torch.device, limits: Limits, save: Callable[[], None]
+) -> None:
+    sweep.running = _name(key)
+    save()
+    try:
+        sweep.keys.append(sweep_key(key, cases, device, limits))
+    except (TritonError, RuntimeError) as error:
+        sweep.failed.append(f"{_name(key)}: {first_line(error)}")
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # raises, and ends this process, where a kernel broke the context
+    sweep.running = None
     save()
 
 
@@ -151,7 +160,7 @@ def keys_of(cases: Sequence[OpCase], device: torch.device, failed: list[str]) ->
                 problem.results(ours, problem.inputs, FORWARD)
                 del problem
         except (TritonError, RuntimeError) as error:
-            failed.append(f"{case_name(case)}: {first_line(error)}")
+            failed.extend({f"{case_name(case)}: {first_line(error)}"}.difference(failed))
             continue
         for key in dict.fromkeys(keys):
             if key[0] == case.op or key[0].startswith(f"{case.op}_few"):
@@ -160,19 +169,18 @@ def keys_of(cases: Sequence[OpCase], device: torch.device, failed: list[str]) ->
     return found
 
 
-def precompile(keys: Sequence[Key], gpu: Gpu) -> None:
-    """All candidates' binaries into Triton's cache, in as many processes as there are processors: one alone takes 0.5 to 2 s each."""
-    work = [(key, plan, gpu) for key in keys for plan in candidates(key, gpu)]
-    if len(work) < 16:
-        return
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool, suppress(BrokenProcessPool):
-        list(
-            pool.map(_compile, work, chunksize=4)
-        )  # if the compiler dies of a plan, the rest is compiled where it is tried
+@contextmanager
+def _compiling(keys: Sequence[Key], gpu: Gpu) -> Iterator[dict[Key, list[Future[None]]]]:
+    """All candidates' binaries on their way into Triton's cache, key after key, beside what the GPU does: one alone takes 0.5 to 2 s."""
+    workers = max(1, (os.cpu_count() or 1) - 2)  # the rest is for what launches
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield {key: [pool.submit(_compile, key, plan, gpu) for plan in candidates(key, gpu)] for key in keys}
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _compile(work: tuple[Key, Plan, Gpu]) -> None:
-    key, plan, gpu = work
+def _compile(key: Key, plan: Plan, gpu: Gpu) -> None:
     with candidate(key, plan):
         plans = launches(key, gpu)
     for launch in plans:
@@ -185,7 +193,9 @@ def _compile(work: tuple[Key, Plan, Gpu]) -> None:
 def sweep_key(key: Key, cases: Sequence[OpCase], device: torch.device, limits: Limits) -> KeySweep:
     """Both rounds. What fails in the first is listed with its reason."""
     plans: list[Plan | None] = [None, *candidates(key, gpu_of(device))]
-    first = _measure(key, cases[0], plans, device, limits, FIRST_SECONDS)
+    first = []
+    for start in range(0, len(plans), AT_ONCE):  # each plan's CUDA graph keeps its outputs' memory
+        first += _measure(key, cases[0], plans[start : start + AT_ONCE], device, limits, FIRST_SECONDS)
     failed = [Tried(plan, [], r.error, r.bound, r.failure) for plan, r in zip(plans, first, strict=True) if r.failure]
     passed = [(r.timing.median, i) for i, r in enumerate(first) if r.samples]
     fastest = [plans[i] for _, i in sorted(passed)[:FINALISTS] if i]

@@ -118,6 +118,11 @@ def test_candidates_fill_the_plan(key):
     assert {name: settings[name] for name in plan} == plan
 
 
+def test_a_key_of_rms_norm_is_judged_with_a_residual_too():
+    plain, with_residual = launches(KEYS[7], gpu_of_key(KEYS[7]))
+    assert plain.arguments["p_residual"] is None and with_residual.arguments["p_residual"] is not None
+
+
 @not_interpreted
 @pytest.mark.parametrize("key", [KEYS[4], KEYS[7]], ids=lambda key: key[0])
 def test_a_plan_that_spills_is_found(key, monkeypatch):
@@ -171,7 +176,11 @@ def test_a_sweep_judges_each_candidate_and_takes_what_is_faster(monkeypatch):
     assert not any(each.seconds for each in found.tried if each.failure)
 
     monkeypatch.setattr(sweeping, "candidates", lambda key, gpu: [slow])
+    monkeypatch.setattr(sweeping, "AT_ONCE", 1)
+    measure, at_once = sweeping._measure, []
+    monkeypatch.setattr(sweeping, "_measure", lambda *a: at_once.append(len(a[2])) or measure(*a))
     assert sweeping.sweep_key(key, cases, torch.device("cpu"), LIMITS).entry is None
+    assert at_once == [1, 1, 2], "the first round a few at a time: each plan's graph holds its outputs"
 
 
 @interpreted
@@ -195,7 +204,11 @@ def test_a_sweep_is_taken_up_again(monkeypatch):
     go(sweep, 0)
     assert not sweep.keys and not sweep.complete and saved == []
     go(sweep, 60)
-    assert [key.size for key in sweep.keys] == [(128,)] and sweep.complete and saved == ["softmax 128", None, None]
+    go(sweep, 60)
+    assert len(sweep.failed) == 2, "what fails is named once"
+    assert (
+        [key.size for key in sweep.keys] == [(128,)] and sweep.complete and saved == ["softmax 128", None, None, None]
+    )
     assert sweep.failed[0] == "softmax 256" and sweep.failed[1].startswith("softmax, broken, float32, forward: ")
 
 
