@@ -17,7 +17,7 @@ from llama_fast.benchmarks.tables import BASELINES, fits_cache, is_memory_bound
 from llama_fast.profiler.jsonfile import read_json
 from llama_fast.profiler.limits import Limits
 from llama_fast.profiler.result import Profile
-from llama_fast.profiler.significance import difference
+from llama_fast.profiler.significance import difference_in_turns
 
 File = Record | Profile | SuiteRuns | Sweep
 
@@ -110,7 +110,7 @@ class Contest:
             return "failed" if self.ours is not None else "alone"
         if self.best_peer is None:
             return "alone"
-        found = difference(self.best_peer.samples, self.ours.samples)
+        found = difference_in_turns(self.best_peer.samples, self.ours.samples)
         return "slower" if found.is_slower else "faster" if found.is_faster else "even"
 
     @property

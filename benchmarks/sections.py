@@ -8,7 +8,7 @@ from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.profiler import units, view
 from llama_fast.profiler.result import Profile, Run
 from llama_fast.profiler.sides import FUSED
-from llama_fast.profiler.significance import difference
+from llama_fast.profiler.significance import difference_in_turns
 
 
 def cell(text: str) -> str:
@@ -54,7 +54,7 @@ def losses(profiles: Mapping[str, Profile]) -> Iterator[tuple[str, str, str, flo
                 fastest, side = min(
                     zip(theirs, (run.side for run in others), strict=True), key=lambda each: each[0].median
                 )
-                if difference(fastest.samples, ours.samples).is_slower:
+                if difference_in_turns(fastest.samples, ours.samples).is_slower:
                     shape = f"{profile.model}, {view.setting_name(subject)}"
                     yield "profile", shape, f"{name}, {profile.dtype}", ours.median, fastest.median, side
 

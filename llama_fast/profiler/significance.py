@@ -86,6 +86,13 @@ def difference(
     return Difference(ratio, ratio * math.exp(-min(margin, 300)), ratio * math.exp(min(margin, 300)), minimum)
 
 
+def difference_in_turns(before: Sequence[float], after: Sequence[float]) -> Difference:
+    """Of samples that were taken in turns: round by round, so that what the machine did to both is no noise."""
+    if len(before) != len(after):
+        return difference(before, after)
+    return difference([1.0] * len(before), [b / max(a, _SHORTEST) for a, b in zip(before, after, strict=True)])
+
+
 def _trimmed_mean(samples: Sequence[float]) -> tuple[float, float, int]:
     """The trimmed mean of the logarithms, its squared standard error, and its degrees of freedom."""
     logs = [math.log(max(x, _SHORTEST)) for x in _blocks(samples)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from .limits import Limits
 from .result import Ablation, ContextPoint, Distribution, Kernel, Latency, Part, Profile, Run, Waterfall
-from .significance import Difference, difference
+from .significance import Difference, difference, difference_in_turns
 from .units import column, flops, number, percent, size
 from .work import Work
 
@@ -181,7 +181,7 @@ def versus(run: Run, subject: Run, metric: str) -> str:
 
 def verdict(run: Run, subject: Run, metric: str) -> str:
     """Whether the side is "faster" or "slower" than the subject beyond the noise, or "as fast"."""
-    found = difference(metrics(subject.latency)[metric].samples, metrics(run.latency)[metric].samples)
+    found = difference_in_turns(metrics(subject.latency)[metric].samples, metrics(run.latency)[metric].samples)
     return "faster" if found.is_faster else "slower" if found.is_slower else "as fast"
 
 

@@ -177,6 +177,14 @@ def test_a_lost_comparison_is_listed_and_noise_is_none(seconds, counts, is_liste
     assert f"| rms_norm | forward, bfloat16 | 1 | {counts}".replace("  ", " ") in text.replace("  ", " ")
 
 
+def test_a_machine_that_slows_down_hides_no_loss():
+    """Both take turns: what both suffer is no noise of the one against the other."""
+    both = [1e-4 * (1 + i / 20) for i in range(20)]
+    ours, theirs = (result("rope", "8192 x 4096", name, 1e-4) for name in ("llama-fast", "PyTorch"))
+    ours, theirs = replace(ours, samples=[1.1 * each for each in both]), replace(theirs, samples=both)
+    assert "| rope | 8192 x 4096 | forward, bfloat16 | 162 µs | 148 µs | PyTorch | 1.10x |" in text_of(ours, theirs)
+
+
 def test_who_could_not_run_and_what_a_run_warned_of_are_named():
     text = text_of(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4), warnings=["the clocks moved"])
     assert "- Liger: liger-kernel is not installed (rms_norm)" in text
