@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .cli_common import GroupWithDefault, console, errors, fail
+from .cli_common import GroupWithDefault, console, errors, fail, require_writable
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +58,10 @@ def run(
     that an hour on a GPU should; each has its own --help.
     """
     _require_extra("pytest", "pytest_benchmark", *(["matplotlib"] if report else []))
-    _require_folder("--json", json_file)
-    _require_folder("--report", report)
+    if json_file is not None:
+        require_writable("--json", json_file, folder=False)
+    if report is not None:
+        require_writable("--report", report)
 
     from .benchmarks import run as job
     from .benchmarks.suite import QUICK_SECONDS, SECONDS
@@ -67,7 +69,7 @@ def run(
 
     where = _device(device)
     kinds = job.KINDS if kind == Kind.all else (kind.value,)
-    chosen = None if ops is None else [name.strip() for name in ops.split(",") if name.strip()]
+    chosen = None if ops is None else [name.strip() for name in ops.split(",")]
     try:
         cases = job.find_cases(kinds, chosen, where, quick=quick)
     except ValueError as error:
@@ -162,7 +164,7 @@ def campaign(
     of plans, profiles. The same command again goes on where the last one stopped. All results are also in `campaign.zip`.
     """
     _require_extra("pytest", "pytest_benchmark", "transformers")
-    _require_folder("--out", out)
+    require_writable("--out", out)
     from .benchmarks import campaign as job
     from .benchmarks.headlines import headlines
 
@@ -240,18 +242,6 @@ def _require_extra(*packages: str) -> None:
     if missing:
         names = ", ".join(package.replace("_", "-") for package in missing)
         raise fail(f'bench needs {names}, which is not installed: pip install "llama-fast[bench]"')
-
-
-def _require_folder(option: str, path: Path | None) -> None:
-    """Said before an hour of measuring, not after it."""
-    if path is None:
-        return
-    if option == "--json" and path.is_dir():
-        raise fail(f"--json: {path} is a folder")
-    if option != "--json" and path.exists() and not path.is_dir():
-        raise fail(f"{option}: {path} is a file, and must be a folder")
-    if not path.absolute().parent.is_dir():
-        raise fail(f"{option}: the folder {path.absolute().parent} does not exist")
 
 
 def _progress_line(what: str, done: int, total: int) -> None:

@@ -19,6 +19,19 @@ def fail(message: str) -> typer.Exit:
     return typer.Exit(2)
 
 
+def require_writable(option: str, path: Path, *, folder: bool = True) -> None:
+    """Raises the exit for the user if no folder, or no file, can be written at `path`: before an hour of measuring, not after it."""
+    if folder and path.exists() and not path.is_dir():
+        raise fail(f"{option}: {path} is a file, and must be a folder")
+    if not folder and path.is_dir():
+        raise fail(f"{option}: {path} is a folder, and must be a file")
+    there = path if path.is_dir() else path.absolute().parent
+    if not there.is_dir():
+        raise fail(f"{option}: the folder {there} does not exist")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise fail(f"{option}: no permission to write to {there}")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes the file at once, so that an interrupted run leaves no half of it."""
     partial = path.with_name(path.name + ".partial")

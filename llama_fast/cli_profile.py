@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from .cli_common import GroupWithDefault, console, errors, fail, write_whole
+from .cli_common import GroupWithDefault, console, errors, fail, require_writable, write_whole
 
 if TYPE_CHECKING:
     from .profiler.result import Profile
@@ -132,13 +132,7 @@ def _folder(out: Path | None, model: str | None) -> Path:
     if out is None:
         name = re.sub(r"[^\w.-]+", "-", Path(model or "embedded").name)
         out = Path(f"profile-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if out.exists() and not out.is_dir():
-        raise fail(f"--out: {out} is a file, and must be a folder")
-    there = out if out.exists() else out.absolute().parent
-    if not there.is_dir():
-        raise fail(f"--out: the folder {there} does not exist")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise fail(f"--out: no permission to write to {there}")
+    require_writable("--out", out)
     return out
 
 

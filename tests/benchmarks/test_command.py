@@ -108,12 +108,23 @@ def test_wrong_arguments_are_named_before_anything_is_measured(tmp_path: Path, m
         (["--json", str(tmp_path / "none" / "a.json")], f"--json: the folder {tmp_path / 'none'} does not exist"),
         (["--json", str(tmp_path)], "is a folder"),
         (["--report", str(tmp_path / "file")], "is a file, and must be a folder"),
+        (["--ops", ""], "there is no benchmark of ''"),
         (["--device", "tpu"], "choose auto, cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], "use --device cpu"),
     ):
         wrong = bench(*arguments)
         assert wrong.exit_code == 2 and says in wrong.output, wrong.output
     assert bench("nonsense").exit_code == 2
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_a_folder_without_permission_is_named_before(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "new_record", lambda *_, **__: pytest.fail("it measured"))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # nothing is forbidden to root
+    wrong = bench("--quick", option, str(tmp_path / "a"))
+    assert wrong.exit_code == 2 and f"{option}: no permission to write to {tmp_path}" in wrong.output
 
 
 @pytest.mark.parametrize("missing", ["pytest", "matplotlib"])
