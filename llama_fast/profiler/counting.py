@@ -18,6 +18,8 @@ from .work import NO_WORK, Work
 
 ANNOTATION = "llama-fast op "
 """Begins the name of the range in a trace that an op's launches lie in; its number follows."""
+FORWARD = "forward"
+"""The phase in which the model computes."""
 
 
 @dataclass(frozen=True)

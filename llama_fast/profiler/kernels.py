@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .counting import Op, counting_seconds
+from .counting import FORWARD, Op, counting_seconds
 from .limits import Limits
 from .result import Kernel
 from .work import NO_WORK, Work
@@ -28,7 +28,7 @@ class Entry:
 
     Attributes:
         seconds: of its own: a kernel that begins while the one before still runs counts from that one's end.
-        gap: before it, while no kernel ran.
+        gap: before it, while no kernel ran; on a CPU between two operators of the forward pass, with what timing them costs.
     """
 
     name: str
@@ -89,14 +89,18 @@ def cpu_entries(ops: Sequence[Op], timed: Sequence[Op]) -> list[Entry]:
     for op in ops:
         works[op.name, op.where, seen[op.name, op.where]] = op
         seen[op.name, op.where] += 1
-    entries = []
+    entries, before = [], None
     seen.clear()
     for op in timed:
+        gap = (
+            op.ended - op.seconds - before.ended if before is not None and before.phase == op.phase == FORWARD else 0.0
+        )
+        before = op
         counted = works.get((op.name, op.where, seen[op.name, op.where]), op)
         seen[op.name, op.where] += 1
         seconds = max(0.0, op.seconds - counting_seconds())
         name = op.name if counted.work != NO_WORK else VIEWS
-        entries.append(Entry(name, op.where, seconds, counted.work, counted.dtype))
+        entries.append(Entry(name, op.where, seconds, counted.work, counted.dtype, max(0.0, gap)))
     return entries
 
 

@@ -141,9 +141,12 @@ def _on_cpu(
     prompt_kernels, kernels = table(operators.prompt, limits), table(operators.decoding, limits)
     latency, note = rounds.latency(1), _FLOOR.format("operator")
     first = host_waterfall(
-        latency.ttft.median, typical(rounds.first), prompt_kernels, floor_note=note, least=least_prompt
-    )
-    token = host_waterfall(latency.itl.median, typical(rounds.decoding), kernels, floor_note=note, least=least)
+        latency.ttft.median, typical(rounds.first), prompt_kernels, gaps=_gaps(operators.prompt), floor_note=note,
+        least=least_prompt,
+    )  # fmt: skip
+    token = host_waterfall(
+        latency.itl.median, typical(rounds.decoding), kernels, gaps=_gaps(operators.decoding), floor_note=note, least=least
+    )  # fmt: skip
     return first, token, kernels, prompt_kernels
 
 

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from .counting import FORWARD
 from .kernels import NOT_ATTRIBUTED
 from .phases import AFTER
 from .result import KINDS, Kernel, Part, Waterfall
 
-FORWARD = "forward"
 NEEDLESS = "more than the model asks for"
 _ROUNDING = 1e-9
 OUTSIDE = {"sampling": "sampling", "read-back": "read-back", "inputs": "host", "generate": "host"}
@@ -63,15 +63,20 @@ def kernel_parts(kernels: Iterable[Kernel], floor_note: str = "", least: float |
 
 
 def host_waterfall(
-    measured: float, phases: Mapping[str, float], kernels: Sequence[Kernel], *, floor_note: str = "",
-    least: float | None = None,
+    measured: float, phases: Mapping[str, float], kernels: Sequence[Kernel], *, gaps: float = math.inf,
+    floor_note: str = "", least: float | None = None,
 ) -> Waterfall:  # fmt: skip
-    """On a CPU: the phases of the same steps fill the latency; the operators inside "forward" were timed apart."""
+    """On a CPU: the phases of the same steps fill the latency; the operators inside "forward" were timed apart.
+
+    Args:
+        gaps: between these, as they were timed. The clock makes them longer, never shorter; infinite where it is not known.
+        least: the floor of what the model must do.
+    """
     computing = [kernel for kernel in kernels if kernel.where not in OUTSIDE]
     parts = kernel_parts(computing, floor_note, least) if FORWARD in phases else []
     forward, operators = phases.get(FORWARD, 0.0), sum(part.seconds for part in parts)
-    left = "what the operators, which were timed apart, leave of the forward pass: Python"
-    parts.append(Part("between operators", max(0.0, forward - operators), "gap", left))
+    between = max(0.0, min(gaps, forward - operators))
+    parts.append(Part("between operators", between, "gap", "Python between the operators"))
     return whole(measured, parts + phase_parts(phases))
 
 

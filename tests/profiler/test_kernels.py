@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from llama_fast.profiler.counting import Op
-from llama_fast.profiler.kernels import NOT_ATTRIBUTED, Entry, GpuEvent, floor_of, gpu_entries, match, table
+from llama_fast.profiler.kernels import (
+    NOT_ATTRIBUTED,
+    Entry,
+    GpuEvent,
+    cpu_entries,
+    floor_of,
+    gpu_entries,
+    match,
+    table,
+)
 from llama_fast.profiler.limits import Limits
 from llama_fast.profiler.on_gpu import split
 from llama_fast.profiler.sides import Generation
@@ -82,6 +91,14 @@ def test_what_was_launched_by_no_op_attributes_nothing():
     known = [GpuEvent("gemm", 0.0, 1.0), GpuEvent("gemm", 2.0, 1.0, op=0)]
     found = gpu_entries([GpuEvent("gemm", 0.0, 1.0)], known, [op("mm", "mlp.down", read=5)])
     assert found[0].where == "mlp.down"
+
+
+def test_the_gap_before_an_operator_is_of_the_forward_pass():
+    timed = [
+        Op("mm", "", phase, Work(), torch.float32, 1.0, ended)
+        for phase, ended in (("inputs", 1.0), ("forward", 4.0), ("forward", 5.5), ("sample", 9.0))
+    ]
+    assert [entry.gap for entry in cpu_entries([], timed)] == [0.0, 0.0, 0.5, 0.0]
 
 
 def test_the_table_sums_calls_and_ranks_by_what_can_be_won():

@@ -53,6 +53,12 @@ def test_what_is_measured_apart_and_does_not_fit_is_a_negative_rest():
     assert seconds(waterfall)["rest"] == pytest.approx(109 - (70 + 19))
 
 
+def test_operators_have_no_more_between_them_than_was_seen():
+    waterfall = host_waterfall(109.0, PHASES, KERNELS, gaps=5.0)
+    check(waterfall)
+    assert (seconds(waterfall)["between operators"], seconds(waterfall)["rest"]) == (5, pytest.approx(15))
+
+
 def test_a_side_that_names_no_forward_pass_is_a_step():
     waterfall = host_waterfall(50.0, {"step": 49.0, AFTER: 1.0}, [])
     check(waterfall)
