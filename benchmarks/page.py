@@ -156,7 +156,7 @@ def _limits(device: Device) -> list[str]:
         return []
     lines = [
         "",
-        "Its limits, measured in the same runs:",
+        "Its limits, as measured before the figures:",
         "",
         "| file | reads | copies (read + written) | bfloat16 products | float16 | float32 | a launch | a graph's node |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
