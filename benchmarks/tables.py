@@ -161,7 +161,8 @@ def _beyond(record: Record) -> list[str]:
     """Nothing is faster than a limit, unless a cache helps or the limit was measured while something else ran."""
     beyond = [
         result for result in record.results
-        if result.samples and result.floor_s and result.share_of_limit > 1.1 and not fits_cache(result, record)
+        if result.samples and result.floor_s and result.share_of_limit > 1.1
+        and not (fits_cache(result, record) and is_memory_bound(result, record.limits))
     ]  # fmt: skip
     if not beyond:
         return []

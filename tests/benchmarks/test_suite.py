@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from llama_fast import benchmarks, ops
-from llama_fast.benchmarks import peers, suite
+from llama_fast.benchmarks import peers, suite, tables
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementations, Unavailable
-from llama_fast.benchmarks.record import Result, Skipped
+from llama_fast.benchmarks.record import Record, Result, Skipped
 from llama_fast.benchmarks.suite import FORWARD, TRAINING, OpCase
 from llama_fast.profiler import timing
 from llama_fast.profiler.limits import Limits
@@ -337,6 +337,13 @@ def test_rates_of_a_result() -> None:
     )
     assert result.gigabytes_per_s == pytest.approx(2.0) and result.teraflops == pytest.approx(0.5)
     assert result.share_of_limit == pytest.approx(0.25)
+
+
+def test_arithmetic_faster_than_its_limit_is_told_though_a_cache_holds_the_work() -> None:
+    """The limit was measured while something else ran: no cache makes products faster."""
+    result = Result("op", "s", "float32", FORWARD, OURS, [1e-3], read=1 << 20, flops=2 * 10**8, floor_s=2e-3)
+    assert len(tables._beyond(Record({}, LIMITS, {}, [result]))) == 1
+    assert not tables._beyond(Record({}, LIMITS, {}, [replace(result, flops=0)]))
 
 
 # Timing
