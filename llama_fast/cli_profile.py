@@ -96,7 +96,7 @@ def compare(
         bool, typer.Option("--across-machines", help="Compare profiles of two machines.")
     ] = False,
 ) -> None:
-    """Say what changed beyond the noise, kernel by kernel. Exit status 1: TTFT or ITL got slower."""
+    """Say what changed beyond the noise, kernel by kernel. Exit status 1: TTFT or ITL got slower, or parity was lost."""
     from .profiler import compare as job
     from .profiler.jsonfile import read_json
     from .profiler.result import Profile

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from . import view
-from .result import Kernel, Profile, Run, Waterfall
+from .result import Kernel, Profile, Run, Trust, Waterfall
 from .significance import MINIMUM_EFFECT, Difference, difference
 
 MINIMUM_EFFECT_ON_CPU = 0.1
@@ -63,16 +63,24 @@ class RunChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. `minimum`: a change smaller than this share does not count. `notes`: what a reader must know."""
+    """What `compare` found.
+
+    Attributes:
+        minimum: a change smaller than this share does not count.
+        notes: what a reader must know.
+        lost: what was right and is not any more, whatever the speed.
+    """
 
     runs: list[RunChange]
     minimum: float
     notes: list[str]
+    lost: list[str]
 
     @property
     def is_regression(self) -> bool:
-        """Whether the subject's TTFT or ITL is slower, at any setting. Others are there to tell a change of the machine."""
-        return any(run.regressions for run in self.runs if run.side == self.runs[0].side)
+        """Whether the subject's TTFT or ITL is slower, at any setting, or something is lost. Others are there to tell a change of
+        the machine."""
+        return bool(self.lost) or any(run.regressions for run in self.runs if run.side == self.runs[0].side)
 
 
 def compare(
@@ -97,7 +105,7 @@ def compare(
     if not pairs:
         raise ValueError("no side was run with the same prompt, new tokens and batch in both profiles")
     runs = [_run_change(a, b, minimum, len(pairs)) for a, b in pairs]
-    return Comparison(runs, minimum, _notes(before, after, runs))
+    return Comparison(runs, minimum, _notes(before, after, runs), _lost(before.trust, after.trust))
 
 
 def _key(run: Run) -> tuple[str, int, int, int]:
@@ -161,7 +169,19 @@ def _notes(before: Profile, after: Profile, runs: Sequence[RunChange]) -> list[s
         if run.side != runs[0].side and (slower := run.regressions):
             names = " and ".join(change.name for change in slower)
             notes.append(f"{run.side} got slower too ({names}; {run.setting}): the machine may have changed")
+    kept = {_key(run) for run in after.runs}
+    gone = [f"{run.side} ({view.setting_name(run)})" for run in before.runs if _key(run) not in kept]
+    if gone:
+        notes.append(f"only in the first profile: {', '.join(gone)}")
     rate = after.limits.read_bytes_per_s / before.limits.read_bytes_per_s
     if abs(rate - 1) > MINIMUM_EFFECT:
         notes.append(f"the machine's read stream is {rate:.2f}x what it was")
     return notes
+
+
+def _lost(before: Trust, after: Trust) -> list[str]:
+    claims = (
+        ("the logits are no longer within their bound", before.logits_pass and after.logits_pass is False),
+        ("two runs no longer give the same bits", before.same_bits and not after.same_bits),
+    )
+    return [claim for claim, is_lost in claims if is_lost]

@@ -184,7 +184,9 @@ def show_comparison(found: Comparison, console: Console) -> None:
     slower = [(run, change) for run in found.runs if run.side == subject for change in run.regressions]
     for run, change in slower:
         console.print(f"[red]REGRESSION[/]: {change.name} of {escape(subject)}, {run.setting}", highlight=False)
-    if not slower:
+    for lost in found.lost:
+        console.print(f"[red]REGRESSION[/]: {lost}", highlight=False)
+    if not found.is_regression:
         minimum = percent(found.minimum)
         console.print(f"[green]no regression[/] of TTFT or ITL beyond the noise and {minimum}", highlight=False)
 

@@ -96,6 +96,19 @@ def test_a_slower_machine_is_suspected_where_the_others_are_slower_too():
     assert "the machine's read stream is 0.80x what it was" in notes
 
 
+def test_what_is_lost_is_told():
+    """Neither a wrong result nor a setting that was not run again may pass for an even speed."""
+    before, after = synthetic(), synthetic(seed=1)
+    after = replace(after, runs=after.runs[:1], trust=replace(after.trust, logits_pass=False, same_bits=False))
+    found = compare(replace(before, trust=replace(before.trust, logits_pass=True, same_bits=True)), after)
+    assert found.is_regression and not found.runs[0].regressions
+    assert "REGRESSION: the logits are no longer within their bound\nREGRESSION: two runs no longer give" in shown(
+        found
+    )
+    assert "no regression" not in shown(found)
+    assert any(note.startswith("only in the first profile: transformers") for note in found.notes)
+
+
 def test_too_few_samples_judge_nothing():
     def first_samples(profile):
         run = profile.runs[0]
