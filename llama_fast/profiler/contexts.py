@@ -25,7 +25,7 @@ def context_points(subject: Subject, limits: Limits, tick: Tick) -> list[Context
         return []
     measured = subject.measured_contexts
     points = []
-    for context in measured:
+    for context in sorted(measured):  # a static cache of transformers keeps the longest length that it ever had
         tick(f"a decoding step at {context} tokens")
         found = _steps_at(subject, context)
         points += [
@@ -39,14 +39,17 @@ def context_points(subject: Subject, limits: Limits, tick: Tick) -> list[Context
 
 
 def _steps_at(subject: Subject, context: int) -> dict[str, Distribution]:
-    """Seconds of the steps that attend to the last few keys up to `context`, the sides in turns; the first round is a warm-up."""
+    """Seconds of the steps that attend to the last few keys up to `context`, the sides in turns; the first round is a warm-up.
+
+    After it our engine knows the prompts: all rows begin to decode in the same step, however many steps the prompts have taken.
+    """
     tokens = min(_TOKENS, context)
     prompt = max(1, context - tokens + 1)  # the last step attends to the prompt and all tokens but the one it makes
     prompts, _ = subject.prompts(subject.sizes.batch[0], prompt)
     rounds = [Rounds(side) for side in subject.sides]
     for i in range(_ROUNDS + 1):
         for each in rounds:
-            generation, phases = watched(each.side, prompts, context - prompt + 1)
+            generation, phases = watched(each.side, prompts, context - prompt + 1, reuse=True)
             if i:
                 each.generations.append(generation)
                 each.phases.append(phases)
@@ -95,7 +98,7 @@ def _ablation(subject: Subject, llm: LLM, name: str, off: Fusions) -> Ablation:
             order: Sequence[Fusions] = (on, off) if i % 2 else (off, on)
             for fusions in order:
                 llm.use_fusions(fusions)
-                generation, _ = watched(side, prompts, tokens)
+                generation, _ = watched(side, prompts, tokens, reuse=True)
                 if i:  # the first of each captures and warms up
                     gaps[fusions] += [b - a for a, b in zip(generation.times, generation.times[1:], strict=False)]
     finally:

@@ -92,7 +92,7 @@ def _warm_up(rounds: Rounds, prompts: Tensor, texts: Sequence[str] | None, new_t
 
 
 def watched(
-    side: Side, prompts: Tensor, new_tokens: int, texts: Sequence[str] | None = None
+    side: Side, prompts: Tensor, new_tokens: int, texts: Sequence[str] | None = None, *, reuse: bool = False
 ) -> tuple[Generation, list[dict[str, float]]]:
     """One round, and the phases of each of its tokens."""
     phases = Phases()
@@ -100,7 +100,7 @@ def watched(
         torch.cuda.synchronize(prompts.device)
     side.watch(phases)
     try:
-        generation = side.generate(prompts, new_tokens, texts=texts)
+        generation = side.generate(prompts, new_tokens, texts=texts, reuse=reuse)
     finally:
         side.watch(None)
     return generation, phases_of_tokens(phases.marks, generation)

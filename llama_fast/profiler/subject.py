@@ -17,7 +17,7 @@ from ..engine import EMBEDDED_MODEL, LLM
 from ..memory import available_bytes
 from ..placement import device_of, dtype_of
 from . import sides
-from .sides import EngineSide, Side, TransformersSide
+from .sides import OURS, EngineSide, Side, TransformersSide
 from .work import weight_elements
 
 if TYPE_CHECKING:
@@ -185,8 +185,14 @@ def _check_rows(llm: LLM, sizes: Sizes) -> None:
 
 
 def _of_engine(llm: LLM, name: str, sizes: Sizes) -> Subject:
+    warnings = [
+        f"{OURS}, batch {rows}: the prompts take {steps} steps, and rows that end before the last begins are in no step with it: "
+        "its tokens come faster than a whole batch's; ask for more new tokens"
+        for rows in sizes.batch
+        if rows > 1 and 2 * (steps := -(-rows * sizes.prompt_tokens // llm._scheduler.step_tokens)) > sizes.new_tokens
+    ]
     return Subject(
-        name, [EngineSide(llm)], llm.config, llm.dtype, llm.device, sizes, llm=llm
+        name, [EngineSide(llm)], llm.config, llm.dtype, llm.device, sizes, llm=llm, warnings=warnings
     )  # fmt: skip
 
 

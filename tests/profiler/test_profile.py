@@ -9,10 +9,12 @@ import torch
 import llama_fast
 from llama_fast.engine import LLM
 from llama_fast.fusion import fuse
+from llama_fast.profiler.contexts import _steps_at
 from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.latency import Rounds
 from llama_fast.profiler.result import Profile, Run, Waterfall
 from llama_fast.profiler.sides import Generation
+from llama_fast.profiler.subject import open_subject
 from llama_fast.profiler.trust import is_warm, logits_in_float64, unsteady
 from llama_fast.profiler.work import Work, decoding_step_work
 from tests.engine.models import make, save
@@ -168,6 +170,19 @@ def test_an_engine_that_is_there_already(tmp_path):
         ValueError, match="dtype and device belong to a model that is loaded here: this LLM has its own"
     ):
         llama_fast.profile(llm, **FEW, device="cpu")
+
+
+def test_rows_decode_together_at_a_context(tmp_path):
+    """Prompts that take two steps: rows that begin one after the other would share fewer steps than the batch has rows."""
+    sizes = dict(prompt_tokens=30, new_tokens=2, batch=(2,), contexts=(40,), rounds=1)
+    llm = LLM(save(make(), tmp_path), dtype="float32", device="cpu", step_tokens=32, progress=False)
+    subject = open_subject(llm, against=(), dtype="auto", device="auto", sizes=sizes)
+    assert [text for text in subject.warnings if "batch 2: the prompts take 2 steps" in text]
+    steps, launch = [], llm._launch
+    llm._launch = lambda chunks: (steps.append(len(chunks)), launch(chunks))[1]
+    found = _steps_at(subject, 40)
+    assert len(found["llama-fast"].samples) == 3 * 8
+    assert steps[-9 * 3 :] == [2] * 9 * 3
 
 
 def test_defaults_adapt_to_the_context(tmp_path):
