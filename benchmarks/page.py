@@ -13,6 +13,7 @@ from llama_fast.benchmarks.suite_runs import SuiteRuns
 from llama_fast.benchmarks.sweep import Sweep
 from llama_fast.profiler import units
 from llama_fast.profiler.result import Profile
+from llama_fast.profiler.significance import MINIMUM_EFFECT
 
 WorkKey = tuple[str, str, str, str]
 """Op, shape, dtype, direction: a piece of work."""
@@ -111,7 +112,7 @@ def _machine(device: Device) -> list[str]:
     machines = [file.machine for file in device.files.values()]
     versions = [{name: v for name, v in machine["versions"].items() if v != "not installed"} for machine in machines]
     facts: dict[str, list[str | None]] = {
-        "processor": [f"{machine['processor']}, {machine['threads']} threads" for machine in machines],
+        "processor": [f"{machine['processor']}, threads: {machine['threads']}" for machine in machines],
         "CUDA": [machine.get("cuda") for machine in machines],
         "versions": [", ".join(f"{name} {version}" for name, version in found.items()) for found in versions],
         "commit": [re.sub("^([0-9a-f]{12})[0-9a-f]+", r"\1", machine["commit"] or "") for machine in machines],
@@ -244,7 +245,18 @@ def _losses(ops: dict[str, list[Contest]], profiles: Mapping[str, Profile]) -> l
         for each, ours in failed
         if ours
     ]
-    return lines if rows or failed else [*lines, "Nowhere in these files."]
+    lines += [] if rows or failed else ["Nowhere beyond the noise."]
+    unsure = [
+        each for each in every
+        if each.verdict == "even" and each.ours and each.best_peer
+        and each.ours.timing.median >= (1 + MINIMUM_EFFECT) * each.best_peer.timing.median
+    ]  # fmt: skip
+    if unsure:
+        lines += [
+            "",
+            f"Sizes at which its median is longer by 3 % or more, but within the noise (above they count as even): {len(unsure)}.",
+        ]
+    return lines
 
 
 def _tables(contests: list[Contest]) -> list[str]:

@@ -173,7 +173,7 @@ def test_a_lost_comparison_is_listed_and_noise_is_none(seconds, counts, is_liste
     losses = text.partition("**Where llama-fast loses**")[2].partition("###")[0]
     listed = "| rms_norm | 8192 x 4096 | forward, bfloat16 | 125 µs | 100 µs | Liger | 1.25x |" in losses
     assert listed == is_listed
-    assert ("Nowhere in these files." in losses) == (not is_listed)
+    assert ("Nowhere beyond the noise." in losses) == (not is_listed)
     assert f"| rms_norm | forward, bfloat16 | 1 | {counts}".replace("  ", " ") in text.replace("  ", " ")
 
 
@@ -183,6 +183,17 @@ def test_a_machine_that_slows_down_hides_no_loss():
     ours, theirs = (result("rope", "8192 x 4096", name, 1e-4) for name in ("llama-fast", "PyTorch"))
     ours, theirs = replace(ours, samples=[1.1 * each for each in both]), replace(theirs, samples=both)
     assert "| rope | 8192 x 4096 | forward, bfloat16 | 162 µs | 148 µs | PyTorch | 1.10x |" in text_of(ours, theirs)
+
+
+def test_what_is_slower_within_the_noise_is_counted_beside_the_losses():
+    ours, theirs = (result("rope", "8192 x 4096", name, 1e-4) for name in ("llama-fast", "PyTorch"))
+    ours = replace(ours, samples=[1e-4 * each for each in (0.8, 1.6, 0.9, 1.3, 1.1, 0.7, 1.5, 1.2, 0.85, 1.4)])
+    text = text_of(ours, theirs)
+    assert (
+        "Nowhere beyond the noise.\n\nSizes at which its median is longer by 3 % or more, but within the noise (above they count as even): 1."
+        in text
+    )
+    assert "within the noise (" not in text_of(theirs, replace(ours, samples=theirs.samples))
 
 
 def test_who_could_not_run_and_what_a_run_warned_of_are_named():
@@ -236,7 +247,7 @@ def test_a_latency_that_another_side_wins_is_among_the_losses():
             == expected
         )
         assert losses.count(" | transformers | 2.00x |") == expected and "ITL" not in losses
-        assert ("Nowhere in these files." in losses) == (not expected)
+        assert ("Nowhere beyond the noise." in losses) == (not expected)
 
 
 def test_without_files_the_page_says_that_nothing_was_measured(tmp_path):
