@@ -118,7 +118,12 @@ def _run(
     tick(f"{rounds.side.name}: where a token's time goes")
     sizes, latency = subject.sizes, rounds.latency(len(prompts))
     if subject.device.type == "cuda":
-        first_token, token, kernels, prompt_kernels = _on_gpu(subject, limits, prompts, rounds)
+        try:
+            first_token, token, kernels, prompt_kernels = _on_gpu(subject, limits, prompts, rounds)
+        except RuntimeError as error:  # of CUDA, or the tracer: what was measured without it is worth as much as before
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            subject.warnings.append(f"{rounds.side.name}, batch {len(prompts)}: its kernels were not traced: {reason}")
+            first_token, token, kernels, prompt_kernels = _host_only(latency, rounds)
     else:
         least = _least(subject, limits, rounds.side, len(prompts))
         first_token, token, kernels, prompt_kernels = _on_cpu(limits, rounds, operators[rounds.side.name], *least)

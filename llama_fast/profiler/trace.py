@@ -77,7 +77,9 @@ def read_trace(events: list[dict[str, Any]], started: float) -> Trace:
     What runs on the GPU carries the number of the call that launched it, on the host; an op is known by the range that this call lies in.
     """
     spans = [event for event in events if event.get("ph") == "X"]
-    anchor = next(event["ts"] for event in spans if event["name"] == _ANCHOR)
+    anchor = next((event["ts"] for event in spans if event["name"] == _ANCHOR), None)
+    if anchor is None:
+        raise RuntimeError("the profiler's trace does not hold its own beginning")
     calls = {event["args"]["correlation"]: event for event in spans if event.get("cat") in _LAUNCHES and _number(event)}
     ranges = sorted(
         (event["ts"], event["ts"] + event["dur"], int(event["name"].removeprefix(ANNOTATION)))

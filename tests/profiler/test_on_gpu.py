@@ -162,6 +162,21 @@ def test_the_sums_of_a_gpu(gpu, llm, monkeypatch, seen):
     assert ({"floor", "gaps between kernels"} if seen else {"between operators", "schedule"}) < names
 
 
+def test_a_tracer_that_fails_costs_only_what_it_would_have_shown(llm, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES\nmore")
+
+    sizes = dict(prompt_tokens=5, new_tokens=6, batch=(2,), contexts=(), rounds=2)
+    subject = open_subject(llm, against=(), dtype="auto", device="auto", sizes=sizes)
+    rounds = run_rounds(subject.sides, PROMPTS, None, 6, 2)[0]
+    monkeypatch.setattr(run, "steps_on_gpu", fails)
+    subject.device = torch.device("cuda")
+    found = run._run(subject, LIMITS, PROMPTS, rounds, {}, lambda _: None)
+    assert found.latency.itl.samples and not found.kernels
+    assert sum(part.seconds for part in found.token.parts) == pytest.approx(found.token.measured)
+    assert subject.warnings == ["llama-fast, batch 2: its kernels were not traced: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"]
+
+
 def test_each_op_lies_in_its_range_of_a_trace(llm, tmp_path):
     counter = OpCounter(llm.decoder, annotate=True)
     side = EngineSide(llm)

@@ -222,6 +222,16 @@ def test_nothing_is_set_against_itself():
         llama_fast.profile(make(), **FEW, against=["transformers"])
 
 
+def test_too_little_memory_for_a_comparison_costs_only_that(monkeypatch):
+    def too_large(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB\nmore")
+
+    monkeypatch.setattr("llama_fast.profiler.trust.logits_in_float64", too_large)
+    profile = llama_fast.profile(make(), **FEW)
+    assert profile.trust.logits_pass is None and profile.runs[0].latency.itl.samples
+    assert "logits were not compared: CUDA out of memory. Tried to allocate 4 GiB" in profile.trust.warnings
+
+
 def test_logits_in_float64_are_those_of_a_copy_in_float64():
     from copy import deepcopy
 
