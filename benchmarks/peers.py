@@ -191,7 +191,7 @@ def linear_cross_entropy(*, tune: bool) -> Implementations:
     return (
         {OURS: ops.linear_cross_entropy, BASELINE: pytorch}
         | compiled(pytorch, tune=tune)
-        | {"torch.nn.functional.linear_cross_entropy": _pytorch_linear_cross_entropy()}
+        | {"F.linear_cross_entropy": _pytorch_linear_cross_entropy()}
         | liger(theirs)
     )
 
