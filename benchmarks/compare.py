@@ -12,10 +12,7 @@ from typing import Any
 
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.record import Record, Result
-from llama_fast.profiler.significance import MINIMUM_EFFECT, Difference, difference
-
-MINIMUM_EFFECT_ON_CPU = 0.1
-"""Two runs of the same code differ by more on a CPU, whose caches and clock other processes share."""
+from llama_fast.profiler.significance import MINIMUM_EFFECT, Difference, difference, minimum_effect
 
 NOTICEABLE = 0.2
 
@@ -106,7 +103,7 @@ def compare(
     if not across_machines:
         _require_one_machine(before.machine, after.machine)
     if minimum is None:
-        minimum = MINIMUM_EFFECT if "gpu" in after.machine else MINIMUM_EFFECT_ON_CPU
+        minimum = minimum_effect(after.machine)
     old, new = _by_key(before), _by_key(after)
     both = [key for key in new if key in old]
     if not both:

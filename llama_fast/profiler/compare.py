@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from . import view
 from .result import Kernel, Profile, Run, Trust, Waterfall
-from .significance import MINIMUM_EFFECT, Difference, difference
-
-MINIMUM_EFFECT_ON_CPU = 0.1
-"""Two runs of the same code differ by more on a CPU, whose caches and clock other processes share."""
+from .significance import MINIMUM_EFFECT, Difference, difference, minimum_effect
 
 NEGLIGIBLE = 1e-3
 """Of the time of all kernels."""
@@ -99,7 +96,7 @@ def compare(
     if machines[0] != machines[1] and not across_machines:
         raise ValueError(f"the profiles are of two machines: {machines[0]} and {machines[1]}")
     if minimum is None:
-        minimum = MINIMUM_EFFECT if "gpu" in after.machine else MINIMUM_EFFECT_ON_CPU
+        minimum = minimum_effect(after.machine)
     old = {_key(run): run for run in before.runs}
     pairs = [(old[_key(run)], run) for run in after.runs if _key(run) in old]
     if not pairs:

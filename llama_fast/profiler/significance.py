@@ -13,18 +13,27 @@ memory lies, what else the machine does): that is what the minimum effect is for
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 BLOCKS = 16
 TRIMMED = 0.2
 """Of the samples, at either end."""
 
 MINIMUM_EFFECT = 0.03
+MINIMUM_EFFECT_ON_CPU = 0.1
+"""Two runs of the same code differ by more there: other processes share its caches and clock."""
+
 CONFIDENCE = 0.99
 
 _MOST_ALIKE = 0.9  # correlation of neighbouring blocks: their variance counts 19-fold then
 _SHORTEST = 1e-9  # a sample of 0 is one that the clock did not see
+
+
+def minimum_effect(machine: Mapping[str, Any]) -> float:
+    """The smallest change that counts, between files of this machine."""
+    return MINIMUM_EFFECT if "gpu" in machine else MINIMUM_EFFECT_ON_CPU
 
 
 @dataclass(frozen=True)

@@ -155,19 +155,16 @@ def test_silent_on_a_real_op_measured_twice() -> None:
 
 
 def test_finds_a_slow_down_planted_in_a_real_op() -> None:
-    """Odd rounds against even ones of a run: other processes are busy alike in both, and what differs is what is planted."""
-    whole = real_op(0.5)
+    """Pairs of rounds of one run against the pairs between them: other processes are busy alike in both, each implementation is
+    as often the first of its round, and what differs is what is planted."""
+    whole = real_op(1.5)
 
     def rounds(first: int, slowed: float) -> Record:
-        results = [
-            dataclasses.replace(
-                result,
-                samples=[
-                    x * (slowed if result.implementation == "llama-fast" else 1) for x in result.samples[first::2]
-                ],
-            )
-            for result in whole.results
-        ]
+        results = []
+        for result in whole.results:
+            factor = slowed if result.implementation == "llama-fast" else 1.0
+            samples = [factor * x for i, x in enumerate(result.samples) if i // 2 % 2 == first]
+            results.append(dataclasses.replace(result, samples=samples))
         return dataclasses.replace(whole, results=results)
 
     assert names(compare(rounds(0, 1.0), rounds(1, 1.2))) == {"rms_norm llama-fast"}
