@@ -12,8 +12,7 @@ launched the next, so the GPU never waits for it; a sequence that ends has then 
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from numbers import Integral
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,50 +28,13 @@ from .graphs import DecodingGraphs
 from .model import Decoder, Fusions
 from .paged import OneSequence, PagedContext, StepInputs
 from .placement import current, device_of, dtype_of, plan_memory, upload
+from .request import Piece, Prompt, Request, Run, as_prompts, token_ids_of
 from .sampling import Logprobs, Needs, Sampled, Sampler, SamplingParams
 from .scheduler import Chunk, Scheduler
 from .scheduler import Sequence as TokenSequence
 from .tokenizer import Tokenizer
 
 EMBEDDED_MODEL = Path(__file__).parent / "demo_model"
-Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that a stream has settled. The last piece carries the whole `completion`."""
-
-    text: str
-    completion: Completion | None = None
-
-
-class Request:
-    """A prompt on its way through the engine: `completion` grows, and `done` says when it is whole."""
-
-    def __init__(self, outputs: list[Output], sequences: list[TokenSequence]) -> None:
-        self._outputs, self.sequences = outputs, sequences
-        self.completion = outputs[0].completion
-        self.completion.others = [output.completion for output in outputs[1:]]
-
-    @property
-    def done(self) -> bool:
-        return all(output.completion.finish_reason is not None for output in self._outputs)
-
-    def new_text(self) -> str:
-        """The text of the first output that was settled since this was last asked."""
-        return self._outputs[0].new_text()
-
-
-@dataclass(eq=False)
-class _Run:
-    """A sequence of a request, as the engine sees it."""
-
-    output: Output
-    params: SamplingParams
-    seed: int
-    empty: bool  # no token may be generated: its one token is dropped
-    # they start when its prompt is in the cache, and find it there
-    followers: list[TokenSequence] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -150,7 +112,7 @@ class LLM:
         eos_ids = [i for i in self.tokenizer.eos_ids if i < config.vocab_size]
         self._sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
         self._last_tokens = torch.zeros(max_batch + 1, dtype=torch.int64, device=self.device)
-        self._runs: dict[TokenSequence, _Run] = {}
+        self._runs: dict[TokenSequence, Run] = {}
         # the longest sequence: a token past it would have no place
         self._longest = min(self.max_context, blocks * block_size)
         # where what a key is depends on how long its sequence is, equal beginnings are not equal
@@ -161,6 +123,7 @@ class LLM:
                 self._decode, self._cache, self.device, padding_row=self._sampler.padding_row, longest=self._longest,
                 console=self._console,
             )  # fmt: skip
+            self._graphs.use(fusions)
         self._late = self.device.type == "cuda" if read_late is None else read_late
         self._launched: _Launched | None = None
         # is told the name of each phase of a step as it ends on the host: see `profiler.phases`
@@ -172,7 +135,7 @@ class LLM:
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Iterable[SamplingParams] | None = None
     ) -> list[Completion]:
         """The completions of prompts (strings or lists of token ids), in their order, whatever order they end in."""
-        many = _prompts(prompts)
+        many = as_prompts(prompts)
         params = SamplingParams() if params is None else params
         each = [params] * len(many) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(many):
@@ -242,18 +205,21 @@ class LLM:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise ValueError(f"params must be SamplingParams, got {params!r}")
-        ids = self._encode(prompt)
+        ids = token_ids_of(prompt, self.tokenizer, self.config.vocab_size)
+        if len(ids) > self._longest:
+            what = "context" if self._longest == self.max_context else "KV cache (give a larger max_cache_tokens)"
+            raise ValueError(f"the prompt has {len(ids)} tokens, and the {what} holds {self._longest}")
         params.check_vocabulary(self.config.vocab_size, self.tokenizer.eos_ids)
         room = self._longest - len(ids)
         most = room if params.max_tokens is None else min(params.max_tokens, room)
-        runs: dict[TokenSequence, _Run] = {}
+        runs: dict[TokenSequence, Run] = {}
         for seed in params.seeds():
             completion = Completion(ids, logprobs=None if params.logprobs is None else [])
             output = Output(completion, params, self.tokenizer, ending_ids=params.ending_ids(self.tokenizer.eos_ids))
             # the first computes all of the prompt if its log-probabilities are asked for
             reuse = self._prefixes_are_reusable and (params.prompt_logprobs is None or bool(runs))
             sequence = TokenSequence(list(ids), max(1, most), reuse_prefix=reuse)
-            runs[sequence] = _Run(output, params, seed, empty=most == 0)
+            runs[sequence] = Run(output, params, seed, empty=most == 0)
         first, *rest = runs
         request = Request([run.output for run in runs.values()], list(runs))
         if params.prompt_logprobs is not None:
@@ -457,32 +423,7 @@ class LLM:
             opened.fill(decoder, lambda done, total: bar.update(task, completed=done, total=total))
         return decoder.eval()
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        given: Any = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        given = given.tolist() if hasattr(given, "tolist") else given
-        # bytes would be read as integers
-        is_ids = isinstance(given, Iterable) and not isinstance(given, bytes | bytearray | memoryview)
-        ids: list[Any] = list(given) if is_ids else [None]
-        if not all(isinstance(i, Integral) and 0 <= int(i) < self.config.vocab_size for i in ids):
-            raise ValueError(
-                f"a prompt must be a string or token ids from 0 to {self.config.vocab_size - 1}, got {prompt!r}"
-            )
-        if not ids:
-            raise ValueError("the prompt is empty, and this model begins no text by itself: give at least one token")
-        if len(ids) > self._longest:
-            what = "context" if self._longest == self.max_context else "KV cache (give a larger max_cache_tokens)"
-            raise ValueError(f"the prompt has {len(ids)} tokens, and the {what} holds {self._longest}")
-        return [int(i) for i in ids]
-
 
 def _ends(chunks: Sequence[Chunk]) -> list[int]:
     """The index of each chunk's last token among the tokens of the step."""
     return [end - 1 for end in itertools.accumulate(chunk.size for chunk in chunks)]
-
-
-def _prompts(prompts: Any) -> list[Prompt]:
-    """Token ids, also in an array or a tensor, are one prompt, as a string is."""
-    if isinstance(prompts, str | bytes):
-        return [prompts]  # `submit` refuses bytes
-    each = list(prompts.tolist() if hasattr(prompts, "tolist") else prompts)
-    return [each] if each and isinstance(each[0], Integral) else each

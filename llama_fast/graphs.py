@@ -54,8 +54,8 @@ class DecodingGraphs:
         self._most_blocks, self._console = -(-longest // cache.block_size), console
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: dict[tuple[int, int, Needs], Captured] = {}
-        self._of_variants: dict[Hashable, dict[tuple[int, int, Needs], Captured]] = {None: self._captured}
+        self._of_variants: dict[Hashable, dict[tuple[int, int, Needs], Captured]] = {}
+        self.use(None)
         self.bytes = 0
         self.last: tuple[Captured, Needs] | None = None  # what was replayed last: the profiler runs it again
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .completion import Completion
-from .engine import LLM, Request
+from .engine import LLM
+from .request import Request
 from .sampling import SamplingParams
 
 Write = Callable[[str], None]

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from llama_fast.engine import Piece
+from llama_fast.request import Piece
 from llama_fast.sampling import SamplingParams
 from tests.engine.engines import Watch, assert_nothing_left, engine
 from tests.engine.models import VOCAB, as_tensor, llama_tokens, make, random_ids, save

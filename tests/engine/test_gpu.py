@@ -1,5 +1,6 @@
 """Decoding steps as CUDA graphs: what a GPU must show, and what can be seen of it without one."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -89,6 +90,31 @@ def test_padding_rows_change_nothing(each, folder, monkeypatch):
     assert joining(llm, each) == joining(plain, each)
     rows, blocks, _ = zip(*llm._graphs._captured, strict=True)
     assert set(rows) == {1, 2, 4, 8} and set(blocks) == {8, 25}  # 25 blocks hold the longest sequence
+
+
+@not_interpreted
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs of its own")
+def test_fusions_that_come_back_find_their_graphs(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(paged, "INTERPRETED", True)
+    llm = engine(folder("llama"), max_context=128, block_size=4)
+    llm._graphs = graphs.DecodingGraphs(
+        llm._decode, llm._cache, llm.device, padding_row=llm._sampler.padding_row, longest=100, console=llm._console
+    )
+    captured = []
+
+    def capture(inputs, needs):
+        captured.append(llm.decoder.fusions)
+        return Emulated(llm._decode, inputs, needs)
+
+    monkeypatch.setattr(llm._graphs, "_capture", capture)
+    on, off = llm.decoder.fusions, replace(llm.decoder.fusions, residual=False)
+    texts = []
+    for fusions in (on, off, on, off):
+        llm.use_fusions(fusions)
+        texts.append(llm.generate([3, 4, 5], GREEDY[0])[0].token_ids)
+    assert captured == [on, off] and texts == texts[:1] * 4
 
 
 class OnlyOn(TorchDispatchMode):
