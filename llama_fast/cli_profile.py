@@ -62,6 +62,7 @@ def run(
             raise fail(f"{option} takes one length, got {len(values)}")
     folder = _folder(out, model)
     prompt, new, batches, contexts = lengths
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's tracer writes between the lines of progress
     try:
         from .profiler.run import profile
 

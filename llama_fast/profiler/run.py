@@ -160,7 +160,8 @@ def _on_gpu(subject: Subject, limits: Limits, prompts: Tensor, rounds: Rounds) -
     prompt_kernels, kernels = table(steps.prompt, limits), table(steps.decoding, limits)
     latency, note = rounds.latency(len(prompts)), _FLOOR.format("kernel")
     least_prompt, least = _least(subject, limits, rounds.side, len(prompts))
-    if not kernels:  # the profiler saw nothing of the GPU
+    if not kernels:
+        subject.warnings.append(f"{rounds.side.name}, batch {len(prompts)}: the tracer saw no kernel on the GPU")
         return _host_only(latency, rounds)
     first = gpu_first_token(
         latency.ttft.median, prompt_kernels, gaps=_gaps(steps.prompt), until_first=steps.until_first,

@@ -155,6 +155,9 @@ def test_the_sums_of_a_gpu(gpu, llm, monkeypatch, seen):
     rounds = run_rounds([side], PROMPTS, None, 6, 2)[0]
     first, token, kernels, prompt_kernels = run._on_gpu(subject, LIMITS, PROMPTS, rounds)
     assert bool(kernels) == bool(prompt_kernels) == seen
+    assert [text for text in subject.warnings if "saw no kernel" in text] == (
+        [] if seen else ["llama-fast, batch 2: the tracer saw no kernel on the GPU"]
+    )
     for waterfall in (first, token):
         assert sum(part.seconds for part in waterfall.parts) == pytest.approx(waterfall.measured, rel=1e-9)
         assert all(part.seconds > 0 for part in waterfall.parts[:-1])
