@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -86,9 +87,12 @@ def run_cases(
     state = gpu_state(device) if device.type == "cuda" else {}
     for done, case in enumerate(cases):
         progress(case_name(case), done, len(cases))
-        record.results.extend(_measured(case, device, record.limits, seconds))
+        results = _measured(case, device, record.limits, seconds)
+        loss = _loss(device) if device.type == "cuda" else None
+        record.results.extend(results if loss is None else map(_doubted, results))
+        if loss is not None:
+            raise GpuFailure(f"after {case_name(case)} the GPU answers nothing more: {loss}")
         if device.type == "cuda":
-            _require_working_gpu(case, device)
             before, state = state, gpu_state(device)
             record.warnings.extend(_clock_warnings(case, before, state))
             record.settings.setdefault("gpu_states", []).append(state)
@@ -123,12 +127,20 @@ def failed(case: Case, failure: str) -> list[Result]:
     ]  # fmt: skip
 
 
-def _require_working_gpu(case: Case, device: torch.device) -> None:
-    """An illegal address ends the context for good: every call after it fails, this one too."""
+def _loss(device: torch.device) -> str | None:
+    """Why the GPU answers nothing any more: an illegal address ends the context for good, and every call after it fails."""
     try:
         torch.cuda.synchronize(device)
     except torch.AcceleratorError as error:
-        raise GpuFailure(f"after {case_name(case)} the GPU answers nothing more: {first_line(error)}") from error
+        return first_line(error)
+    return None
+
+
+def _doubted(result: Result) -> Result:
+    """Where the GPU was lost all that came later failed as well: none of it is the implementation's own failure for sure."""
+    if result.failure is None:
+        return result
+    return replace(result, failure=f"this implementation, or one before it, lost the GPU: {result.failure}")
 
 
 def _clock_warnings(case: Case, before: dict[str, str], after: dict[str, str]) -> list[str]:

@@ -136,6 +136,21 @@ def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert f'bench needs {missing}, which is not installed: pip install "llama-fast[bench]"' in done.output
 
 
+def test_what_fails_after_the_gpu_is_lost_is_not_blamed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    monkeypatch.setattr(run, "gpu_state", lambda _: {})
+    record = Record({}, LIMITS, {})
+    with pytest.raises(
+        run.GpuFailure, match=r"answers nothing more: CUDA error: an illegal memory access was encountered$"
+    ):
+        run.run_cases(record, [FakeCase(), FakeCase(op="softmax")], torch.device("cuda"), seconds=0.1)
+    assert [result.implementation for result in record.results] == ["llama-fast", "PyTorch", "wrong"]
+    assert (record.results[2].failure or "").startswith("this implementation, or one before it, lost the GPU: FAIL")
+
+
 def test_every_kind_and_op_has_cases() -> None:
     cpu = torch.device("cpu")
     for kind in run.KINDS:
