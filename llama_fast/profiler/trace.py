@@ -21,6 +21,7 @@ T = TypeVar("T")
 _ANCHOR = "llama-fast start"
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
+_EXTERNAL = "External id"
 _MICRO = 1e-6
 
 
@@ -75,12 +76,16 @@ def read_trace(events: list[dict[str, Any]], started: float) -> Trace:
     """From the events of a Chrome trace whose anchor was set at `started`: times are moved so that it lies there.
 
     What runs on the GPU carries the number of the call that launched it, on the host; an op is known by the range that this call lies in.
+    Where that call is of a kind that is not recorded, the host's op that made it has the same "External id".
     """
     spans = [event for event in events if event.get("ph") == "X"]
     anchor = next((event["ts"] for event in spans if event["name"] == _ANCHOR), None)
     if anchor is None:
         raise RuntimeError("the profiler's trace does not hold its own beginning")
     calls = {event["args"]["correlation"]: event for event in spans if event.get("cat") in _LAUNCHES and _number(event)}
+    host_ops = {
+        event["args"].get(_EXTERNAL): event for event in spans if event.get("cat") == "cpu_op" and "args" in event
+    }
     ranges = sorted(
         (event["ts"], event["ts"] + event["dur"], int(event["name"].removeprefix(ANNOTATION)))
         for event in spans
@@ -91,8 +96,9 @@ def read_trace(events: list[dict[str, Any]], started: float) -> Trace:
     for event in sorted((event for event in spans if event.get("cat") in _ON_GPU), key=lambda event: event["ts"]):
         number = _number(event)
         call = calls.get(number)
+        launch = call or host_ops.get(event.get("args", {}).get(_EXTERNAL, ""))
         start = started + (event["ts"] - anchor) * _MICRO
-        op = None if call is None else _range_of(call["ts"], ranges)
+        op = None if launch is None else _range_of(launch["ts"], ranges)
         found = GpuEvent(event["name"], start, event["dur"] * _MICRO, op)
         if call is not None and "GraphLaunch" in call["name"]:
             graphs.setdefault(number, []).append(found)

@@ -155,6 +155,15 @@ def test_a_trace_is_read_launch_by_launch_and_graph_by_graph():
     assert [event.name for event in trace.everything] == ["gemm", "Memcpy HtoD", "outside", "a", "b", "a"]
 
 
+def test_a_launch_that_was_not_recorded_is_known_by_the_op_that_made_it():
+    inside = span("llama_fast::linear", "cpu_op", 12.0, 5.0) | {"args": {"External id": 5}}
+    kernel = span("gemm", "kernel", 20.0, 4.0) | {"args": {"External id": 5, "correlation": 7}}
+    alone = span("fill", "kernel", 30.0, 4.0) | {"args": {"correlation": 8}}
+    begin = span("llama-fast start", "user_annotation", 0.0, 1.0)
+    trace = read_trace([begin, span("llama-fast op 3", "user_annotation", 10.0, 10.0), inside, kernel, alone], 0.0)
+    assert [(event.name, event.op) for event in trace.launched] == [("gemm", 3), ("fill", None)]
+
+
 def test_events_belong_to_the_token_that_they_end_before():
     generation = Generation(10.0, [1.0, 2.0, 3.0], [])
     found = split([GpuEvent("a", 10.1, 0.2), GpuEvent("b", 10.9, 0.2), GpuEvent("c", 12.5, 0.2), GpuEvent("d", 12.9, 0.2)],
