@@ -112,9 +112,9 @@ def _rows(arguments: Arguments, outputs: list[Tensor]) -> Work:
 def _put_rows(arguments: Arguments, outputs: list[Tensor]) -> Work:
     """Writes given rows into a larger tensor, and nothing else of it."""
     index = _tensors([arguments.get("indices"), arguments.get("index")])
-    given = next(arguments[name] for name in ("source", "src", "values") if name in arguments)
-    written = Work(written=given.numel() * arguments["self"].element_size())
-    return _moving([*index, given], []) + written
+    given = _tensors([arguments.get(name) for name in ("source", "src", "values")])
+    count = (given or index)[0].numel()  # a number is written to each place
+    return _moving([*index, *given], []) + Work(written=count * arguments["self"].element_size())
 
 
 def _add_rows(arguments: Arguments, outputs: list[Tensor]) -> Work:

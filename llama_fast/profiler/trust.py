@@ -163,12 +163,15 @@ def unsteady(rounds: Sequence[Rounds], before: dict[str, str], after: dict[str, 
 
 
 def _memory(subject: Subject) -> dict[str, int]:
-    """What the engine's ledger says, or the weights of transformers' model; on a GPU also the most that was allocated."""
+    """What the engine's ledger says, or the weights of transformers' model.
+
+    On a GPU also the most that was ever allocated, for all sides and the float64 reference together.
+    """
     found: dict[str, int] = {}
     if subject.llm is not None:
         found |= asdict(subject.llm.ledger)
     elif subject.theirs is not None:
         found["weights"] = sum(x.numel() * x.element_size() for x in subject.theirs.parameters())
     if subject.device.type == "cuda":
-        found["peak"] = torch.cuda.max_memory_allocated(subject.device)
+        found["process_peak"] = torch.cuda.max_memory_allocated(subject.device)
     return found

@@ -119,9 +119,10 @@ def test_what_moves_nothing_and_what_is_written_in_place():
     assert total(counted(lambda: x.zero_())) == Work(0, 24 * FP32)
     index = torch.tensor([1, 3])
     assert total(counted(lambda: x[index])) == Work(12 * FP32 + 2 * INT64, 12 * FP32)
-    source = torch.ones(2, 6)
+    source, places = torch.ones(2, 6), torch.zeros(4, 2, dtype=torch.int64)
     assert total(counted(lambda: x.index_copy_(0, index, source))) == Work(12 * FP32 + 2 * INT64, 12 * FP32)
     assert total(counted(lambda: x.index_add_(0, index, source))) == Work(24 * FP32 + 2 * INT64, 12 * FP32)
+    assert total(counted(lambda: x.scatter_(1, places, 1.0))) == Work(8 * INT64, 8 * FP32)
     assert total(counted(lambda: x.bfloat16())) == Work(24 * FP32, 24 * 2)
 
 
@@ -135,6 +136,9 @@ def test_products_and_pytorchs_attention():
     q, k = torch.ones(2, 4, 5, 16), torch.ones(2, 4, 5, 16)
     causal = total(counted(lambda: F.scaled_dot_product_attention(q, k, k, is_causal=True)))
     assert causal == Work(3 * 640 * FP32, 640 * FP32, 4 * 2 * 4 * 16 * (5 * 6 // 2))
+    k = torch.ones(2, 2, 7, 16)  # heads share them
+    grouped = total(counted(lambda: F.scaled_dot_product_attention(q, k, k, enable_gqa=True)))
+    assert grouped == Work((640 + 2 * 448) * FP32, 640 * FP32, 4 * 2 * 4 * 16 * 5 * 7)
 
 
 def test_our_attention_reads_only_what_is_attended_to():
