@@ -33,7 +33,9 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Latency:
-    """Of requests that arrive together, named as vLLM's benchmarks name them. Warm; `cold_ttft` is the first request of the process.
+    """Of requests that arrive together, named as vLLM's benchmarks name them; a token counts when the slowest request has it.
+
+    Warm; `cold_ttft` is the first request of the process.
 
     Attributes:
         ttft: time to first token, a sample a round.
