@@ -57,7 +57,8 @@ class Comparison:
         behind: what got slower beside the others, but not by the clock.
         unchanged: how many did not move beyond the noise.
         blind: how many are so noisy, or so few samples, that a change of NOTICEABLE would not have been seen.
-        newly_failing, repaired, gone, new: names.
+        newly_failing: results that fail now and did not.
+        repaired, gone, new: names.
         drift: by what all results together moved, the median of their ratios.
         notes: what a reader must know of the two files.
     """
@@ -68,7 +69,7 @@ class Comparison:
     behind: list[Change] = field(default_factory=list)
     unchanged: int = 0
     blind: int = 0
-    newly_failing: list[str] = field(default_factory=list)
+    newly_failing: list[Result] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
@@ -78,8 +79,10 @@ class Comparison:
 
     @property
     def is_regression(self) -> bool:
-        """Whether something is slower, or fails that did not."""
-        return bool(self.slower or self.newly_failing)
+        """Whether an implementation of ours is slower, or fails and did not. A peer's loss is told, and is no loss of ours."""
+        return any(map(_is_ours, (change.after.implementation for change in self.slower))) or any(
+            _is_ours(result.implementation) for result in self.newly_failing
+        )
 
 
 def compare(
@@ -120,9 +123,7 @@ def compare(
         behind=_sorted(behind),
         unchanged=len(changes) - len(real) - len(together) - len(behind),
         blind=sum(not change.by_clock.would_show(NOTICEABLE) for change in changes),
-        newly_failing=[
-            f"{', '.join(key)}: {new[key].failure}" for key in both if _fails(new[key]) and not _fails(old[key])
-        ],
+        newly_failing=[new[key] for key in both if _fails(new[key]) and not _fails(old[key])],
         repaired=[", ".join(key) for key in both if _fails(old[key]) and not _fails(new[key])],
         gone=[", ".join(key) for key in old if key not in new],
         new=[", ".join(key) for key in new if key not in old],
@@ -151,7 +152,7 @@ def _change(key: Key, old: dict[Key, Result], new: dict[Key, Result], minimum: f
     others = [
         other for other in new
         if other != key and other[:-1] == key[:-1] and new[other].samples and other in old and old[other].samples
-        and not (_is_ours(key) and _is_ours(other))  # they share kernels: what slows one slows the other
+        and not (_is_ours(key[-1]) and _is_ours(other[-1]))  # they share kernels: what slows one slows the other
     ]  # fmt: skip
     beside = None
     if others:
@@ -160,8 +161,8 @@ def _change(key: Key, old: dict[Key, Result], new: dict[Key, Result], minimum: f
     return Change(old[key], new[key], judged(old[key].samples, new[key].samples), beside)
 
 
-def _is_ours(key: Key) -> bool:
-    return key[-1].startswith(OURS)
+def _is_ours(implementation: str) -> bool:
+    return implementation.startswith(OURS)
 
 
 def _median(result: Result) -> float:

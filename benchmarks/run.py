@@ -11,7 +11,7 @@ import torch
 
 from llama_fast.benchmarks.peers import Unavailable
 from llama_fast.benchmarks.record import Record, Result
-from llama_fast.benchmarks.suite import Case, first_line, release, unavailable
+from llama_fast.benchmarks.suite import CALL_ERRORS, Case, first_line, release, unavailable
 from llama_fast.profiler.limits import Limits, measure_limits
 from llama_fast.profiler.machine import gpu_state, machine
 
@@ -114,7 +114,7 @@ def _measured(case: Case, device: torch.device, limits: Limits, seconds: float) 
     """The case's results. One that cannot be done at all (its tensors do not fit) is a failure of each implementation."""
     try:
         return case.measure(device, limits, seconds=seconds)
-    except RuntimeError as error:
+    except CALL_ERRORS as error:
         return failed(case, f"{type(error).__name__}: {first_line(error)}")
 
 

@@ -179,8 +179,9 @@ def print_comparison(found: Comparison, console: Console) -> None:
     _print_changes("faster", "green", found.faster, console)
     _print_changes("moved together with all that ran beside it: the machine did", "yellow", found.together, console)
     _print_changes("slower beside what ran with it, but not by the clock", "yellow", found.behind, console)
+    failing = [f"{', '.join((*each.work_key, each.implementation))}: {each.failure}" for each in found.newly_failing]
     for title, style, names in (
-        ("newly failing", "red", found.newly_failing), ("repaired", "green", found.repaired),
+        ("newly failing", "red", failing), ("repaired", "green", found.repaired),
         ("only in the first file", "dim", found.gone), ("only in the second file", "dim", found.new),
     ):  # fmt: skip
         if names:

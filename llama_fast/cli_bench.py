@@ -64,6 +64,7 @@ def run(
         require_writable("--report", report)
 
     from .benchmarks import run as job
+    from .benchmarks.peers import OURS
     from .benchmarks.suite import QUICK_SECONDS, SECONDS
     from .benchmarks.tables import print_record
 
@@ -96,6 +97,11 @@ def run(
             f"[red]ended early:[/] {escape(ended)}" + _what_is_kept(json_file), highlight=False, soft_wrap=True
         )
         raise typer.Exit(130 if ended == "interrupted" else 1)
+    if failures := sum(
+        result.failure is not None and result.implementation.startswith(OURS) for result in record.results
+    ):
+        errors.print(f"[red]results of llama-fast that failed: {failures}[/], the rows that say FAIL", highlight=False)
+        raise typer.Exit(1)
 
 
 def _what_is_kept(json_file: Path | None) -> str:

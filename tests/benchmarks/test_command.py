@@ -96,8 +96,8 @@ def test_a_case_that_cannot_be_done_is_a_failure_of_each(cases: list[FakeCase]) 
 
     cases[:] = [FakeCase(before=too_large)]
     done = bench("--quick", "--device", "cpu")
-    assert done.exit_code == 0
     assert done.output.count("FAIL: OutOfMemoryError: no 80 GiB here") == 3
+    assert done.exit_code == 1 and "results of llama-fast that failed: 1" in done.output
 
 
 def test_wrong_arguments_are_named_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,13 +124,20 @@ def test_what_fails_is_new_or_gone() -> None:
     before.results[1] = dataclasses.replace(before.results[1], samples=[], failure="it raised RuntimeError: no")
     del before.results[2], after.results[3]
     found = compare(before, after)
-    assert found.newly_failing == [
-        "rms_norm, 8192 x 4096, bfloat16, forward, llama-fast: FAIL: error 1e-1 exceeds 1e-3"
-    ]
+    assert found.newly_failing == [after.results[0]]
     assert found.repaired == ["rms_norm, 8192 x 4096, bfloat16, forward, PyTorch"]
     assert found.new == ["rms_norm, 8192 x 4096, bfloat16, forward, torch.compile"]
     assert found.gone == ["attention, 8192 x 4096, bfloat16, forward, llama-fast"]
     assert found.is_regression and not found.slower
+
+
+def test_what_a_peer_loses_is_told_and_is_no_regression() -> None:
+    after = record(2, factor=lambda op, name: 1.3 if name == "PyTorch" else 1.0)
+    after.results[2] = dataclasses.replace(after.results[2], samples=[], failure="it raised RuntimeError: no")
+    found = compare(record(1), after)
+    assert names(found) == {f"{op} PyTorch" for op in ("rms_norm", "attention", "linear")}
+    assert [each.implementation for each in found.newly_failing] == ["torch.compile"]
+    assert not found.is_regression
 
 
 def test_two_machines() -> None:
