@@ -48,8 +48,13 @@ def _steps_at(subject: Subject, context: int) -> dict[str, Distribution]:
     prompts, _ = subject.prompts(subject.sizes.batch[0], prompt)
     rounds = [Rounds(side) for side in subject.sides]
     for i in range(_ROUNDS + 1):
-        for each in rounds:
-            generation, phases = watched(each.side, prompts, context - prompt + 1, reuse=True)
+        for each in list(rounds):
+            try:
+                generation, phases = watched(each.side, prompts, context - prompt + 1, reuse=True)
+            except RuntimeError as error:
+                subject.leave_out(each.side, error)
+                rounds.remove(each)
+                continue
             if i:
                 each.generations.append(generation)
                 each.phases.append(phases)

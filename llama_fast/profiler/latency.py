@@ -11,6 +11,8 @@ from .phases import Phases, phases_of_tokens
 from .result import Distribution, Latency
 from .sides import Generation, Side
 
+OnFailure = Callable[[Side, RuntimeError], None]
+
 _WARM_UPS = 4
 _STABLE = 0.1  # warm: a round takes as long as the one before it, but for so much
 
@@ -59,15 +61,23 @@ class Rounds:
 def run_rounds(
     sides: Sequence[Side], prompts: Tensor, texts: Sequence[str] | None, new_tokens: int, rounds: int,
     *, tick: Callable[[str], None] = lambda _: None, after_round: Callable[[Rounds], None] = lambda _: None,
+    on_failure: OnFailure,
 ) -> list[Rounds]:  # fmt: skip
     """Times `rounds` of each side in turns, after a warm-up of its own. `after_round` is called between them, untimed.
 
     A side's first request here is its cold one: compilers, captures and caches of the process that others have filled stay filled.
+    A side that fails in its warm-up is left out, if `on_failure` returns.
     """
-    all_rounds = [Rounds(side) for side in sides]
-    for each in all_rounds:
-        tick(f"{each.side.name}: warm-up")
-        _warm_up(each, prompts, texts, new_tokens)
+    all_rounds = []
+    for side in sides:
+        tick(f"{side.name}: warm-up")
+        rounds_of = Rounds(side)
+        try:
+            _warm_up(rounds_of, prompts, texts, new_tokens)
+        except RuntimeError as error:
+            on_failure(side, error)
+        else:
+            all_rounds.append(rounds_of)
     for i in range(rounds):
         shift = i % len(all_rounds)  # nobody is always first
         in_turn = all_rounds[shift:] + all_rounds[:shift]

@@ -19,7 +19,7 @@ from .on_gpu import steps_on_gpu
 from .phases import typical
 from .result import Kernel, Latency, Part, Profile, Run, Waterfall
 from .sides import Side
-from .subject import Subject, open_subject
+from .subject import Subject, first_line, open_subject
 from .trace import write_trace
 from .trust import trust
 from .waterfall import gpu_first_token, gpu_token, host_waterfall
@@ -107,7 +107,16 @@ def _timed(subject: Subject, batch: int, tick: Tick) -> tuple[Tensor, list[Round
     after_round: Any = {"after_round": time_operators} if subject.device.type == "cpu" else {}
     return (
         prompts,
-        run_rounds(subject.sides, prompts, texts, sizes.new_tokens, sizes.rounds, tick=tick, **after_round),
+        run_rounds(
+            list(subject.sides),
+            prompts,
+            texts,
+            sizes.new_tokens,
+            sizes.rounds,
+            tick=tick,
+            on_failure=subject.leave_out,
+            **after_round,
+        ),
         operators,
     )
 
@@ -121,8 +130,8 @@ def _run(
         try:
             first_token, token, kernels, prompt_kernels = _on_gpu(subject, limits, prompts, rounds)
         except RuntimeError as error:  # of CUDA, or the tracer: what was measured without it is worth as much as before
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            subject.warnings.append(f"{rounds.side.name}, batch {len(prompts)}: its kernels were not traced: {reason}")
+            where = f"{rounds.side.name}, batch {len(prompts)}"
+            subject.warnings.append(f"{where}: its kernels were not traced: {first_line(error)}")
             first_token, token, kernels, prompt_kernels = _host_only(latency, rounds)
     else:
         least = _least(subject, limits, rounds.side, len(prompts))

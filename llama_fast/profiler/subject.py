@@ -102,6 +102,13 @@ class Subject:
             longest = self.config.max_positions
         return tuple(context for context in self.sizes.contexts if context <= longest)
 
+    def leave_out(self, side: Side, error: RuntimeError) -> None:
+        """Goes on without a side that failed (a compiler, memory) and says so; without the first there is nothing: raises `error`."""
+        if side is self.sides[0]:
+            raise error
+        self.sides.remove(side)
+        self.warnings.append(f"{side.name} is left out from here on, as it failed: {first_line(error)}")
+
     def prompts(self, batch: int, tokens: int) -> tuple[Tensor, list[str] | None]:
         """(batch, tokens) token ids, no two rows alike: of stories, and these as texts, where our engine has a tokenizer."""
         if self.llm is None:
@@ -111,6 +118,11 @@ class Subject:
             return ids.to(self.device), None
         rows = [_story_ids(self.llm, seed, tokens) for seed in range(batch)]
         return torch.tensor(rows, device=self.device), [self.llm.tokenizer.decode(row) for row in rows]
+
+
+def first_line(error: Exception) -> str:
+    """Of its message, or its type where it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _story_ids(llm: LLM, seed: int, tokens: int) -> list[int]:

@@ -152,7 +152,7 @@ def test_the_sums_of_a_gpu(gpu, llm, monkeypatch, seen):
     gpu.side = side = subject.sides[0]
     if not seen:
         monkeypatch.setattr(on_gpu, "traced", traced)  # a CPU's: it holds no kernel
-    rounds = run_rounds([side], PROMPTS, None, 6, 2)[0]
+    rounds = run_rounds([side], PROMPTS, None, 6, 2, on_failure=subject.leave_out)[0]
     first, token, kernels, prompt_kernels = run._on_gpu(subject, LIMITS, PROMPTS, rounds)
     assert bool(kernels) == bool(prompt_kernels) == seen
     assert [text for text in subject.warnings if "saw no kernel" in text] == (
@@ -171,7 +171,7 @@ def test_a_tracer_that_fails_costs_only_what_it_would_have_shown(llm, monkeypatc
 
     sizes = dict(prompt_tokens=5, new_tokens=6, batch=(2,), contexts=(), rounds=2)
     subject = open_subject(llm, against=(), dtype="auto", device="auto", sizes=sizes)
-    rounds = run_rounds(subject.sides, PROMPTS, None, 6, 2)[0]
+    rounds = run_rounds(subject.sides, PROMPTS, None, 6, 2, on_failure=subject.leave_out)[0]
     monkeypatch.setattr(run, "steps_on_gpu", fails)
     subject.device = torch.device("cuda")
     found = run._run(subject, LIMITS, PROMPTS, rounds, {}, lambda _: None)

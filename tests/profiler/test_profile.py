@@ -13,7 +13,7 @@ from llama_fast.profiler.contexts import _steps_at
 from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.latency import Rounds
 from llama_fast.profiler.result import Profile, Run, Waterfall
-from llama_fast.profiler.sides import Generation
+from llama_fast.profiler.sides import Generation, TransformersSide
 from llama_fast.profiler.subject import open_subject
 from llama_fast.profiler.trust import is_warm, logits_in_float64, unsteady
 from llama_fast.profiler.work import Work, decoding_step_work
@@ -220,6 +220,30 @@ def test_wrong_input_is_refused_before_anything_is_measured(options, message, mo
 def test_nothing_is_set_against_itself():
     with pytest.raises(ValueError, match="against 'transformers' is what is profiled itself"):
         llama_fast.profile(make(), **FEW, against=["transformers"])
+
+
+@pytest.mark.parametrize("longest", [0, 20])
+def test_a_peer_that_fails_costs_only_itself(tmp_path, monkeypatch, longest):
+    """At once, or only at a longer context."""
+    generate = TransformersSide.generate
+
+    def fails(self, prompts, new_tokens, **options):
+        if prompts.shape[1] > longest:
+            raise RuntimeError("no compiler\nmore")
+        return generate(self, prompts, new_tokens, **options)
+
+    monkeypatch.setattr(TransformersSide, "generate", fails)
+    folder = save(make(), tmp_path)
+    options = dict(device="cpu", dtype="float32", against=["transformers"]) | FEW | dict(contexts=(20, 40))
+    profile = llama_fast.profile(folder, **options)
+    assert [run.side for run in profile.runs] == ["llama-fast", "transformers"][: 2 if longest else 1]
+    theirs = [("transformers", 20)] if longest else []
+    assert [(point.side, point.context) for point in profile.contexts if point.measured] == [
+        ("llama-fast", 20), *theirs, ("llama-fast", 40)
+    ]  # fmt: skip
+    assert "transformers is left out from here on, as it failed: no compiler" in profile.trust.warnings
+    with pytest.raises(RuntimeError, match="no compiler"):  # it is what is profiled
+        llama_fast.profile(make(), **FEW | dict(prompt_tokens=30))
 
 
 def test_too_little_memory_for_a_comparison_costs_only_that(monkeypatch):
