@@ -18,8 +18,6 @@ from llama_fast.benchmarks.run import KINDS, find_cases, work_key
 
 _HERE = Path(__file__).resolve().parent  # of the checkout, also when it is imported through the link
 RESULTS = _HERE / "results"
-OLDER = RESULTS / "older"
-"""Files of a format without limits and work: they are kept, and no figure of the page comes from them."""
 DOCS = _HERE.parent / "docs"
 ORIGIN = (
     "`python -m llama_fast.benchmarks.report` writes this page from the files in [benchmarks/results](../benchmarks/results). No "
@@ -28,14 +26,13 @@ ORIGIN = (
 
 
 def read_results(folder: Path) -> dict[str, File]:
-    """All files under a folder, by their paths in it. None is passed over but a campaign's log and archive, and those in
-    OLDER, which the page names.
+    """All files under a folder, by their paths in it. None is passed over but a campaign's log and archive.
 
     Raises:
         ValueError: a file is no record, profile, sweep or run of the tests, or is in another machine's folder.
     """
     files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and OLDER not in path.parents):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.name in (LOG, PACKED):
             continue
         file = read_file(path)
@@ -44,13 +41,6 @@ def read_results(folder: Path) -> dict[str, File]:
             raise ValueError(f"{path} was measured on another machine than its folder says: it belongs in {right}")
         files[path.relative_to(folder).as_posix()] = file
     return files
-
-
-def origin() -> str:
-    """Where the committed page's figures are from."""
-    older = len(list(OLDER.glob("*.json")))
-    left = f" {older} files in [benchmarks/results/older](../benchmarks/results/older) have an older format and are not in it."
-    return ORIGIN + (left if older else "")
 
 
 def suite_cases() -> dict[str, list[WorkKey]]:
@@ -86,7 +76,7 @@ def write_report(files: Mapping[str, File], folder: Path, *, origin: str = "Writ
 def main(results: Path = RESULTS, out: Path = DOCS) -> None:
     """Writes the page from the files in RESULTS into OUT."""
     try:
-        print(write_report(read_results(results), out, origin=origin()))
+        print(write_report(read_results(results), out, origin=ORIGIN))
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -13,7 +13,7 @@ from llama_fast.benchmarks.measured import by_device
 from llama_fast.benchmarks.page import page
 from llama_fast.benchmarks.plots import _style, shows
 from llama_fast.benchmarks.record import Record, Skipped, machine_folder
-from llama_fast.benchmarks.report import DOCS, RESULTS, origin, read_results, suite_cases, write_report
+from llama_fast.benchmarks.report import DOCS, ORIGIN, RESULTS, read_results, suite_cases, write_report
 from llama_fast.benchmarks.shapes import LLAMA_3_2_1B
 from llama_fast.benchmarks.suite_runs import GroupRun, SuiteRuns
 from llama_fast.benchmarks.sweep import KeySweep, Sweep, Tried
@@ -48,7 +48,7 @@ def row(text, implementation):
 
 
 def test_the_committed_page_and_pictures_are_those_of_the_committed_files():
-    text, pictures = page(by_device(read_results(RESULTS)), suite_cases(), origin=origin())
+    text, pictures = page(by_device(read_results(RESULTS)), suite_cases(), origin=ORIGIN)
     assert (DOCS / "performance.md").read_text(encoding="utf-8") == text, "run python -m llama_fast.benchmarks.report"
     files = {path.relative_to(DOCS / "performance").as_posix(): path for path in (DOCS / "performance").rglob("*.svg")}
     assert sorted(files) == sorted(picture.file for picture in pictures)

@@ -1,11 +1,12 @@
 """What the README shows runs as it stands there."""
 
-import itertools
-import json
 import re
-import statistics
 from pathlib import Path
 
+import pytest
+
+from llama_fast.benchmarks.record import Record
+from llama_fast.profiler.jsonfile import read_json
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -52,19 +53,30 @@ def test_the_example_of_the_page_on_benchmarking_judges_and_times(capsys):
     assert "FAIL: error" in lines[3] and " us" not in lines[3]
 
 
-def test_the_figures_of_the_readme_are_those_of_the_files_it_names():
-    rows = re.findall(r"^\| (float32|bfloat16), batch (\d) \| (.*) \|$", README.read_text(), re.MULTILINE)
+@pytest.mark.parametrize("page", ["README.md", "docs/generation.md"])
+def test_the_figures_of_generation_are_those_of_the_result_files(page):
+    """Of transformers as it is ("PyTorch" in the files) and our engine, in the one file that has them for a CPU."""
+    (file,) = (README.parent / "benchmarks" / "results").glob("cpu-*/bench.json")
+    results = [result for result in read_json(file, Record).results if result.op == "generate"]
+    rows = re.findall(
+        r"^\| (float32|bfloat16), batch (\d) \| (.*) \|$", (README.parent / page).read_text(), re.MULTILINE
+    )
     assert len(rows) == 4
     for dtype, batch, cells in rows:
-        file = README.parent / f"benchmarks/results/older/generate-125m-{dtype}-batch{batch}.json"
-        sides = {side["name"]: side for side in json.loads(file.read_text())["results"]}
-        theirs, ours = (sides[name] for name in ("transformers", "llama-fast"))
-        first = [1e3 * statistics.median(side["first_token_s"]) for side in (theirs, ours)]
-        inter = [1e3 * statistics.median(itertools.chain(*side["inter_token_s"])) for side in (theirs, ours)]
+        sides = {
+            (result.implementation, result.direction): result
+            for result in results if result.dtype == dtype and f"batch {batch}," in result.shape
+        }  # fmt: skip
+        both = ("PyTorch", "llama-fast")
+        first = [1e3 * sides[side, "time to first token"].timing.median for side in both]
+        inter = [1e3 * sides[side, "inter-token latency"].timing.median for side in both]
+        errors = [sides[side, "inter-token latency"].error for side in both]
         speed = [1e3 * int(batch) / each for each in inter]
-        told = [cell.split(" / ") for cell in cells.split(" | ")[:4]]
-        for figures, texts, digits in ((first, told[0], 0), (inter, told[1], 1), (speed, told[2], 0)):
-            assert texts == [f"{figure:.{digits}f}" for figure in figures], (dtype, batch)
+        told = [cell.split(" / ") for cell in cells.split(" | ")]
+        for figures, texts, form in (
+            (first, told[0], ".0f"), (inter, told[1], ".1f"), (speed, told[2], ".0f"), (errors, told[4], ".1e"),
+        ):  # fmt: skip
+            assert texts == [f"{figure:{form}}" for figure in figures], (dtype, batch)
         assert told[3] == [f"{inter[0] / inter[1]:.2f}x"]
 
 
