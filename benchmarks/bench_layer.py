@@ -23,7 +23,7 @@ from llama_fast.benchmarks.models import (
 )
 from llama_fast.benchmarks.peers import Implementation, Implementations
 from llama_fast.benchmarks.record import Result
-from llama_fast.benchmarks.shapes import CPU_125M, LLAMA_3_1_8B, ModelShape, dtypes, models, prompt_tokens
+from llama_fast.benchmarks.shapes import CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes, models, prompt_tokens
 from llama_fast.benchmarks.suite import FORWARD, TRAINING, speed_test
 from llama_fast.config import DecoderConfig
 from llama_fast.fusion.verify import InFloat64
@@ -38,10 +38,11 @@ JUDGED_TOKENS = 2048  # in float64 PyTorch holds the scores of all heads, and th
 
 
 def cases(device: torch.device, *, quick: bool) -> list[ModelCase]:
-    """Each model's layer, each number of tokens."""
+    """Each model's layer, each number of tokens; on a CPU those that it does in seconds."""
+    on_cpu = (CPU_125M,) if quick else (CPU_125M, LLAMA_3_2_1B)
     return [
         layer_case(shape, tokens, dtype, direction, compiles=device.type == "cuda" or not quick, tuned=not quick)
-        for shape in ((CPU_125M,) if quick and device.type == "cpu" else models(device, quick=quick))
+        for shape in (on_cpu if device.type == "cpu" else models(device, quick=quick))
         for tokens in prompt_tokens(device, quick=quick)
         if tokens <= MOST_TOKENS
         for dtype in dtypes(device)
