@@ -93,7 +93,7 @@ def _run_group(group: list[str], seconds: float) -> GroupRun | None:
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *parallel, *group, f"--junitxml={report}",
             "--continue-on-collection-errors",  # a file that lacks a package must not cost the others
         ]  # fmt: skip
-        status = _status(subprocess.Popen(command, cwd=ROOT), seconds)
+        status = _status(subprocess.Popen(command, cwd=ROOT, preexec_fn=_hear_interrupts), seconds)
         if status is None and seconds < _LEAST_SECONDS:
             return None
         seconds = time.monotonic() - start
@@ -102,6 +102,11 @@ def _run_group(group: list[str], seconds: float) -> GroupRun | None:
         return run
     problem = f"did not end within {seconds:.0f} s" if status is None else f"ended with status {status}"
     return replace(run, failed=run.failed + 1, failures=[*run.failures, f"pytest {problem}"])
+
+
+def _hear_interrupts() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and what that starts inherits it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _status(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -117,6 +118,8 @@ def cases(device, *, quick):
     done = subprocess.run(
         [*command, f"--rootdir={root}", "-c", str(root / "pyproject.toml"), "-p", "no:cacheprovider"],
         cwd=root, capture_output=True, text=True, timeout=120, check=False,
+        # in a worker of xdist pytest-benchmark would think that it is in one
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 failed, 1 passed, 1 skipped" in done.stdout
