@@ -8,10 +8,10 @@ peer that changed with its version excuses nothing. What is measured alone is ju
 import math
 import statistics
 from dataclasses import dataclass, field
-from typing import Any
 
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.record import Record, Result
+from llama_fast.profiler.machine import require_one_machine
 from llama_fast.profiler.significance import MINIMUM_EFFECT, Difference, difference, minimum_effect
 
 NOTICEABLE = 0.2
@@ -104,7 +104,7 @@ def compare(
         ValueError: they are, or there is nothing to pair.
     """
     if not across_machines:
-        _require_one_machine(before.machine, after.machine)
+        require_one_machine(before.machine, after.machine)
     if minimum is None:
         minimum = minimum_effect(after.machine)
     old, new = _by_key(before), _by_key(after)
@@ -174,16 +174,6 @@ def _relative(result: Result, other: Result) -> list[float]:
     if len(result.samples) != len(other.samples):
         return [sample / _median(other) for sample in result.samples]
     return [sample / max(beside, 1e-9) for sample, beside in zip(result.samples, other.samples, strict=True)]
-
-
-def _require_one_machine(before: dict[str, Any], after: dict[str, Any]) -> None:
-    for part in ("processor", "gpu"):
-        if part == "processor" and "gpu" in before and "gpu" in after:
-            continue  # what runs on a GPU is timed without its host
-        if before.get(part) != after.get(part):
-            raise ValueError(
-                f"the files are of two machines: {part} {before.get(part) or 'none'}, and {after.get(part) or 'none'}"
-            )
 
 
 def _notes(before: Record, after: Record) -> list[str]:

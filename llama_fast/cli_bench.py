@@ -137,7 +137,7 @@ def compare(
     ] = False,
     across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare files of two machines.")] = False,
 ) -> None:
-    """Say what got faster or slower beyond the noise. Exit status 1: something is slower, or newly fails."""
+    """Say what got faster or slower beyond the noise. Exit status 1: something of llama-fast is slower, or newly fails."""
     from .benchmarks import compare as job
     from .benchmarks.record import Record
     from .benchmarks.tables import print_comparison
@@ -148,11 +148,8 @@ def compare(
             read_json(before, Record), read_json(after, Record),
             minimum=minimum, absolute=absolute, across_machines=across_machines,
         )  # fmt: skip
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise fail(str(error)) from None
-    except ValueError as error:
-        hint = "; --across-machines compares them all the same" if "two machines" in str(error) else ""
-        raise fail(f"{error}{hint}") from None
     print_comparison(found, console)
     raise typer.Exit(1 if found.is_regression else 0)
 

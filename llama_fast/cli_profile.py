@@ -107,8 +107,7 @@ def compare(
         old, new = (read_json(path / "profile.json" if path.is_dir() else path, Profile) for path in (before, after))
         found = job.compare(old, new, minimum=minimum, across_machines=across_machines)
     except (OSError, ValueError) as error:
-        hint = "; --across-machines compares them all the same" if "two machines" in str(error) else ""
-        raise fail(f"{error}{hint}") from None
+        raise fail(str(error)) from None
     show_comparison(found, console)
     raise typer.Exit(1 if found.is_regression else 0)
 

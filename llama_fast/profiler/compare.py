@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from . import view
+from .machine import require_one_machine
 from .result import Kernel, Profile, Run, Trust, Waterfall
 from .significance import MINIMUM_EFFECT, Difference, difference, minimum_effect
 
@@ -92,9 +93,8 @@ def compare(
     Raises:
         ValueError: they are, or no side was run at the same setting in both.
     """
-    machines = [profile.machine.get("gpu") or profile.machine.get("processor") for profile in (before, after)]
-    if machines[0] != machines[1] and not across_machines:
-        raise ValueError(f"the profiles are of two machines: {machines[0]} and {machines[1]}")
+    if not across_machines:
+        require_one_machine(before.machine, after.machine)
     if minimum is None:
         minimum = minimum_effect(after.machine)
     old = {_key(run): run for run in before.runs}

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "gpu_state": gpu_state(device)}
     return found
+
+
+def require_one_machine(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raises ValueError where two results of `machine` are of two: of GPUs their names count alone, as what they do is timed without a host."""
+    part = "gpu" if "gpu" in before or "gpu" in after else "processor"
+    if before.get(part) != after.get(part):
+        raise ValueError(
+            f"measured on two machines: {part} {before.get(part) or 'none'}, and {after.get(part) or 'none'}; "
+            "--across-machines (across_machines=True) compares them all the same"
+        )
 
 
 def _commit(root: Path) -> str | None:

@@ -142,7 +142,7 @@ def test_what_a_peer_loses_is_told_and_is_no_regression() -> None:
 
 def test_two_machines() -> None:
     other = dataclasses.replace(record(2), machine=GPU | dict(gpu="NVIDIA H200"))
-    with pytest.raises(ValueError, match="two machines: gpu NVIDIA H100, and NVIDIA H200"):
+    with pytest.raises(ValueError, match="two machines: gpu NVIDIA H100, and NVIDIA H200; --across-machines"):
         compare(record(1), other)
     assert compare(record(1), other, across_machines=True).unchanged == 9
     newer = dataclasses.replace(record(2), machine=GPU | dict(versions={"torch": "2.13"}))
@@ -163,10 +163,10 @@ def test_silent_on_a_real_op_measured_twice() -> None:
 
 def test_finds_a_slow_down_planted_in_a_real_op() -> None:
     """Pairs of rounds of one run against the pairs between them: other processes are busy alike in both, each implementation is
-    as often the first of its round, and what differs is what is planted."""
-    whole = real_op(1.5)
+    as often the first of its round, and what differs is what is planted. With several processes a core the samples of one run may be
+    too noisy to show 20 % (one run in five was): then another one has to."""
 
-    def rounds(first: int, slowed: float) -> Record:
+    def rounds(whole: Record, first: int, slowed: float) -> Record:
         results = []
         for result in whole.results:
             factor = slowed if result.implementation == "llama-fast" else 1.0
@@ -174,8 +174,14 @@ def test_finds_a_slow_down_planted_in_a_real_op() -> None:
             results.append(dataclasses.replace(result, samples=samples))
         return dataclasses.replace(whole, results=results)
 
-    assert names(compare(rounds(0, 1.0), rounds(1, 1.2))) == {"rms_norm llama-fast"}
-    assert not compare(rounds(0, 1.0), rounds(1, 1.0)).is_regression
+    found: set[str] = set()
+    for _ in range(4):
+        whole = real_op(1.5)
+        assert not compare(rounds(whole, 0, 1.0), rounds(whole, 1, 1.0)).is_regression
+        found = names(compare(rounds(whole, 0, 1.0), rounds(whole, 1, 1.2)))
+        if found:
+            break
+    assert found == {"rms_norm llama-fast"}
 
 
 def test_command(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_too_few_samples_judge_nothing():
 
 def test_what_cannot_be_compared_is_refused():
     other = synthetic()
-    with pytest.raises(ValueError, match="two machines: Imagined GPU and Imagined CPU"):
+    with pytest.raises(ValueError, match="two machines: gpu Imagined GPU, and none; --across-machines"):
         compare(other, synthetic(machine="cpu"))
     assert compare(other, synthetic(machine="cpu"), across_machines=True).runs
     with pytest.raises(ValueError, match="same prompt, new tokens and batch"):
