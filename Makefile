@@ -16,7 +16,7 @@ test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton 
 	@echo "== tests 1/2: ops as this machine runs them, fuse, packaging, binaries for GPUs that are not here"
 	@$(BIN)/python -m pytest -q -n $(WORKERS)
 	@echo "== tests 2/2: Triton kernels in the interpreter"
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/kernels tests/fuse tests/engine/test_engine.py
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/kernels tests/fusion tests/engine/test_engine.py
 
 bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
 	@$(BIN)/llama-fast bench --quick

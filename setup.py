@@ -10,16 +10,24 @@ from setuptools import setup
 setup(
     packages=[
         "llama_fast",
+        "llama_fast.cli",
         "llama_fast.data",
+        "llama_fast.decoder",
+        "llama_fast.engine",
         "llama_fast.fusion",
         "llama_fast.kernels",
         "llama_fast.profiler",
+        "llama_fast.profiler.attribute",
+        "llama_fast.profiler.measure",
+        "llama_fast.profiler.report",
         "llama_fast.benchmarks",
+        "llama_fast.benchmarks.report",
+        "llama_fast.benchmarks.suite",
     ],
     package_dir={"llama_fast.kernels": "kernels", "llama_fast.benchmarks": "benchmarks"},
     package_data={
         "llama_fast": ["py.typed", "demo_model/*"],
         "llama_fast.kernels": ["tuned_plans.json"],
-        "llama_fast.profiler": ["page.css", "page.html.jinja"],
+        "llama_fast.profiler.report": ["page.css", "page.html.jinja"],
     },
 )

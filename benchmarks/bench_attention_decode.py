@@ -7,9 +7,9 @@ from torch import Tensor
 
 from llama_fast.benchmarks import peers
 from llama_fast.benchmarks.shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
-from llama_fast.benchmarks.suite import FORWARD, OpCase, Problem, speed_test
+from llama_fast.benchmarks.suite.comparison import FORWARD, OpCase, Problem, speed_test
 from llama_fast.kernels import reference
-from llama_fast.profiler.work import Work, attention_flops
+from llama_fast.profiler.measure.work import Work, attention_flops
 
 test_speed = speed_test
 

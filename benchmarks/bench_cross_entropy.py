@@ -11,9 +11,9 @@ from torch import Tensor
 
 from llama_fast.benchmarks import peers
 from llama_fast.benchmarks.shapes import LLAMA_3_1_8B, MISTRAL_7B, QWEN3_8B, dtypes
-from llama_fast.benchmarks.suite import FORWARD, TRAINING, OpCase, Problem, recomputed, speed_test
+from llama_fast.benchmarks.suite.comparison import FORWARD, TRAINING, OpCase, Problem, recomputed, speed_test
 from llama_fast.kernels import reference
-from llama_fast.profiler.work import Work
+from llama_fast.profiler.measure.work import Work
 
 test_speed = speed_test
 

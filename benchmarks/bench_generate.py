@@ -24,15 +24,15 @@ from torch import Tensor
 from llama_fast import LLM
 from llama_fast.benchmarks.models import FUSED, build_model, in_float64, judged_part
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementations, Unavailable
-from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
-from llama_fast.benchmarks.suite import CALL_ERRORS, FORWARD, first_line, judge, release, speed_test
-from llama_fast.config import DecoderConfig
-from llama_fast.engine import EMBEDDED_MODEL
+from llama_fast.benchmarks.suite.comparison import CALL_ERRORS, FORWARD, first_line, judge, release, speed_test
+from llama_fast.benchmarks.suite.record import Result
+from llama_fast.decoder.config import DecoderConfig
+from llama_fast.engine.llm import EMBEDDED_MODEL
 from llama_fast.fusion.verify import InFloat64
-from llama_fast.profiler.limits import Limits
-from llama_fast.profiler.sides import STATIC, EngineSide, Side, fused_side, static_side, transformers_side
-from llama_fast.profiler.work import Work, decoding_step_work, prompt_work
+from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.sides import STATIC, EngineSide, Side, fused_side, static_side, transformers_side
+from llama_fast.profiler.measure.work import Work, decoding_step_work, prompt_work
 
 test_speed = speed_test
 

@@ -22,14 +22,14 @@ from llama_fast.benchmarks.models import (
     model_peers,
 )
 from llama_fast.benchmarks.peers import Implementation, Implementations
-from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.shapes import CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes, models, prompt_tokens
-from llama_fast.benchmarks.suite import FORWARD, TRAINING, speed_test
-from llama_fast.config import DecoderConfig
+from llama_fast.benchmarks.suite.comparison import FORWARD, TRAINING, speed_test
+from llama_fast.benchmarks.suite.record import Result
+from llama_fast.decoder.config import DecoderConfig
+from llama_fast.engine.paged import OneSequence
 from llama_fast.fusion.verify import InFloat64
-from llama_fast.paged import OneSequence
-from llama_fast.profiler.timing import Call
-from llama_fast.profiler.work import layer_work
+from llama_fast.profiler.measure.timing import Call
+from llama_fast.profiler.measure.work import layer_work
 
 test_speed = speed_test
 

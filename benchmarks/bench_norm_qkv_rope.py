@@ -8,9 +8,9 @@ from torch import Tensor
 
 from llama_fast.benchmarks import peers
 from llama_fast.benchmarks.shapes import ModelShape, angles, decoding_models, dtypes
-from llama_fast.benchmarks.suite import FORWARD, OpCase, Problem, speed_test
+from llama_fast.benchmarks.suite.comparison import FORWARD, OpCase, Problem, speed_test
 from llama_fast.kernels import reference
-from llama_fast.profiler.work import Work
+from llama_fast.profiler.measure.work import Work
 
 test_speed = speed_test
 

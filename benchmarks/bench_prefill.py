@@ -22,14 +22,14 @@ from llama_fast.benchmarks.models import (
     model_peers,
 )
 from llama_fast.benchmarks.peers import OURS, Implementation, Implementations
-from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.shapes import CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
-from llama_fast.benchmarks.suite import FORWARD, speed_test
-from llama_fast.config import DecoderConfig
+from llama_fast.benchmarks.suite.comparison import FORWARD, speed_test
+from llama_fast.benchmarks.suite.record import Result
+from llama_fast.decoder.config import DecoderConfig
+from llama_fast.engine.paged import OneSequence
 from llama_fast.fusion.verify import InFloat64
-from llama_fast.paged import OneSequence
-from llama_fast.profiler.timing import Call
-from llama_fast.profiler.work import prompt_work
+from llama_fast.profiler.measure.timing import Call
+from llama_fast.profiler.measure.work import prompt_work
 
 test_speed = speed_test
 

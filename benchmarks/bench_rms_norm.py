@@ -6,9 +6,9 @@ import torch
 
 from llama_fast.benchmarks import peers
 from llama_fast.benchmarks.shapes import dtypes, rows_and_widths
-from llama_fast.benchmarks.suite import FORWARD, TRAINING, OpCase, Problem, speed_test
+from llama_fast.benchmarks.suite.comparison import FORWARD, TRAINING, OpCase, Problem, speed_test
 from llama_fast.kernels import reference
-from llama_fast.profiler.work import Work
+from llama_fast.profiler.measure.work import Work
 
 test_speed = speed_test
 

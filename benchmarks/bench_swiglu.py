@@ -6,9 +6,9 @@ import torch
 
 from llama_fast.benchmarks import peers
 from llama_fast.benchmarks.shapes import CPU_125M, LLAMA_3_1_8B, LLAMA_3_1_70B_LAYER, LLAMA_3_2_1B, dtypes
-from llama_fast.benchmarks.suite import FORWARD, TRAINING, OpCase, Problem, speed_test
+from llama_fast.benchmarks.suite.comparison import FORWARD, TRAINING, OpCase, Problem, speed_test
 from llama_fast.kernels import reference
-from llama_fast.profiler.work import Work
+from llama_fast.profiler.measure.work import Work
 
 test_speed = speed_test
 

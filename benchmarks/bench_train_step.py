@@ -13,13 +13,13 @@ from torch import Tensor
 
 from llama_fast.benchmarks.models import ModelCase, build_model, first_layers, in_float64, itself, model_peers
 from llama_fast.benchmarks.peers import Implementation, Implementations
-from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
-from llama_fast.benchmarks.suite import speed_test
-from llama_fast.config import DecoderConfig
+from llama_fast.benchmarks.suite.comparison import speed_test
+from llama_fast.benchmarks.suite.record import Result
+from llama_fast.decoder.config import DecoderConfig
 from llama_fast.fusion.verify import InFloat64
-from llama_fast.profiler.timing import Call
-from llama_fast.profiler.work import Work, attended_pairs, attention_flops, training_flops, weight_elements
+from llama_fast.profiler.measure.timing import Call
+from llama_fast.profiler.measure.work import Work, attended_pairs, attention_flops, training_flops, weight_elements
 
 test_speed = speed_test
 

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from llama_fast import fuse
 from llama_fast.benchmarks import peers
 from llama_fast.benchmarks.peers import BASELINE, Implementation, Implementations, Unavailable
-from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.shapes import ModelShape
-from llama_fast.benchmarks.suite import CALL_ERRORS, first_line, judge, release, timed
-from llama_fast.checkpoint_layout import huggingface_slots
-from llama_fast.config import DecoderConfig
-from llama_fast.model import Decoder
-from llama_fast.profiler.limits import Limits
-from llama_fast.profiler.sides import sharing_weights
-from llama_fast.profiler.timing import Call
-from llama_fast.profiler.work import Work
+from llama_fast.benchmarks.suite.comparison import CALL_ERRORS, first_line, judge, release, timed
+from llama_fast.benchmarks.suite.record import Result
+from llama_fast.decoder.checkpoint_layout import huggingface_slots
+from llama_fast.decoder.config import DecoderConfig
+from llama_fast.decoder.model import Decoder
+from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.sides import sharing_weights
+from llama_fast.profiler.measure.timing import Call
+from llama_fast.profiler.measure.work import Work
 
 FUSED = "llama-fast fuse"
 """transformers' model after `fuse`, where "llama-fast" is the engine."""

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import ops
-    from .engine import LLM
+    from .engine import LLM, SamplingParams
     from .fusion import fuse, unfuse
     from .profiler.run import profile
-    from .sampling import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "SamplingParams", "__version__", "fuse", "ops", "profile", "unfuse"]
 
-_HOMES = {"LLM": ".engine", "SamplingParams": ".sampling", "profile": ".profiler.run"}
+_HOMES = {"LLM": ".engine", "SamplingParams": ".engine", "profile": ".profiler.run"}
 
 
 def __getattr__(name: str) -> Any:

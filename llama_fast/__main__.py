@@ -1,5 +1,5 @@
 """`python -m llama_fast` is `llama-fast`."""
 
-from .cli import app
+from .cli.main import app
 
 app(prog_name="llama-fast")

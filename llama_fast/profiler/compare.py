@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from . import view
 from .machine import require_one_machine
+from .report import view
 from .result import Kernel, Profile, Run, Trust, Waterfall
 from .significance import MINIMUM_EFFECT, Difference, difference, minimum_effect
 

@@ -4,8 +4,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from .limits import Limits
-from .timing import quantile
+from .measure.limits import Limits
+from .measure.timing import quantile
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..engine import LLM
-from .contexts import Tick, ablations, context_points
-from .kernels import Entry, table
-from .latency import Rounds, run_rounds
-from .limits import Limits, measure_limits
+from ..engine.llm import LLM
+from .attribute.kernels import Entry, table
+from .attribute.on_cpu import Operators
+from .attribute.on_gpu import steps_on_gpu
+from .attribute.trace import write_trace
+from .attribute.waterfall import gpu_first_token, gpu_token, host_waterfall
 from .machine import gpu_state, machine
-from .on_cpu import Operators
-from .on_gpu import steps_on_gpu
-from .phases import typical
+from .measure.contexts import Tick, ablations, context_points
+from .measure.latency import Rounds, run_rounds
+from .measure.limits import Limits, measure_limits
+from .measure.phases import typical
+from .measure.sides import Side
+from .measure.subject import Subject, first_line, open_subject
+from .measure.trust import trust
+from .measure.work import decoding_step_work, prompt_work
 from .result import Kernel, Latency, Part, Profile, Run, Waterfall
-from .sides import Side
-from .subject import Subject, first_line, open_subject
-from .trace import write_trace
-from .trust import trust
-from .waterfall import gpu_first_token, gpu_token, host_waterfall
-from .work import decoding_step_work, prompt_work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

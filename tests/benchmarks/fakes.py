@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 
 from llama_fast.benchmarks.peers import Implementations, Unavailable
-from llama_fast.benchmarks.record import Result
-from llama_fast.profiler.limits import Limits
+from llama_fast.benchmarks.suite.record import Result
+from llama_fast.profiler.measure.limits import Limits
 
 LIMITS = Limits(2e10, 2e10, {"float32": 1e11, "bfloat16": 2e11, "float16": 1e9}, 1e-6, None, 1 << 20)
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from llama_fast.benchmarks.record import Record, Result, Skipped
-from llama_fast.profiler.limits import Limits
+from llama_fast.benchmarks.suite.record import Record, Result, Skipped
+from llama_fast.profiler.measure.limits import Limits
 
 H100_MACHINE: dict[str, Any] = {
     "processor": "a CPU", "threads": 16, "commit": "0123456789abcdef", "gpu": "NVIDIA H100 80GB HBM3", "cuda": "13.0",

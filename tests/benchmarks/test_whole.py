@@ -10,15 +10,15 @@ import torch
 from llama_fast.benchmarks import bench_generate, bench_layer, bench_prefill, bench_train_step
 from llama_fast.benchmarks.models import ENGINE, FUSED, ModelCase, build_model, itself, model_peers
 from llama_fast.benchmarks.peers import BASELINE, OURS, Unavailable
-from llama_fast.benchmarks.record import Result
 from llama_fast.benchmarks.shapes import ModelShape
-from llama_fast.benchmarks.suite import FORWARD, TRAINING, Case
-from llama_fast.config import DecoderConfig
+from llama_fast.benchmarks.suite.comparison import FORWARD, TRAINING, Case
+from llama_fast.benchmarks.suite.record import Result
+from llama_fast.decoder.config import DecoderConfig
 from llama_fast.fusion.layers import FusedAttention, FusedCausalLM, FusedDecoderLayer, FusedMLP, FusedRMSNorm
 from llama_fast.kernels.launch import INTERPRETED
-from llama_fast.profiler.limits import Limits
-from llama_fast.profiler.sides import EngineSide, Generation, sharing_weights
-from llama_fast.profiler.work import Work, decoding_step_work, layer_work, prompt_work, training_flops
+from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.sides import EngineSide, Generation, sharing_weights
+from llama_fast.profiler.measure.work import Work, decoding_step_work, layer_work, prompt_work, training_flops
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="whole models in the interpreter take minutes")
 

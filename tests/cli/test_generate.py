@@ -9,10 +9,10 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from llama_fast.cli import app
-from llama_fast.engine import LLM
-from llama_fast.sampling import SamplingParams
-from llama_fast.terminal import Conversation
+from llama_fast.cli.main import app
+from llama_fast.cli.terminal import Conversation
+from llama_fast.engine.llm import LLM
+from llama_fast.engine.sampling import SamplingParams
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted

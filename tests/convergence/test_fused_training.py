@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import llama_fast
 from llama_fast.fusion.verify import InFloat64
 from llama_fast.kernels.parity import GRADIENT_FACTOR, error_bound, relative_error
-from tests.fuse.models import make
+from tests.fusion.models import make
 from tests.parity import not_interpreted
 
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "dream-260k"

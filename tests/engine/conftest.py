@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.models import make, save
+from tests.decoder.models import make, save
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from llama_fast.engine import LLM
+from llama_fast.engine.llm import LLM
+from llama_fast.engine.scheduler import Chunk
 from llama_fast.kernels.launch import INTERPRETED
-from llama_fast.scheduler import Chunk
 
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 

@@ -8,10 +8,10 @@ import numpy
 import pytest
 import torch
 
-from llama_fast.request import Piece
-from llama_fast.sampling import SamplingParams
+from llama_fast.engine.request import Piece
+from llama_fast.engine.sampling import SamplingParams
+from tests.decoder.models import VOCAB, as_tensor, llama_tokens, make, random_ids, save
 from tests.engine.engines import Watch, assert_nothing_left, engine
-from tests.engine.models import VOCAB, as_tensor, llama_tokens, make, random_ids, save
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted

@@ -10,14 +10,13 @@ import torch
 import transformers
 
 import llama_fast
-from llama_fast import checkpoint
-from llama_fast.engine import LLM
+from llama_fast.decoder import checkpoint
+from llama_fast.decoder.model import Fusions
+from llama_fast.engine.llm import LLM
+from llama_fast.engine.memory import NotEnoughMemoryError
+from llama_fast.engine.sampling import SamplingParams
 from llama_fast.kernels.launch import GPUS
-from llama_fast.memory import NotEnoughMemoryError
-from llama_fast.model import Fusions
-from llama_fast.sampling import SamplingParams
-from tests.engine.engines import DEVICE, Watch, assert_nothing_left, engine
-from tests.engine.models import (
+from tests.decoder.models import (
     CHECKED,
     MODELS,
     TRAINED,
@@ -28,6 +27,7 @@ from tests.engine.models import (
     make,
     random_ids,
 )
+from tests.engine.engines import DEVICE, Watch, assert_nothing_left, engine
 from tests.parity import not_interpreted
 
 DREAM = Path(llama_fast.__file__).parents[2] / "shared" / "checkpoints" / "dream-260k"
@@ -249,7 +249,7 @@ def test_every_fusion_is_used_and_can_be_switched_off(folder, monkeypatch):
     """A switch that did nothing would pass the test above."""
     used = []
     for name in ("norm_qkv_rope", "norm_swiglu"):
-        monkeypatch.setattr(f"llama_fast.model.{name}", lambda *_, name=name, **__: used.append(name) or 1 / 0)
+        monkeypatch.setattr(f"llama_fast.decoder.model.{name}", lambda *_, name=name, **__: used.append(name) or 1 / 0)
     for on in ("norm_qkv_rope", "norm_swiglu"):
         llm = engine(folder("llama"), fusions=Fusions(**{name: name == on for name in SWITCHES}))
         with pytest.raises(ZeroDivisionError):
@@ -382,7 +382,7 @@ def test_a_model_that_is_not_there(tmp_path):
     ],
 )
 def test_too_large_for_the_memory(free, options, message, folder, monkeypatch):
-    monkeypatch.setattr("llama_fast.placement.available_bytes", lambda _: free)
+    monkeypatch.setattr("llama_fast.engine.placement.available_bytes", lambda _: free)
     monkeypatch.setattr(LLM, "_load", lambda *_: pytest.fail("it was loaded before the memory was looked at"))
     with pytest.raises(NotEnoughMemoryError, match=message) as error:
         engine(folder("llama"), **options)
@@ -396,7 +396,7 @@ def test_the_cache_takes_what_is_free(folder, monkeypatch):
     assert full.ledger.kv_cache == full._cache._storage.nbytes
     assert full.ledger.weights == sum(parameter.nbytes for parameter in full.decoder.parameters())
     room = full.ledger.weights + full.ledger.workspace + full.ledger.kv_cache // 2
-    monkeypatch.setattr("llama_fast.placement.available_bytes", lambda _: 2 * room)  # of which a CPU gives half
+    monkeypatch.setattr("llama_fast.engine.placement.available_bytes", lambda _: 2 * room)  # of which a CPU gives half
     small = engine(folder("llama"), device="cpu")
     assert 100 < small._cache.blocks < 128 and small.ledger.needed <= room
 

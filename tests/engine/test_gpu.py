@@ -8,14 +8,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llama_fast import graphs, paged
-from llama_fast.cache import KVCache
+from llama_fast.decoder.model import Decoder, Fusions
+from llama_fast.engine import paged
+from llama_fast.engine import recorded_steps as graphs
+from llama_fast.engine.cache import KVCache
+from llama_fast.engine.paged import StepInputs
+from llama_fast.engine.sampling import Needs, SamplingParams
 from llama_fast.kernels.launch import INTERPRETED
-from llama_fast.model import Decoder, Fusions
-from llama_fast.paged import StepInputs
-from llama_fast.sampling import Needs, SamplingParams
+from tests.decoder.models import VOCAB, random_ids
 from tests.engine.engines import DEVICE, assert_nothing_left, engine
-from tests.engine.models import VOCAB, random_ids
 from tests.parity import not_interpreted
 
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process as theirs
 
-from llama_fast.sampling import Needs, Sampler, SamplingParams, _mix, draw, logprobs_of, uniform
+from llama_fast.engine.sampling import Needs, Sampler, SamplingParams, _mix, draw, logprobs_of, uniform
 
 VOCAB = 50
 PROMPT, OUTPUT = [1, 2, 2, 7], [3, 3, 9, 2]
@@ -33,7 +33,7 @@ def scores_of(logits: Tensor, params: SamplingParams, **how) -> Tensor:
 
     sampler, needs = sampler_for(*[params] * len(logits), device=logits.device, vocab=logits.shape[1], **how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_fast.sampling.draw", keep)
+        patch.setattr("llama_fast.engine.sampling.draw", keep)
         sampler.sample(logits, torch.arange(len(logits), device=logits.device), needs)
     return captured[0]
 

@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from llama_fast.cache import BlockPool, block_keys
-from llama_fast.sampling import SamplingParams
-from llama_fast.scheduler import Scheduler, Sequence
+from llama_fast.engine.cache import BlockPool, block_keys
+from llama_fast.engine.sampling import SamplingParams
+from llama_fast.engine.scheduler import Scheduler, Sequence
+from tests.decoder.models import make, random_ids, save
 from tests.engine.engines import Watch, assert_nothing_left, engine
-from tests.engine.models import make, random_ids, save
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -250,7 +250,8 @@ def test_shared_blocks_outlive_one_of_their_users():
 def test_a_prompt_that_waits_is_hashed_once(monkeypatch):
     hashed = []
     monkeypatch.setattr(
-        "llama_fast.scheduler.block_keys", lambda tokens, *rest: hashed.extend(tokens) or block_keys(tokens, *rest)
+        "llama_fast.engine.scheduler.block_keys",
+        lambda tokens, *rest: hashed.extend(tokens) or block_keys(tokens, *rest),
     )
     s = scheduler()
     first, second = Sequence(list(range(20)), 4), Sequence(list(range(50, 70)), 4)

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from llama_fast import ops
-from llama_fast.benchmarks import sweep as sweeping
-from llama_fast.benchmarks.candidates import SPILL_BOUND, candidates, fault, gpu_of_key, launches
 from llama_fast.benchmarks.peers import BASELINE, OURS
-from llama_fast.benchmarks.suite import FORWARD, OpCase, Problem
+from llama_fast.benchmarks.suite import sweep as sweeping
+from llama_fast.benchmarks.suite.candidates import SPILL_BOUND, candidates, fault, gpu_of_key, launches
+from llama_fast.benchmarks.suite.comparison import FORWARD, OpCase, Problem
 from llama_fast.kernels import reference, tuned
 from llama_fast.kernels.binary import inspect_plan
 from llama_fast.kernels.launch import GPUS, INTERPRETED, INTERPRETER
 from llama_fast.kernels.tuned import Entry, asked, candidate, read_table, tuned_plan, write_table
 from llama_fast.profiler.jsonfile import write_json
-from llama_fast.profiler.limits import Limits
-from llama_fast.profiler.work import Work
+from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.work import Work
 from tests.parity import not_interpreted
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="without a GPU, plans are only launched in the interpreter")

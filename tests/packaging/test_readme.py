@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_fast.benchmarks.record import Record
+from llama_fast.benchmarks.suite.record import Record
 from llama_fast.profiler.jsonfile import read_json
 from tests.parity import not_interpreted
 

@@ -4,7 +4,8 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 
-from llama_fast.profiler.limits import Limits
+from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.work import Work
 from llama_fast.profiler.result import (
     Ablation,
     ContextPoint,
@@ -17,7 +18,6 @@ from llama_fast.profiler.result import (
     Trust,
     Waterfall,
 )  # fmt: skip
-from llama_fast.profiler.work import Work
 
 GPU_LIMITS = Limits(
     read_bytes_per_s=3.0e12, copy_bytes_per_s=2.8e12,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_fast.profiler import limits, result
+from llama_fast.profiler import result
+from llama_fast.profiler.measure import limits
 from tests.parity import not_interpreted
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "profiling.md"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_fast.profiler import timing
-from llama_fast.profiler.timing import time_interleaved
+from llama_fast.profiler.measure import timing
+from llama_fast.profiler.measure.timing import time_interleaved
 
 CPU = torch.device("cpu")
 LAUNCH, FLUSH = 5e-6, 25e-6  # seconds that the host takes for a node, and the GPU to empty its cache

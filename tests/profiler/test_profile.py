@@ -7,17 +7,17 @@ import pytest
 import torch
 
 import llama_fast
-from llama_fast.engine import LLM
+from llama_fast.engine.llm import LLM
 from llama_fast.fusion import fuse
-from llama_fast.profiler.contexts import _steps_at
 from llama_fast.profiler.jsonfile import read_json, write_json
-from llama_fast.profiler.latency import Rounds
+from llama_fast.profiler.measure.contexts import _steps_at
+from llama_fast.profiler.measure.latency import Rounds
+from llama_fast.profiler.measure.sides import Generation, TransformersSide
+from llama_fast.profiler.measure.subject import open_subject
+from llama_fast.profiler.measure.trust import is_warm, logits_in_float64, unsteady
+from llama_fast.profiler.measure.work import Work, decoding_step_work
 from llama_fast.profiler.result import Profile, Run, Waterfall
-from llama_fast.profiler.sides import Generation, TransformersSide
-from llama_fast.profiler.subject import open_subject
-from llama_fast.profiler.trust import is_warm, logits_in_float64, unsteady
-from llama_fast.profiler.work import Work, decoding_step_work
-from tests.engine.models import make, save
+from tests.decoder.models import make, save
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -250,7 +250,7 @@ def test_too_little_memory_for_a_comparison_costs_only_that(monkeypatch):
     def too_large(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB\nmore")
 
-    monkeypatch.setattr("llama_fast.profiler.trust.logits_in_float64", too_large)
+    monkeypatch.setattr("llama_fast.profiler.measure.trust.logits_in_float64", too_large)
     profile = llama_fast.profile(make(), **FEW)
     assert profile.trust.logits_pass is None and profile.runs[0].latency.itl.samples
     assert "logits were not compared: CUDA out of memory. Tried to allocate 4 GiB" in profile.trust.warnings

@@ -1,0 +1,101 @@
+"""`llama-fast demo`: swap fused layers into a LLaMA and prove it."""
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from .common import console, errors, fail
+
+if TYPE_CHECKING:
+    from .demo_run import DemoResult
+
+
+class Device(str, Enum):
+    """Where to run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class DType(str, Enum):
+    """Dtypes of weights and arithmetic."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def demo(
+    model: Annotated[str | None, typer.Option(help="A folder or a hub id; the embedded model by default.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the text starts with.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate at most.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each side.")] = 5,
+    device: Annotated[Device, typer.Option(help="auto: the first GPU, or the CPU.")] = Device.auto,
+    dtype: Annotated[DType, typer.Option(help="Weights and arithmetic.")] = DType.float32,
+) -> None:
+    """Swap fused layers into a LLaMA and prove it: parity, throughput and latency before and after."""
+    import torch
+
+    from ..environment import default_device
+
+    try:
+        from ..engine import EMBEDDED_MODEL
+        from . import demo_run as job
+    except ImportError as error:
+        raise fail(str(error)) from None
+    where = default_device() if device == Device.auto else torch.device(device.value)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise fail("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    try:
+        with errors.status("starting") as status:
+            result = job.run_demo(
+                model or EMBEDDED_MODEL, prompt=job.PROMPT if prompt is None else prompt, new_tokens=new_tokens,
+                rounds=rounds, device=where, dtype=getattr(torch, dtype.value),
+                progress=lambda step: status.update(escape(step)),
+            )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise fail(str(error)) from None
+    _print_demo(result)
+
+
+def _print_demo(result: "DemoResult") -> None:
+    plain, fused = result.plain, result.fused
+    name = "the embedded model" if Path(result.model).name == "demo_model" else result.model
+    console.print(f"[bold]{escape(name)}[/], {result.dtype}, on [bold]{result.implementation}[/]")
+    console.print(result.report.table())
+
+    same, total = result.identical_tokens, len(plain.token_ids)
+    verdict = "[green]pass[/]" if result.logits_pass else "[red]FAIL[/]"
+    table = Table("parity", "transformers", "fused", title="Parity with the float64 reference", title_justify="left")
+    table.add_row("largest logit error", f"{plain.largest_logit_error:.2e}", f"{fused.largest_logit_error:.2e}")
+    table.add_row("relative logit error", f"{plain.relative_logit_error:.2e}", f"{fused.relative_logit_error:.2e}")
+    table.add_row("within 2x of transformers + eps", "", verdict)
+    table.add_row("greedy tokens identical", "", f"{same} of {total}" if same < total else f"[green]all {total}[/]")
+    console.print(table)
+
+    title = f"Speed, medians of {result.rounds} interleaved rounds on {result.implementation}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("speed", no_wrap=True)
+    for column in ("transformers", "fused", "ratio"):
+        table.add_column(column, justify="right")
+    for label, before, after in (
+        ("throughput, tokens/s", plain.tokens_per_second, fused.tokens_per_second),
+        ("time to first token, ms", plain.first_token_ms, fused.first_token_ms),
+        ("time per token, ms", plain.token_ms, fused.token_ms),
+        ("peak memory, MiB", plain.peak_memory_mib, fused.peak_memory_mib),
+    ):
+        if before is not None and after is not None:
+            table.add_row(label, f"{before:,.2f}", f"{after:,.2f}", f"{after / before:.2f}x")
+    console.print(table)
+    if not result.implementation.endswith(": Triton"):
+        console.print(
+            "No Triton kernel ran at speed here: these figures say nothing about the kernels.", style="yellow"
+        )
+    console.print(f"\n[bold]{escape(result.prompt)}[/]{escape(fused.text)}", highlight=False)
+    if plain.text != fused.text:
+        console.print(f"\n[dim]plain transformers wrote:[/] {escape(plain.text)}", highlight=False)

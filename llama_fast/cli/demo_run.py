@@ -1,0 +1,218 @@
+"""The demo: generate with plain transformers, fuse, generate again, and set the numbers side by side, from one run."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.llm import EMBEDDED_MODEL
+from ..environment import implementation_on
+from ..fusion import FuseReport, fuse, unfuse
+from ..fusion.verify import InFloat64
+from ..kernels.parity import error_bound, relative_error
+
+PROMPT = "Once upon a time, there was a brave owl named Mia."
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models: what it wrote, how wrong its logits are, how fast it was (medians over the rounds)."""
+
+    text: str
+    token_ids: list[int]
+    largest_logit_error: float
+    relative_logit_error: float
+    tokens_per_second: float
+    first_token_ms: float
+    token_ms: float
+    peak_memory_mib: float | None
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo shows. `identical_tokens` counts the greedy tokens before the first difference."""
+
+    model: str
+    implementation: str
+    dtype: str
+    prompt: str
+    report: FuseReport
+    plain: Side
+    fused: Side
+    identical_tokens: int
+    logits_pass: bool
+    rounds: int
+
+
+@dataclass
+class _Clock:
+    """A streamer for `generate` that notes when each token reached the host."""
+
+    times: list[float] = field(default_factory=list)
+
+    def put(self, _: Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One timed generation, in seconds."""
+
+    first_token: float
+    tokens: list[float]  # from each token to the next
+    peak_memory_mib: float | None
+
+
+def run_demo(
+    model_path: str | Path = EMBEDDED_MODEL, *, prompt: str = PROMPT, new_tokens: int = 64, rounds: int = 5,
+    device: torch.device, dtype: torch.dtype, progress: Callable[[str], None] = lambda _: None,
+) -> DemoResult:  # fmt: skip
+    """Loads a causal language model, generates greedily with and without fused layers, and measures both.
+
+    The rounds alternate between the two, after one round of each that is not counted.
+
+    Raises:
+        ValueError: the prompt is empty, or `new_tokens` or `rounds` is less than 2 or 1.
+        OSError: no model is at `model_path`, or it cannot be loaded.
+    """
+    if new_tokens < 2 or rounds < 1:
+        raise ValueError(f"new_tokens must be at least 2 and rounds at least 1, got {new_tokens} and {rounds}")
+    progress(f"loading {model_path}")
+    model, tokenizer = _load(model_path, device, dtype)
+    inputs = tokenizer(prompt, return_tensors="pt").to(device)
+    if not inputs.input_ids.numel():
+        raise ValueError("the prompt is empty: give at least one token")
+
+    progress("generating with plain transformers")
+    plain_ids = _generate(model, tokenizer, inputs, new_tokens)
+    progress("logits in float64, the reference")
+    reference = copy.deepcopy(model).to("cpu", torch.float64)
+    with InFloat64():
+        expected = _logits(reference, plain_ids)
+    del reference
+    plain_logits = _logits(model, plain_ids)
+    progress("fusing, and checking every swapped layer")
+    report = fuse(model)
+    fused_ids, fused_logits = _generate(model, tokenizer, inputs, new_tokens), _logits(model, plain_ids)
+    unfuse(model)
+
+    timed: dict[bool, list[_Round]] = {False: [], True: []}
+    for i in range(-1, rounds):
+        for fused in (False, True):
+            progress(f"round {max(i, 0) + 1} of {rounds}, {'fused' if fused else 'transformers'}")
+            if fused:
+                _fuse_the_same(model, report)
+            sample = _timed_generation(model, tokenizer, inputs, new_tokens)
+            if fused:
+                unfuse(model)
+            if i >= 0:
+                timed[fused].append(sample)
+
+    prompt_length = inputs.input_ids.shape[1]
+    plain = _side(tokenizer, plain_ids, prompt_length, plain_logits, expected, timed[False])
+    fused_side = _side(tokenizer, fused_ids, prompt_length, fused_logits, expected, timed[True])
+    return DemoResult(
+        model=str(model_path),
+        implementation=implementation_on(device).name,
+        dtype=str(dtype).removeprefix("torch."),
+        prompt=prompt,
+        report=report,
+        plain=plain,
+        fused=fused_side,
+        identical_tokens=_common_prefix(plain.token_ids, fused_side.token_ids),
+        logits_pass=fused_side.relative_logit_error <= error_bound(plain.relative_logit_error, dtype),
+        rounds=rounds,
+    )
+
+
+def _fuse_the_same(model: Any, report: FuseReport) -> None:
+    """Swaps the layers of `report`: without the checks, which take longer than a round, if structure alone finds the same."""
+    found = fuse(model, verify=False).swapped
+    if {(layer.name, layer.kind) for layer in found} != {(layer.name, layer.kind) for layer in report.swapped}:
+        unfuse(model)
+        fuse(model)
+
+
+def _load(model_path: str | Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
+    model = model.to(device).eval()
+    return model, tokenizer
+
+
+def _generate(model: Any, tokenizer: Any, inputs: Any, new_tokens: int, streamer: Any = None) -> Tensor:
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # of a single token there is no time from one to the next
+    lengths = dict(min_new_tokens=2, max_new_tokens=new_tokens)
+    ids: Tensor = model.generate(**inputs, **lengths, do_sample=False, num_beams=1, pad_token_id=pad, streamer=streamer)
+    return ids
+
+
+@torch.inference_mode()
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    logits: Tensor = model(ids.to(model.device), use_cache=False).logits
+    return logits.cpu()
+
+
+def _timed_generation(model: Any, tokenizer: Any, inputs: Any, new_tokens: int) -> _Round:
+    device = inputs.input_ids.device
+    _reset_peak_memory(device)
+    clock = _Clock()
+    start = time.perf_counter()
+    _generate(model, tokenizer, inputs, new_tokens, clock)
+    # the streamer is given the prompt before the first token
+    _, first, *rest = clock.times
+    gaps = [later - earlier for earlier, later in zip([first, *rest], rest, strict=False)]
+    return _Round(first - start, gaps, _peak_memory_mib(device))
+
+
+def _side(
+    tokenizer: Any, ids: Tensor, prompt_length: int, logits: Tensor, expected: Tensor, rounds: list[_Round]
+) -> Side:
+    peaks = [sample.peak_memory_mib for sample in rounds if sample.peak_memory_mib is not None]
+    new_ids = ids[0, prompt_length:]
+    return Side(
+        text=tokenizer.decode(new_ids, skip_special_tokens=True),
+        token_ids=new_ids.tolist(),
+        largest_logit_error=(logits.double() - expected).abs().max().item(),
+        relative_logit_error=relative_error(logits, expected),
+        tokens_per_second=statistics.median(
+            (1 + len(sample.tokens)) / (sample.first_token + sum(sample.tokens)) for sample in rounds
+        ),
+        first_token_ms=1e3 * statistics.median(sample.first_token for sample in rounds),
+        token_ms=1e3 * statistics.median(gap for sample in rounds for gap in sample.tokens),
+        peak_memory_mib=max(peaks) if peaks else None,
+    )
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the process's peak resident size
+
+
+def _peak_memory_mib(device: torch.device) -> float | None:
+    """On a GPU what PyTorch allocated, on Linux the process's resident size; None elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024

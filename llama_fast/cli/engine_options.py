@@ -1,0 +1,41 @@
+"""What the commands that generate share: their options, the engine, and how text is written."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import console
+
+if TYPE_CHECKING:
+    from ..engine.llm import LLM
+    from ..engine.sampling import SamplingParams
+
+ModelArgument = Annotated[str | None, typer.Argument(help="A folder or a hub id; the embedded model by default.")]
+MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that together reach this probability.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DTypeName = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+CacheTokens = Annotated[int | None, typer.Option(min=1, help="Size of the KV cache; by default what fits.")]
+
+
+def open_engine(
+    model: str | None, device: str, dtype: str, max_cache_tokens: int | None, params: "SamplingParams"
+) -> "LLM":  # fmt: skip
+    """An engine for one sequence at a time. On a GPU it has captured its step: the lines that say so come before any text."""
+    from ..engine.llm import LLM
+
+    llm = LLM(model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens, max_batch=1)
+    if llm.device.type == "cuda":
+        llm.generate([0], replace(params, max_tokens=3, ignore_eos=True, stop=()))
+    return llm
+
+
+def write(text: str) -> None:
+    """Text as it is: no markup, no wrapping, at once."""
+    console.file.write(text)
+    console.file.flush()

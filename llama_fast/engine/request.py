@@ -1,0 +1,72 @@
+"""Requests: what users ask of the engine, and what it knows of each."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
+
+from ..decoder.tokenizer import Tokenizer
+from .completion import Completion, Output
+from .sampling import SamplingParams
+from .scheduler import Sequence as TokenSequence
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that a stream has settled. The last piece carries the whole `completion`."""
+
+    text: str
+    completion: Completion | None = None
+
+
+class Request:
+    """A prompt on its way through the engine: `completion` grows, and `done` says when it is whole."""
+
+    def __init__(self, outputs: list[Output], sequences: list[TokenSequence]) -> None:
+        self._outputs, self.sequences = outputs, sequences
+        self.completion = outputs[0].completion
+        self.completion.others = [output.completion for output in outputs[1:]]
+
+    @property
+    def done(self) -> bool:
+        return all(output.completion.finish_reason is not None for output in self._outputs)
+
+    def new_text(self) -> str:
+        """The text of the first output that was settled since this was last asked."""
+        return self._outputs[0].new_text()
+
+
+@dataclass(eq=False)
+class Run:
+    """A sequence of a request, as the engine sees it."""
+
+    output: Output
+    params: SamplingParams
+    seed: int
+    empty: bool  # no token may be generated: its one token is dropped
+    # they start when its prompt is in the cache, and find it there
+    followers: list[TokenSequence] = field(default_factory=list)
+
+
+def as_prompts(prompts: Any) -> list[Prompt]:
+    """Token ids, also in an array or a tensor, are one prompt, as a string is."""
+    if isinstance(prompts, str | bytes):
+        return [prompts]  # bytes are refused later
+    each = list(prompts.tolist() if hasattr(prompts, "tolist") else prompts)
+    return [each] if each and isinstance(each[0], Integral) else each
+
+
+def token_ids_of(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
+    """A prompt's token ids: those of a string, or those that are given. Raises ValueError for what is neither, and for none."""
+    given: Any = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    given = given.tolist() if hasattr(given, "tolist") else given
+    # bytes would be read as integers
+    is_ids = isinstance(given, Iterable) and not isinstance(given, bytes | bytearray | memoryview)
+    ids: list[Any] = list(given) if is_ids else [None]
+    if not all(isinstance(i, Integral) and 0 <= int(i) < vocab_size for i in ids):
+        raise ValueError(f"a prompt must be a string or token ids from 0 to {vocab_size - 1}, got {prompt!r}")
+    if not ids:
+        raise ValueError("the prompt is empty, and this model begins no text by itself: give at least one token")
+    return [int(i) for i in ids]

@@ -1,0 +1,1 @@
+"""Where the time went: the work of each op, and the kernels that did it."""

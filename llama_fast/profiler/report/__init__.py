@@ -1,0 +1,1 @@
+"""A profile for readers: in a terminal and as a page."""

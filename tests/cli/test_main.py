@@ -1,0 +1,117 @@
+"""The command line as a user meets it: what it prints, what it writes, and what it says to wrong input."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from llama_fast import ops
+from llama_fast.cli import demo_run
+from llama_fast.cli.main import app
+from llama_fast.fusion.layers import FusedRMSNorm
+from tests.fusion.models import logits_in_float64
+from tests.parity import not_interpreted
+
+pytestmark = not_interpreted
+
+runner = CliRunner()
+
+
+def invoke(*arguments, exit_code=0):
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def test_env_names_every_op_and_why():
+    output = invoke("env").stdout
+    assert all(op in output for op in ops.__all__)
+    assert "Why: tensors on" in output
+    assert "triton" in output
+
+
+def test_inspect_writes_the_documented_rows(tmp_path):
+    file = tmp_path / "rows.json"
+    output = invoke("inspect", "--gpu", "sm_90", "--op", "swiglu", "--json", file).stdout
+    assert "swiglu on sm_90" in output
+    rows = json.loads(file.read_text())
+    assert rows
+    for row in rows:
+        assert set(row) >= {
+            "op", "kernel", "gpu", "shape", "dtype", "registers", "spill_bytes", "shared_bytes",
+            "tensor_core_instructions", "access_bytes", "occupancy",
+        }  # fmt: skip
+        assert (row["op"], row["gpu"]) == ("swiglu", "sm_90")
+        assert 0 < row["occupancy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "--gpu", "sm_91"], "'sm_91' is not known; choose from sm_80, sm_90, sm_100, gfx942"),
+        (["inspect", "--op", "matmul"], "--op: 'matmul' is not known"),
+        (["inspect", "--json", "/no/such/folder/rows.json"], "the folder /no/such/folder does not exist"),
+        (["demo", "--model", "/no/such/model"], "/no/such/model"),
+        (["demo", "--model", "/no/[such]/model"], "/no/[such]/model"),
+        (["demo", "--new-tokens", "1"], "--new-tokens"),
+        (["demo", "--dtype", "int8"], "--dtype"),
+    ],
+)
+def test_wrong_input_is_named(arguments, message):
+    assert message in " ".join(invoke(*arguments, exit_code=2).output.split())
+
+
+def test_demo_proves_parity_and_names_the_implementation():
+    output = invoke("demo", "--new-tokens", "24", "--rounds", "1", "--device", "cpu").stdout
+    assert "CPU: PyTorch ops" in output
+    assert "these figures say nothing about the kernels" in " ".join(output.split())
+    assert "all 24" in output
+    assert "pass" in output
+    assert "FAIL" not in output
+    for figure in ("throughput, tokens/s", "time to first token, ms", "time per token, ms", "peak memory, MiB"):
+        assert figure in output
+
+
+def test_the_timed_layers_are_those_that_were_checked(monkeypatch):
+    """A layer that fails its check must be left in the timed rounds too, which do without the checks."""
+    rms_norm, swapped = ops.rms_norm, []
+
+    def wrong(x, weight, eps=1e-6, **options):
+        return rms_norm(x, weight, 1e3 * eps, **options)
+
+    def noting(model, *args):
+        swapped.append([name for name, module in model.named_modules() if isinstance(module, FusedRMSNorm)])
+        return timed(model, *args)
+
+    timed = demo_run._timed_generation
+    monkeypatch.setattr(ops, "rms_norm", wrong)
+    monkeypatch.setattr(demo_run, "_timed_generation", noting)
+    result = demo_run.run_demo(new_tokens=2, rounds=1, device=torch.device("cpu"), dtype=torch.float32)
+    assert result.report.count("norm") == 0
+    assert swapped == [[]] * 4
+
+
+def test_a_text_of_one_word_is_timed_too(tmp_path):
+    """A model that wants to stop at once: the demo asks it for two tokens, for there is no time per token otherwise."""
+    model = LlamaForCausalLM.from_pretrained(demo_run.EMBEDDED_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(demo_run.EMBEDDED_MODEL)
+    ids = tokenizer(demo_run.PROMPT, return_tensors="pt").input_ids
+    model.generation_config.eos_token_id = int(model(ids).logits[0, -1].argmax())
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    result = demo_run.run_demo(tmp_path, new_tokens=4, rounds=1, device=torch.device("cpu"), dtype=torch.float32)
+    assert len(result.plain.token_ids) == len(result.fused.token_ids) >= 2
+    assert result.plain.token_ms > 0
+
+
+def test_the_reference_is_float64_throughout(monkeypatch):
+    """Norms round to float32 on their way, unless they are told not to."""
+    seen, error = [], demo_run.relative_error
+    monkeypatch.setattr(demo_run, "relative_error", lambda actual, exact: seen.append(exact) or error(actual, exact))
+    result = demo_run.run_demo(new_tokens=2, rounds=1, device=torch.device("cpu"), dtype=torch.float32)
+    prompt = AutoTokenizer.from_pretrained(demo_run.EMBEDDED_MODEL)(demo_run.PROMPT).input_ids
+    model = LlamaForCausalLM.from_pretrained(demo_run.EMBEDDED_MODEL).eval()
+    exact = logits_in_float64(model, torch.tensor([prompt + result.plain.token_ids]))
+    torch.testing.assert_close(seen[0], exact, rtol=1e-12, atol=1e-12)
