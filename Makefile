@@ -1,22 +1,31 @@
-# Every target works on a machine with only git, make and Python >= 3.10. The first one that needs it makes .venv.
+# Every target works on a machine with only git, make and Python >= 3.11. The first one that needs it makes .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# another PyTorch brings the Triton that it was built for
+CONSTRAINTS := $(if $(filter torch==2.13.0,$(TORCH)),constraints.txt,constraints-any-torch.txt)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-OLDEST_TRITON := .cache/triton-3.6.0
 WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
+# what the neighbours' releases are tested with: Triton beside the one in constraints.txt, and transformers
+TRITON ?= 3.6.0 3.9.0
+TRANSFORMERS ?= 5.17.0 5.23.0 newest
+FUSE_TESTS ?= tests/fusion tests/convergence
+# PyPI's torch 2.13.0 asks for this Triton where it comes with CUDA: one file serves both builds
+LOCK_TRITON := triton==3.7.1
+LOCK := .cache/lock/bin/python -m pip
 
-.PHONY: demo test bench check install test-oldest-triton clean
+.PHONY: demo test bench check install lock test-triton test-transformers nightly clean
 
 demo: $(INSTALLED)  ## swap fused layers into a LLaMA: parity, throughput, latency
 	@$(BIN)/llama-fast demo
 
 test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton kernels in the interpreter
 	@echo "== tests 1/2: ops as this machine runs them, fuse, packaging, binaries for GPUs that are not here"
-	@$(BIN)/python -m pytest -q -n $(WORKERS)
+	@$(PYTEST)
 	@echo "== tests 2/2: Triton kernels in the interpreter"
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/kernels tests/fusion tests/engine/test_engine.py
+	@TRITON_INTERPRET=1 $(PYTEST) tests/kernels tests/fusion tests/engine/test_engine.py
 
 bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
 	@$(BIN)/llama-fast bench --quick
@@ -26,23 +35,41 @@ check: $(INSTALLED)  ## lint, format, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test-oldest-triton: $(INSTALLED) $(OLDEST_TRITON)  ## the binaries again, compiled by Triton 3.6.0
-	@PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -q -n $(WORKERS) tests/kernels/test_binaries.py
+test-triton: $(INSTALLED)  ## the binaries again, by each release of Triton in TRITON
+	@for version in $(TRITON); do \
+	    echo "== binaries by Triton $$version"; \
+	    $(BIN)/python -m pip install -q --no-deps --upgrade --target .cache/triton-$$version triton==$$version && \
+	    PYTHONPATH=.cache/triton-$$version $(PYTEST) tests/kernels/test_binaries.py || exit 1; \
+	done
+
+test-transformers: $(INSTALLED)  ## FUSE_TESTS beside each release of transformers in TRANSFORMERS
+	@for version in $(TRANSFORMERS); do \
+	    echo "== fuse on transformers $$version"; \
+	    $(BIN)/python -m pip install -q --no-deps --upgrade --target .cache/transformers-$$version \
+	        transformers$$(test $$version = newest || echo "==$$version") && \
+	    PYTHONPATH=.cache/transformers-$$version $(PYTEST) $(FUSE_TESTS) || exit 1; \
+	done
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "llama-fast needs Python 3.10 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
+$(INSTALLED): pyproject.toml setup.py constraints.txt constraints-any-torch.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llama-fast needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
 	@test -x $(BIN)/python || { echo "== install 1/3: creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "== install 2/3: $(TORCH) (some 200 MB, more with CUDA)"
-	@$(BIN)/python -m pip install -q "$(TORCH)"
-	@echo "== install 3/3: llama-fast and its tools"
-	@$(BIN)/python -m pip install -q -e ".[dev]"
+	@$(BIN)/python -m pip install -q -c $(CONSTRAINTS) "$(TORCH)" setuptools
+	@echo "== install 3/3: llama-fast and its tools, by $(CONSTRAINTS)"
+	@$(BIN)/python -m pip install -q -c $(CONSTRAINTS) --no-build-isolation -e ".[dev]"
 	@touch $@
 
-$(OLDEST_TRITON):
-	@echo "== installing Triton 3.6.0 beside the environment"
-	@$(BIN)/python -m pip install -q --no-deps --target $@ triton==3.6.0
+lock:  ## write the constraints anew: the newest release of everything that goes with $(TORCH); run all tests after it
+	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
+	@$(LOCK) install -q "$(TORCH)" "$(LOCK_TRITON)" setuptools
+	@$(LOCK) install -q --no-build-isolation ".[dev]"
+	@$(LOCK) freeze --all --exclude pip --exclude llama-fast | sed 's/+.*//' > .cache/lock/pins
+	@{ echo "# What the tests ran with, build requirements too. \`make lock\` writes it."; \
+	   cat .cache/lock/pins; } > constraints.txt
+	@{ echo "# constraints.txt without what another torch pins itself. \`make lock\` writes it."; \
+	   grep -vE '^(torch|triton|setuptools|sympy)==' .cache/lock/pins; } > constraints-any-torch.txt
 
 clean:  ## remove what was installed and built
 	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..benchmarks.suite.record import Record
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What to measure."""
 
     all = "all"

@@ -1,6 +1,6 @@
 """`llama-fast demo`: swap fused layers into a LLaMA and prove it."""
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .demo_run import DemoResult
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     """Where to run."""
 
     auto = "auto"
@@ -22,7 +22,7 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
-class DType(str, Enum):
+class DType(StrEnum):
     """Dtypes of weights and arithmetic."""
 
     float32 = "float32"

@@ -5,7 +5,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..environment import versions
 def machine(device: torch.device) -> dict[str, Any]:
     """What a figure depends on, for a result file, and the day (UTC) it was measured."""
     found: dict[str, Any] = {
-        "processor": _cpu_name(), "threads": torch.get_num_threads(), "date": datetime.now(timezone.utc).date().isoformat(),
+        "processor": _cpu_name(), "threads": torch.get_num_threads(), "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(Path(__file__).resolve().parents[2]), "versions": versions(),
     }  # fmt: skip
     if device.type == "cuda":
