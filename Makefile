@@ -11,6 +11,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 # what the neighbours' releases are tested with: Triton beside the one in constraints.txt, and transformers
 TRITON ?= 3.6.0 3.9.0
 TRANSFORMERS ?= 5.17.0 5.23.0 newest
+INTERPRETED_TESTS := tests/kernels tests/fusion tests/engine/test_engine.py
 FUSE_TESTS ?= tests/fusion tests/convergence
 # PyPI's torch 2.13.0 asks for this Triton where it comes with CUDA: one file serves both builds
 LOCK_TRITON := triton==3.7.1
@@ -24,8 +25,13 @@ demo: $(INSTALLED)  ## swap fused layers into a LLaMA: parity, throughput, laten
 test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton kernels in the interpreter
 	@echo "== tests 1/2: ops as this machine runs them, fuse, packaging, binaries for GPUs that are not here"
 	@$(PYTEST)
-	@echo "== tests 2/2: Triton kernels in the interpreter"
-	@TRITON_INTERPRET=1 $(PYTEST) tests/kernels tests/fusion tests/engine/test_engine.py
+	@echo "== tests 2/2: Triton kernels in the interpreter, each fifth case"
+	@TRITON_INTERPRET=1 $(PYTEST) --every 5 $(INTERPRETED_TESTS)
+
+nightly: $(INSTALLED)  ## all that is too slow for every change, and the newest releases of our neighbours
+	@$(PYTEST)
+	@TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED_TESTS)
+	@$(MAKE) test-triton test-transformers
 
 bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
 	@$(BIN)/llama-fast bench --quick
