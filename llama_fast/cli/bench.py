@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .common import GroupWithDefault, console, errors, fail, require_writable
+from .common import Command, GroupWithDefault, Threads, console, errors, fail, require_writable
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ app = typer.Typer(
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     kind: Annotated[Kind, typer.Argument(help="What to measure.", show_default=True)] = Kind.all,
     quick: Annotated[bool, typer.Option("--quick", help="Few sizes, little time: whether all works.")] = False,
@@ -51,6 +51,7 @@ def run(
     device: DeviceName = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all samples to this file.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page with plots to this folder.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Measure kernels, layers and whole models against PyTorch and the best alternatives.
 
@@ -125,7 +126,7 @@ def _keep(record: "Record", json_file: Path | None, report: Path | None) -> None
         raise fail(str(error)) from None
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(
     before: Annotated[Path, typer.Argument(help="What `bench --json` wrote.")],
     after: Annotated[Path, typer.Argument(help="The same, later.")],
@@ -154,7 +155,7 @@ def compare(
     raise typer.Exit(1 if found.is_regression else 0)
 
 
-@app.command()
+@app.command(cls=Command)
 def campaign(
     out: Annotated[Path, typer.Option(help="A folder for the results; what is there is not done again.")],
     minutes: Annotated[float, typer.Option(min=0.05, help="This call ends within so many.")] = 9.0,

@@ -1,42 +1,36 @@
 """`llama-fast chat`: talk with a model."""
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from .common import console, errors, fail
-from .engine_options import (
-    CacheTokens,
-    DeviceName,
-    DTypeName,
-    MaxTokens,
-    MinP,
-    ModelArgument,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    open_engine,
-    write,
-)
+from . import engine_options as options
+from .common import Threads, console, errors, fail
+
+_HELP = """/help   shows this
+/reset  starts a new conversation
+/exit   ends; so do Ctrl-D, and Ctrl-C twice
+Ctrl-C ends a reply. The arrow keys edit a line and bring back earlier ones."""
 
 
 def chat(
-    model: ModelArgument = None,
+    model: options.ModelArgument = None,
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
-    max_tokens: MaxTokens = 512,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    seed: Seed = None,
-    device: DeviceName = "auto",
-    dtype: DTypeName = "auto",
-    max_cache_tokens: CacheTokens = None,
+    max_tokens: options.MaxTokens = 512,
+    temperature: options.Temperature = 0.7,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    seed: options.Seed = None,
+    device: options.DeviceName = "auto",
+    dtype: options.DTypeName = "auto",
+    max_cache_tokens: options.CacheTokens = None,
+    threads: Threads = None,
 ) -> None:
-    """Talk with a model. /reset starts again, /quit or Ctrl-D ends; Ctrl-C ends a reply."""
+    """Talk with a model. /help says what else can be typed; Ctrl-C ends a reply, Ctrl-D the chat."""
     from ..engine.sampling import SamplingParams
     from .terminal import Conversation
 
@@ -44,18 +38,22 @@ def chat(
         params = SamplingParams(
             max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
-        llm = open_engine(model, device, dtype, max_cache_tokens, params)
+        llm = options.open_engine(model, device, dtype, max_cache_tokens, params)
         llm.tokenizer.chat([{"role": "user", "content": ""}])  # a model without a template says so at once
         conversation = Conversation(llm, params, system)
     except (OSError, ValueError) as error:
         raise fail(str(error)) from None
-    errors.print("[dim]/reset starts again, /quit ends, Ctrl-C ends a reply[/]", highlight=False)
-    while (text := _ask()) not in (None, "/quit"):
+    errors.print("[dim]/help says what else can be typed[/]", highlight=False)
+    for text in _typed() if sys.stdin.isatty() else map(str.strip, sys.stdin):
+        if text in ("/exit", "/quit"):
+            break
         if text == "/reset":
             conversation.reset()
+        elif text == "/help":
+            errors.print(_HELP, highlight=False)
         elif text:
             try:
-                streamed = conversation.say(text, write)
+                streamed = conversation.say(text, options.write)
             except ValueError as error:
                 errors.print(f"[red]error:[/] {escape(str(error))}; /reset starts again", highlight=False)
                 continue
@@ -63,10 +61,22 @@ def chat(
             errors.print(f"[dim]{streamed}[/]", highlight=False)
 
 
-def _ask() -> str | None:
-    """A line from the user; None at the end of input, or for Ctrl-C before anything was typed."""
-    try:
-        return console.input("[bold]> [/]" if sys.stdin.isatty() else "").strip()
-    except (EOFError, KeyboardInterrupt):
-        console.print()
-        return None
+def _typed() -> Iterator[str]:
+    """Lines as the user types them, until Ctrl-D, or Ctrl-C twice in a row."""
+    from prompt_toolkit import PromptSession
+
+    session: PromptSession[str] = PromptSession()
+    interrupted = False
+    while True:
+        try:
+            text = session.prompt("> ").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if interrupted:
+                return
+            interrupted = True
+            errors.print("[dim]Ctrl-C again, Ctrl-D or /exit ends[/]", highlight=False)
+            continue
+        interrupted = False
+        yield text

@@ -1,13 +1,23 @@
 """What every command of the command line shares: where it prints, how it fails, how it writes a file."""
 
 import os
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="CPU threads; PyTorch's choice by default.", callback=lambda n: _use_threads(n)
+    ),
+]
 
 console = Console()
 errors = Console(stderr=True)
@@ -17,6 +27,14 @@ def fail(message: str) -> typer.Exit:
     """Prints an error for the user and gives the exit to raise."""
     errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
+
+
+def _use_threads(count: int | None) -> int | None:
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+    return count
 
 
 def require_writable(option: str, path: Path, *, folder: bool = True) -> None:
@@ -39,7 +57,36 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-class GroupWithDefault(TyperGroup):
+def _only_choices(type_shown: Callable[..., str | None], *args: Any, **kwargs: Any) -> str | None:
+    shown = type_shown(*args, **kwargs)
+    return shown.strip("<>") if shown and "|" in shown else None
+
+
+class _PlainHelp:
+    """Help in words: of the types that typer shows beside an option only a list of choices says more than its text."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if hasattr(parameter, "display_type_rich"):  # of typer since 0.29
+                parameter.display_type_rich = partial(_only_choices, parameter.display_type_rich)
+                parameter._get_number_range_help_str = lambda: None
+        return parameters
+
+    def get_usage(self, ctx: Any) -> str:
+        usage: str = super().get_usage(ctx)  # type: ignore[misc]
+        return re.sub(r"(?<=\S)  (?=\S)", " ", usage)  # the name of a group's default command is empty
+
+
+class Command(_PlainHelp, TyperCommand):
+    """A command of ours."""
+
+
+class Group(_PlainHelp, TyperGroup):
+    """A group of commands."""
+
+
+class GroupWithDefault(Group):
     """Commands of which the first one registered runs where none is named: `profile MODEL` beside `profile compare A B`.
 
     Its help is the group's, so it should name the others (`epilog=`).

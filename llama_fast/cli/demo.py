@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .common import console, errors, fail
+from .common import Threads, console, errors, fail
 
 if TYPE_CHECKING:
     from .demo_run import DemoResult
@@ -37,6 +37,7 @@ def demo(
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each side.")] = 5,
     device: Annotated[Device, typer.Option(help="auto: the first GPU, or the CPU.")] = Device.auto,
     dtype: Annotated[DType, typer.Option(help="Weights and arithmetic.")] = DType.float32,
+    threads: Threads = None,
 ) -> None:
     """Swap fused layers into a LLaMA and prove it: parity, throughput and latency before and after."""
     import torch

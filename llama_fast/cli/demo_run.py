@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..decoder.checkpoint import find
 from ..engine.llm import EMBEDDED_MODEL
 from ..environment import implementation_on
 from ..fusion import FuseReport, fuse, unfuse
@@ -145,8 +146,9 @@ def _fuse_the_same(model: Any, report: FuseReport) -> None:
 def _load(model_path: str | Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
+    folder = find(model_path)  # transformers would ask an absent hub for each file, six times
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model = model.to(device).eval()
     return model, tokenizer
 

@@ -1,9 +1,13 @@
 """The command line: one thin command for each job."""
 
+from typing import Annotated
+
 import typer
 
+from .. import __version__
 from .bench import app as bench_app
 from .chat import chat
+from .common import Command, Group, console
 from .demo import demo
 from .env import env
 from .generate import generate
@@ -11,12 +15,29 @@ from .inspect import inspect
 from .profile import app as profile_app
 
 app = typer.Typer(
+    cls=Group,
     help="Fused Triton kernels that make LLaMA-family decoders fast, and prove it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.print(f"llama-fast {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(bench_app, name="bench")
 app.add_typer(profile_app, name="profile")
 for command in (demo, generate, chat, env, inspect):
-    app.command()(command)
+    app.command(cls=Command)(command)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from .common import GroupWithDefault, console, errors, fail, require_writable, write_whole
+from .common import Command, GroupWithDefault, Threads, console, errors, fail, require_writable, write_whole
 
 if TYPE_CHECKING:
     from ..profiler.result import Profile
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     model: Annotated[str | None, typer.Argument(help="A folder or a hub id; the embedded model by default.")] = None,
     prompt_tokens: Annotated[
@@ -46,6 +46,7 @@ def run(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each side.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder for profile.json, profile.html and trace.json.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Measure latency, and show where each microsecond of a token goes and how far it is from the machine's limit.
 
@@ -86,7 +87,7 @@ def run(
     console.print(f"{', '.join(written)} written to {escape(str(folder))}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(
     before: Annotated[Path, typer.Argument(help="A profile.json, or the folder it is in.")],
     after: Annotated[Path, typer.Argument(help="The same, later.")],

@@ -30,8 +30,16 @@ def test_text_alone_on_stdout():
     result = invoke("generate", "-p", "Once upon a time", "--temperature", "0", "--max-tokens", "8")
     assert result.stdout.startswith("Once upon a time,") and "tokens" not in result.stdout
     assert "8 tokens, first after" in result.stderr and "(length)" in result.stderr
-    again = invoke("generate", "-p", "-", "--temperature", "0", "--max-tokens", "8", stdin="Once upon a time")
-    assert again.stdout == result.stdout
+
+
+@pytest.mark.parametrize("stdin", ["Once upon a time", "Once upon a time\n"])
+@pytest.mark.parametrize("prompt", [[], ["-p", "-"]])
+def test_a_prompt_from_a_pipe(prompt, stdin):
+    """With the newline that `echo` ends it with, or without: the same prompt."""
+    result = invoke("generate", *prompt, "--temperature", "0", "--max-tokens", "8", stdin=stdin)
+    assert (
+        result.stdout == invoke("generate", "-p", "Once upon a time", "--temperature", "0", "--max-tokens", "8").stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,9 +73,13 @@ def test_whoever_reads_may_stop_reading():
 
 
 def test_a_chat_that_is_piped_in():
-    result = invoke("chat", "--max-tokens", "8", "--temperature", "0", stdin="hello\n/reset\nhello\n\n")
-    first, second, *_ = result.stdout.split("\n")
+    result = invoke(
+        "chat", "--max-tokens", "8", "--temperature", "0", stdin="hello\n/reset\nhello\n\n/help\n/exit\nmore\n"
+    )
+    first, second, *rest = result.stdout.split("\n")
     assert first == second and first.strip() and ">" not in result.stdout
+    assert rest == [""], "nothing is said after /exit"
+    assert "/reset  starts a new conversation" in result.stderr
 
 
 def test_a_conversation_longer_than_the_context():
@@ -86,35 +98,82 @@ def test_a_conversation_longer_than_the_context():
     assert conversation.say("Hello", written.append).completion.token_ids
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+PROMPT = "\x1b[?2004h"  # a line is read from here on: pasted text shall come in brackets
+ENTERED = "\x1b[?2004l"
+
+
+class Terminal:
+    """`llama-fast chat` in a pseudo-terminal."""
+
+    def __init__(self, *options: str) -> None:
+        import pty
+
+        self.ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [*COMMAND, "chat", *options],
+            stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}, start_new_session=True,
+            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(theirs)
+        self.seen = b""
+
+    def type(self, keys: str) -> None:
+        os.write(self.ours, keys.encode())
+
+    def wait_for(self, text: str) -> str:
+        """What comes up to `text`, and since the last call."""
+        end = time.monotonic() + 60
+        while text.encode() not in self.seen:
+            ready, _, _ = select.select([self.ours], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"no {text!r} in {self.seen!r}"
+            self.seen += os.read(self.ours, 1024)
+        before, _, self.seen = self.seen.partition(text.encode())
+        return before.decode(errors="replace")
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
+
+
+in_a_terminal = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+
+
+@in_a_terminal
 def test_control_c_in_a_terminal():
-    """In the middle of a reply it ends the reply, and the chat goes on; at the prompt it ends the chat."""
-    import pty
+    """In the middle of a reply it ends the reply, and the chat goes on; at the prompt the second one ends the chat."""
+    with Terminal("--max-tokens", "480", "--temperature", "1.2") as terminal:
+        terminal.wait_for(PROMPT)
+        terminal.type("tell me a story\r")
+        terminal.wait_for(ENTERED)
+        terminal.wait_for(" ")
+        terminal.type("\x03")
+        assert "(cancelled)" in terminal.wait_for(PROMPT)
+        terminal.type("half a line\x03")
+        terminal.wait_for("Ctrl-C again")
+        terminal.wait_for(PROMPT)
+        terminal.type("hello\r")
+        terminal.wait_for("tokens/s")
+        terminal.wait_for(PROMPT)
+        terminal.type("\x03")
+        terminal.wait_for("Ctrl-C again")
+        terminal.wait_for(PROMPT)
+        terminal.type("\x03")
+        assert terminal.process.wait(30) == 0
 
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "chat", "--max-tokens", "480", "--temperature", "1.2"],
-        stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=os.environ | {"TERM": "dumb"}, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-    )  # fmt: skip
-    os.close(theirs)
 
-    def wait_for(text):
-        seen, end = b"", time.monotonic() + 30
-        while text not in seen:
-            assert select.select([ours], [], [], max(0.0, end - time.monotonic()))[0], f"no {text} in {seen}"
-            seen += os.read(ours, 1024)
-
-    try:
-        wait_for(b"> ")
-        os.write(ours, b"tell me a story\n")
-        wait_for(b"story\r\n ")
-        os.write(ours, b"\x03")
-        wait_for(b"> ")
-        os.write(ours, b"hello\n")
-        wait_for(b"> ")
-        os.write(ours, b"\x03")
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        os.close(ours)
+@in_a_terminal
+def test_a_line_is_edited_and_comes_back():
+    with Terminal("--max-tokens", "2", "--temperature", "0") as terminal:
+        terminal.wait_for(PROMPT)
+        terminal.type("/hXelp\x1b[D\x1b[D\x1b[D\x7f\r")  # three to the left, and away with the X
+        terminal.wait_for("starts a new conversation")
+        terminal.wait_for(PROMPT)
+        terminal.type("\x1b[A\r")  # the line before
+        terminal.wait_for("starts a new conversation")
+        terminal.wait_for(PROMPT)
+        terminal.type("\x04")
+        assert terminal.process.wait(30) == 0

@@ -1,12 +1,16 @@
 """The command line as a user meets it: what it prints, what it writes, and what it says to wrong input."""
 
 import json
+import re
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
+import llama_fast
 from llama_fast import ops
 from llama_fast.cli import demo_run
 from llama_fast.cli.main import app
@@ -23,6 +27,47 @@ def invoke(*arguments, exit_code=0):
     result = runner.invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == exit_code, result.output
     return result
+
+
+def test_the_version_alone():
+    assert invoke("--version").stdout == f"llama-fast {llama_fast.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        *([name] for name in ("demo", "generate", "chat", "env", "inspect", "bench", "profile")),
+        ["bench", "compare"],
+    ],
+)
+def test_help_is_in_words(command):
+    output = invoke(*command, "--help").stdout
+    assert not re.search(r"<|\[x[<>]|range|\S  \[OPTIONS\]", output)
+    assert "Show this message and exit." in output
+
+
+def test_threads_are_as_many_as_asked_for():
+    before = torch.get_num_threads()
+    try:
+        invoke("generate", "--threads", "3", "-p", "Once", "--max-tokens", "1")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert "--threads" in " ".join(invoke("generate", "--threads", "0", exit_code=2).output.split())
+
+
+def test_a_hub_that_is_out_of_reach_is_asked_once(monkeypatch):
+    asked = []
+
+    def absent(name, **options):
+        asked.append(options["local_files_only"])
+        raise LocalEntryNotFoundError("no such snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
+    output = " ".join(invoke("demo", "--model", "some/model", exit_code=2).output.split())
+    assert "no model 'some/model': there is no folder some/model the hub's cache: it is not there the hub:" in output
+    assert asked == [True, False]
 
 
 def test_env_names_every_op_and_why():
