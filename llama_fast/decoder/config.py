@@ -2,90 +2,26 @@
 
 Families differ by data, not by code: a `DecoderConfig` says what a layer has (biases, norms of the heads, windows), so
 nothing but this file and `checkpoint.py` asks which family a model is of. A field that is not known and could change the
-result is an error that names it.
+result is an error that names it (`config_fields.py`).
 """
 
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Each family's fields, with the values its transformers class has where a config.json leaves them out.
-_COMMON: dict[str, Any] = dict(
-    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=None, head_dim=None, hidden_act="silu", max_position_embeddings=2048, rms_norm_eps=1e-6,
-    tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, layer_types=None,
-)  # fmt: skip
-_QWEN: dict[str, Any] = _COMMON | dict(
-    vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768,
-    bos_token_id=None, eos_token_id=None, use_sliding_window=False, sliding_window=4096, max_window_layers=28,
-)  # fmt: skip
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": _COMMON | dict(attention_bias=False, mlp_bias=False),
-    "mistral": _COMMON | dict(
-        intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072, sliding_window=4096,
-    ),
-    "qwen2": _QWEN,
-    "qwen3": _QWEN | dict(head_dim=128, attention_bias=False),
-    "phi3": _COMMON | dict(
-        vocab_size=32064, hidden_size=3072, intermediate_size=8192, max_position_embeddings=4096, rms_norm_eps=1e-5,
-        original_max_position_embeddings=4096, eos_token_id=32000, sliding_window=None,
-    ),
-    "stablelm": _COMMON | dict(
-        vocab_size=50304, hidden_size=2560, intermediate_size=6912, num_key_value_heads=32,
-        max_position_embeddings=4096, layer_norm_eps=1e-5, bos_token_id=0, eos_token_id=0, use_qkv_bias=False,
-        partial_rotary_factor=0.25,
-    ),
-}  # fmt: skip
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM", "phi3": "Phi3ForCausalLM", "stablelm": "StableLmForCausalLM",
-}  # fmt: skip
-_PARTLY_ROTATED = ("phi3", "stablelm")  # transformers' other families rotate the whole head whatever the config says
-
-# Fields that change no number of the forward pass: training, bookkeeping, defaults of generation.
-_WITHOUT_EFFECT = _names(
-    """architectures attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
-    chunk_size_feed_forward classifier_dropout cls_token_id decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping embd_pdrop encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id hidden_dropout id2label initializer_range is_llama_config label2id
-    length_penalty max_length max_window_layers min_length model_type no_repeat_ngram_size num_beam_groups num_beams
-    num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
-    pretraining_tp problem_type remove_invalid_values repetition_penalty resid_pdrop return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p
-    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache"""
+from .config_fields import (
+    ARCHITECTURES,
+    FAMILIES,
+    META_FIELDS,
+    NEUTRAL,
+    PARTLY_ROTATED,
+    QUANTISED,
+    ROPE_FIELDS,
+    ROPE_TYPES,
+    SILU,
+    WITHOUT_EFFECT,
 )
-# Fields that change the result, with the one value that leaves it as it is.
-_NEUTRAL: dict[str, Any] = dict(
-    add_cross_attention=False, full_attn_mod=1, interpolate_factor=1, is_decoder=False, is_encoder_decoder=False,
-    lm_head_bias=False, pruned_heads={}, qk_layernorm=False, rope_interleaved=False, tie_encoder_decoder=False,
-    use_parallel_residual=False, use_sliding_window=False, attention_bias=False, mlp_bias=False,
-)  # fmt: skip
-_META_FIELDS = _names(
-    """dim n_layers n_heads n_kv_heads vocab_size multiple_of ffn_dim_multiplier norm_eps rope_theta use_scaled_rope
-    rope_scaling_factor max_seq_len max_batch_size model_parallel_size"""
-)
-_ROPE_FIELDS = _names("rope_theta rope_scaling rope_parameters partial_rotary_factor original_max_position_embeddings")
-# rope_type: what it needs, what it may have. (`finetuned` is a note of the YaRN authors; nothing reads it.)
-_ROPE_TYPES: dict[str, tuple[set[str], set[str]]] = {
-    "default": (set(), set()),
-    "linear": ({"factor"}, set()),
-    "dynamic": ({"factor"}, set()),
-    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
-    "yarn": (
-        {"factor", "original_max_position_embeddings"},
-        {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "finetuned"},
-    ),
-    "longrope": (
-        {"short_factor", "long_factor", "original_max_position_embeddings"},
-        {"factor", "attention_factor"},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -98,13 +34,16 @@ class RopeConfig:
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.rope_type not in _ROPE_TYPES:
-            raise ValueError(f"rope_type must be one of {', '.join(_ROPE_TYPES)}, got {self.rope_type!r}")
-        required, optional = _ROPE_TYPES[self.rope_type]
-        if missing := required - self.parameters.keys():
+        if self.rope_type not in ROPE_TYPES:
+            raise ValueError(f"rope_type must be one of {', '.join(ROPE_TYPES)}, got {self.rope_type!r}")
+        required, optional = ROPE_TYPES[self.rope_type]
+        if missing := {name for name in required if self.parameters.get(name) is None}:
             raise ValueError(f"RoPE of type {self.rope_type!r} needs {', '.join(sorted(missing))}")
         if unknown := self.parameters.keys() - required - optional:
             raise ValueError(f"RoPE of type {self.rope_type!r} has no {', '.join(sorted(unknown))}")
+        for name, value in self.parameters.items():
+            for number in value if isinstance(value, list | tuple) else [] if value is None else [value]:
+                _number(f"RoPE's {name}", number)
 
 
 @dataclass(frozen=True)
@@ -138,9 +77,9 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         sizes = "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_positions"
         for name in sizes.split():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            _check_size(name, getattr(self, name))
+        if _number("norm_eps", self.norm_eps) <= 0:
+            raise ValueError(f"norm_eps must be positive, got {self.norm_eps}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.rotary_dim < 2 or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
@@ -164,19 +103,23 @@ class DecoderConfig:
 
         Raises ValueError for a family or a field that is not known here, naming it.
         """
-        model_type = config.get("model_type")
-        if model_type not in _FAMILIES:
-            raise ValueError(f"model_type must be one of {', '.join(_FAMILIES)}, got {model_type!r}")
-        _reject_unknown(config, model_type)
-        values = _FAMILIES[model_type] | dict(config)
-        if values["hidden_act"] != "silu":
-            raise ValueError(f"hidden_act must be 'silu' (the MLP is SwiGLU), got {values['hidden_act']!r}")
-        heads, eos = values["num_attention_heads"], values["eos_token_id"]
+        _reject_unsupported(config)
+        model_type = config["model_type"]
+        values = FAMILIES[model_type] | dict(config)
+        if values["hidden_act"] not in SILU:
+            raise ValueError(
+                f"hidden_act must be {' or '.join(map(repr, SILU))} (the MLP is SwiGLU), got {values['hidden_act']!r}"
+            )
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):  # what is computed with below
+            _check_size(name, values[name])
+        heads, bos = values["num_attention_heads"], _token_ids(values, "bos_token_id")
+        if len(bos) > 1:
+            raise ValueError(f"bos_token_id must be one token, got {values['bos_token_id']!r}")
         if values["head_dim"] is None and values["hidden_size"] % heads:
             raise ValueError(
                 f"hidden_size ({values['hidden_size']}) must be a multiple of num_attention_heads ({heads})"
             )
-        bias = bool(values.get("attention_bias"))
+        bias = _flag(values, "attention_bias")
         return cls(
             model_type=model_type,
             vocab_size=values["vocab_size"],
@@ -191,13 +134,13 @@ class DecoderConfig:
             windows=_windows(values),
             rope=_rope(values),
             layer_norm=model_type == "stablelm",
-            qkv_bias=bias or model_type == "qwen2" or bool(values.get("use_qkv_bias")),
+            qkv_bias=bias or model_type == "qwen2" or _flag(values, "use_qkv_bias"),
             output_bias=bias,
-            mlp_bias=bool(values.get("mlp_bias")),
+            mlp_bias=_flag(values, "mlp_bias"),
             head_norm=model_type == "qwen3",
-            tied_embeddings=bool(values["tie_word_embeddings"]),
-            bos_token_id=values["bos_token_id"],
-            eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+            tied_embeddings=_flag(values, "tie_word_embeddings"),
+            bos_token_id=bos[0] if bos else None,
+            eos_token_ids=_token_ids(values, "eos_token_id"),
         )
 
     def to_huggingface(self) -> dict[str, Any]:
@@ -205,7 +148,7 @@ class DecoderConfig:
         eos = self.eos_token_ids
         values: dict[str, Any] = dict(
             model_type=self.model_type,
-            architectures=[_ARCHITECTURES[self.model_type]],
+            architectures=[ARCHITECTURES[self.model_type]],
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
@@ -224,7 +167,7 @@ class DecoderConfig:
                 **self.rope.parameters,
             },
         )
-        if self.model_type in _PARTLY_ROTATED:
+        if self.model_type in PARTLY_ROTATED:
             values["rope_parameters"]["partial_rotary_factor"] = self.rope.partial_rotary_factor
         values |= self._family_fields()
         if DecoderConfig.from_huggingface(values) != self:
@@ -262,7 +205,7 @@ class DecoderConfig:
         -1 in Llama 1 and 2: the caller takes that from the embedding, and the rest follows from the vocabulary, the
         RoPE base and whether it is scaled, as in Meta's releases (Llama 3 has 128256 tokens and a base of 500000).
         """
-        if unknown := [name for name in params if name not in _META_FIELDS and params[name] is not None]:
+        if unknown := [name for name in params if name not in META_FIELDS and params[name] is not None]:
             raise ValueError(f"params.json has fields that are not known here: {', '.join(unknown)}")
         dim, heads = params["dim"], params["n_heads"]
         inner, multiple = int(8 * dim / 3), params["multiple_of"]
@@ -288,27 +231,65 @@ class DecoderConfig:
         )
 
 
-def _reject_unknown(config: Mapping[str, Any], model_type: str) -> None:
-    """A ValueError that names every field which could change the result and is not understood."""
-    if config.get("quantization_config") is not None:
-        raise ValueError("quantization_config: quantised checkpoints are not supported; load the unquantised model")
-    known = _FAMILIES[model_type].keys() | _WITHOUT_EFFECT | _ROPE_FIELDS
-    unknown = [
-        f"{name} ({value!r})"
+def _reject_unsupported(config: Mapping[str, Any]) -> None:
+    """A ValueError that names the family, or every field that could change the result, where it is not understood."""
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        own = _unsupported(config, frozenset().union(*FAMILIES.values()))
+        why = f", whose config has {', '.join(own)}" if own else ""
+        raise ValueError(f"model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}{why}")
+    for name in QUANTISED:
+        if config.get(name) is not None:
+            raise ValueError(f"{name}: quantised checkpoints are not supported; load the unquantised model")
+    if unsupported := _unsupported(config, FAMILIES[model_type].keys()):
+        raise ValueError(f"a {model_type} config has fields that are not supported: {', '.join(unsupported)}")
+
+
+def _unsupported(config: Mapping[str, Any], own: Collection[str]) -> list[str]:
+    """The fields, with their values, that are not of the family's `own` ones and may change the result."""
+    unread = "sliding_window" if config.get("use_sliding_window") is False else None
+    return [
+        f"{name} ({reprlib.repr(value)})"
         for name, value in config.items()
-        if name not in known and value is not None and not name.startswith("_")
-        if name not in _NEUTRAL or value != _NEUTRAL[name]
+        if name not in own and name not in ROPE_FIELDS and name not in WITHOUT_EFFECT and not name.startswith("_")
+        if value is not None and value not in NEUTRAL.get(name, ()) and name != unread
     ]
-    if unknown:
-        raise ValueError(f"a {model_type} config has fields that are not supported: {', '.join(unknown)}")
+
+
+def _check_size(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _flag(values: Mapping[str, Any], name: str) -> bool:
+    value = values.get(name)
+    if value not in (None, False, True):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return bool(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _token_ids(values: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """The ids of a field that holds one, several or none."""
+    value = values[name]
+    ids = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(token_id, int) for token_id in ids):
+        raise ValueError(f"{name} must hold token ids, got {value!r}")
+    return ids
 
 
 def _windows(values: Mapping[str, Any]) -> tuple[int | None, ...]:
     """Each layer's sliding window, from `sliding_window` and, in Qwen, from `layer_types` or `max_window_layers`."""
     layers, types = values["num_hidden_layers"], values["layer_types"]
-    window = values.get("sliding_window")
-    if "use_sliding_window" in _FAMILIES[values["model_type"]]:
-        window = window if values["use_sliding_window"] else None
+    own = FAMILIES[values["model_type"]]
+    window = values["sliding_window"] if "sliding_window" in own else None
+    if "use_sliding_window" in own:
+        window = window if _flag(values, "use_sliding_window") else None
         windows = [window if i >= values["max_window_layers"] else None for i in range(layers)]
     else:
         windows = [window] * layers
@@ -324,19 +305,22 @@ def _windows(values: Mapping[str, Any]) -> tuple[int | None, ...]:
 
 def _rope(values: Mapping[str, Any]) -> RopeConfig:
     """RoPE from `rope_scaling` and `rope_theta` (transformers 4) or from `rope_parameters` (5), as transformers 5 does."""
-    given = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
+    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(scaling, Mapping):
+        raise ValueError(f"rope_scaling must be an object or null, got {scaling!r}")
+    given = dict(scaling)
     legacy = given.pop("type", None)
     rope_type = given.pop("rope_type", None) or legacy or "default"
     if values["model_type"] == "phi3" and rope_type in ("su", "yarn"):
         rope_type = "longrope"  # what Phi-3's first configs called it
     theta = given.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
     partial = given.pop("partial_rotary_factor", None) or values.get("partial_rotary_factor") or 1.0
-    if partial != 1.0 and values["model_type"] not in _PARTLY_ROTATED:
+    if partial != 1.0 and values["model_type"] not in PARTLY_ROTATED:
         raise ValueError(f"partial_rotary_factor of a {values['model_type']} must be 1, got {partial}")
     if rope_type in ("llama3", "yarn", "longrope"):  # beside rope_parameters it counts more than inside, as in Phi-3
         length = values.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
         given["original_max_position_embeddings"] = length or values["max_position_embeddings"]
-    return RopeConfig(rope_type, float(theta), float(partial), given)
+    return RopeConfig(rope_type, _number("rope_theta", theta), _number("partial_rotary_factor", partial), given)
 
 
 def _meta_rope(params: Mapping[str, Any], scaled: bool) -> RopeConfig:

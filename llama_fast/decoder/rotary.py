@@ -118,7 +118,7 @@ def _yarn(rope: RopeConfig, rotary_dim: int, max_positions: int) -> tuple[Tensor
     """Pairs with more than `beta_fast` turns in the trained length keep their pace, those with under `beta_slow` slow down."""
     parameters = rope.parameters
     trained = parameters["original_max_position_embeddings"]
-    factor = max_positions / trained if parameters["factor"] is None else parameters["factor"]
+    factor = max_positions / trained if parameters.get("factor") is None else parameters["factor"]
 
     def pair_with(turns: float) -> float:
         return (rotary_dim * math.log(trained / (turns * 2 * math.pi))) / (2 * math.log(rope.theta))

@@ -8,7 +8,9 @@ import pytest
 import torch
 import transformers
 
+from llama_fast.decoder.checkpoint_layout import weight_bytes
 from llama_fast.decoder.config import DecoderConfig, RopeConfig
+from tests.decoder.published_configs import READ, REFUSED
 
 SMALL: dict[str, Any] = dict(
     vocab_size=97, hidden_size=64, intermediate_size=112, num_hidden_layers=3, num_attention_heads=4,
@@ -28,6 +30,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "llama": dict(model_type="llama", attention_bias=True, mlp_bias=True, head_dim=32, eos_token_id=[2, 5]),
     "llama3": dict(model_type="llama", tie_word_embeddings=True, rope_scaling=dict(rope_type="llama3") | LLAMA3),
     "linear": dict(model_type="llama", rope_scaling=dict(type="linear", factor=2.0), rope_theta=5000.0),
+    "a type that reads no trained length": dict(
+        model_type="llama", rope_scaling=dict(rope_type="default", original_max_position_embeddings=64)
+    ),
+    "flags that are off": dict(model_type="qwen2", use_mrope=False, use_sliding_window=False, sliding_window=9),
+    "a mistral's window stays whatever another family's flag says": dict(
+        model_type="mistral", sliding_window=7, use_sliding_window=False
+    ),
     "new form": dict(model_type="llama", rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=5000.0)),
     "yarn": dict(model_type="qwen2", rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=64)),
     "mistral": dict(model_type="mistral", sliding_window=7),
@@ -105,12 +114,59 @@ def test_what_the_layers_have_is_what_transformers_layers_have(name):
     assert config.tied_embeddings == (model.lm_head.weight is model.model.embed_tokens.weight)
 
 
+@pytest.mark.parametrize("name", READ)
+def test_a_published_config_is_read_as_transformers_reads_it(name):
+    billions, given = READ[name]
+    given = json.loads(json.dumps(given))
+    config = DecoderConfig.from_huggingface(given)
+    assert_same(config, CLASSES[given["model_type"]].from_dict(given))
+    digits = len(billions.partition(".")[2])
+    assert f"{weight_bytes(config, torch.int8) / 1e9:.{digits}f}" == billions
+    assert DecoderConfig.from_huggingface(json.loads(json.dumps(config.to_huggingface()))) == config
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_published_config_that_asks_for_more_is_refused_by_name(name):
+    message, given = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        DecoderConfig.from_huggingface(SMALL | given)
+
+
 def test_a_published_config_with_fields_of_other_tools_is_read():
     """SmolLM2's config.json names what it does not use, and null stands for what is not set."""
     others = {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}
     nulls = {"rope_scaling": None, "head_dim": None, "quantization_config": None, "something_new": None}
     config = DecoderConfig.from_huggingface(SMALL | {"model_type": "llama", "_name_or_path": "x"} | others | nulls)
     assert config.head_dim == 16 and config.rope == RopeConfig()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(use_mrope=False),
+        dict(use_flash_attention_2=True),
+        dict(use_flash_attention_2=False),
+        dict(max_sequence_length=4096),
+        dict(hidden_act="swish"),
+        dict(activation="swiglu"),
+        dict(logit_scale=1.0, residual_multiplier=1, rotary_pct=1.0),
+        dict(sliding_window=4096, use_sliding_window=False, max_window_layers=1),
+        dict(attention_bias=None, mlp_bias=0, bias=False, qkv_bias=False, tie_word_embeddings=None),
+        dict(bos_token_id=[1], eos_token_id=[2], pad_token_id=-1),
+        dict(rope_theta=10000, rope_scaling={}),
+        dict(gradient_checkpointing=True, attention_dropout=0.1, pretraining_tp=2),
+        dict(
+            torch_dtype="bfloat16",
+            transformers_version="4.31.0",
+            auto_map={"AutoConfig": "x.Y"},
+            _attn_implementation="eager",
+        ),
+        dict(layer_types=["full_attention"] * 3),
+    ],
+)
+def test_a_field_that_changes_nothing_is_no_matter(fields):
+    plain = DecoderConfig.from_huggingface(SMALL | {"model_type": "llama"})
+    assert DecoderConfig.from_huggingface(SMALL | {"model_type": "llama"} | fields) == plain
 
 
 def test_phi3s_first_name_for_longrope_is_known():
@@ -130,6 +186,29 @@ def test_phi3s_first_name_for_longrope_is_known():
         (dict(quantization_config={"bits": 4}), "quantization_config"),
         (dict(logit_scale=2.0), r"logit_scale \(2.0\)"),
         (dict(rope_interleaved=True), "rope_interleaved"),
+        (dict(use_mrope=True), r"use_mrope \(True\)"),
+        (dict(model_type="qwen2", use_mrope=True), "qwen2 config .* use_mrope"),
+        (dict(activation="gelu"), r"activation \('gelu'\)"),
+        (dict(hidden_activation="gelu_pytorch_tanh"), "hidden_activation"),
+        (dict(bias=True), r"bias \(True\)"),
+        (dict(rotary_pct=0.25), "rotary_pct"),
+        (dict(something_new=False), r"something_new \(False\)"),
+        (dict(vision_config=dict(hidden_size=8)), "vision_config"),
+        (dict(sliding_window=5, use_sliding_window=True), "sliding_window.*use_sliding_window"),
+        (dict(attention_bias="false"), "attention_bias must be true or false, got 'false'"),
+        (dict(tie_word_embeddings="true"), "tie_word_embeddings must be true or false"),
+        (dict(model_type="qwen2", use_sliding_window="no"), "use_sliding_window must be true or false"),
+        (dict(rms_norm_eps="1e-05"), "norm_eps must be a number, got '1e-05'"),
+        (dict(rms_norm_eps=None), "norm_eps must be a number, got None"),
+        (dict(rms_norm_eps=0.0), "norm_eps must be positive"),
+        (dict(rope_theta="10000"), "rope_theta must be a number, got '10000'"),
+        (dict(eos_token_id="2"), "eos_token_id must hold token ids, got '2'"),
+        (dict(bos_token_id=[1, 2]), "bos_token_id must be one token"),
+        (dict(rope_scaling="linear"), "rope_scaling must be an object or null, got 'linear'"),
+        (dict(rope_scaling=dict(type="linear", factor=None)), "'linear' needs factor"),
+        (dict(rope_scaling=dict(type="linear", factor="2.0")), "RoPE's factor must be a number, got '2.0'"),
+        (dict(rope_scaling=dict(type="su", **LONGROPE)), "got 'su'"),
+        (dict(rope_scaling=dict(type="default", mrope_section=[2, 3, 3])), "'default' has no mrope_section"),
         (dict(residual_multiplier=0.2, embedding_multiplier=12.0), "residual_multiplier.*embedding_multiplier"),
         (dict(sliding_window=5), r"llama config has fields that are not supported: sliding_window \(5\)"),
         (dict(model_type="mistral", attention_bias=True), "attention_bias"),
@@ -148,6 +227,8 @@ def test_phi3s_first_name_for_longrope_is_known():
         (dict(head_dim=15), "even part of a head"),
         (dict(hidden_size=0), "hidden_size must be a positive integer"),
         (dict(vocab_size="97"), "vocab_size must be a positive integer"),
+        (dict(hidden_size="64"), "hidden_size must be a positive integer, got '64'"),
+        (dict(num_hidden_layers=2.0), "num_hidden_layers must be a positive integer, got 2.0"),
         (dict(model_type="mistral", sliding_window=0), "windows must hold"),
     ],
 )
