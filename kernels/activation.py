@@ -3,8 +3,7 @@
 silu and gelu_tanh are both x * sigmoid(z(x)): gelu's 0.5 * (1 + tanh(z / 2)) is sigmoid(z).
 """
 
-import triton
-import triton.language as tl
+from .triton_compat import tl, triton
 
 
 @triton.jit

@@ -22,8 +22,6 @@ from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -58,6 +56,7 @@ from .attention_common import (
 )
 from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autocast, register_autograd
+from .triton_compat import tl, triton
 from .tuned import tuned_plan
 from .validate import require_floating, require_int32, require_kernel_dtype, require_same_device, require_shape
 

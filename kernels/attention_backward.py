@@ -18,8 +18,6 @@ import functools
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import attention_pytorch
@@ -52,6 +50,7 @@ from .attention_common import (
 from .launch import Gpu, LaunchPlan, gpu_of
 from .library import register
 from .rows import contiguous
+from .triton_compat import tl, triton
 
 
 @triton.jit

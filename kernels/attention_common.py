@@ -18,12 +18,11 @@ may run zero times it waits after every single HGMMA (its warning C7515).
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, next_power_of_2
 from .rows import accumulation_dtype, contiguous
+from .triton_compat import tl, triton
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)

@@ -25,14 +25,13 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .attention_common import LOG2E, tanh
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
 from .rows import accumulation_dtype
+from .triton_compat import tl, triton
 from .tuned import tuned_plan
 from .validate import (
     require_floating,

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triton import knobs
-from triton.backends.nvidia.compiler import get_ptxas
-
 from .launch import Gpu, LaunchPlan
+from .triton_compat import triton
 
 # Per SM of sm_80, sm_90 and sm_100 (CUDA programming guide, "Technical Specifications per Compute Capability").
 _REGISTERS_PER_SM = 65536
@@ -51,6 +49,7 @@ def inspect_plan(plan: LaunchPlan, gpu: Gpu) -> BinaryReport:
         return _read_amd(plan.compile(gpu), plan, gpu)
     # ptxas run again on the PTX would need Triton's own flags: --regAllocOptLevel alone turned 8 bytes of spill into 0.
     log = io.StringIO()
+    knobs = triton.knobs
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True  # a binary from the cache leaves no log
@@ -81,7 +80,7 @@ def _disassemble(cubin: bytes, gpu: Gpu) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        cuobjdump = Path(get_ptxas(gpu.compute_capability).path).with_name("cuobjdump")
+        cuobjdump = Path(triton.backends.nvidia.compiler.get_ptxas(gpu.compute_capability).path).with_name("cuobjdump")
         return subprocess.run([str(cuobjdump), "-sass", file.name], capture_output=True, text=True, check=True).stdout
 
 

@@ -25,14 +25,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import accumulation_dtype
+from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
 
 TILE = 4096

@@ -28,8 +28,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
@@ -41,6 +39,7 @@ from .rms_norm import plan_rms_norm, rms_norm_op
 from .rope import rope_op
 from .streaming import streaming_stages, wait_for_previous_kernel
 from .swiglu import glu_op
+from .triton_compat import tl, triton
 from .tuned import tuned_plan
 from .validate import (
     require_floating,

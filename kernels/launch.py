@@ -6,19 +6,14 @@ ahead of time for inspection; there is no autotuning at call time.
 """
 
 import functools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-# Triton 3.9 asks for this by name; 3.10 will turn the fusion of multiply and add off by default.
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
+
+from .triton_compat import triton
 
 
 @dataclass(frozen=True)
@@ -43,10 +38,11 @@ class Gpu:
         return int(self.arch.removeprefix("sm_")) if self.is_nvidia else 0
 
     @property
-    def target(self) -> GPUTarget:
+    def target(self) -> Any:
+        """Triton's `GPUTarget`."""
         if self.is_nvidia:
-            return GPUTarget("cuda", self.compute_capability, self.warp_size)
-        return GPUTarget("hip", self.arch, self.warp_size)
+            return triton.backends.compiler.GPUTarget("cuda", self.compute_capability, self.warp_size)
+        return triton.backends.compiler.GPUTarget("hip", self.arch, self.warp_size)
 
     @property
     def has_pdl(self) -> bool:
@@ -169,7 +165,7 @@ class _StandInDriver:
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
 
-    def get_current_target(self) -> GPUTarget:
+    def get_current_target(self) -> Any:
         return self._gpu.target
 
     def get_current_device(self) -> str:
@@ -181,6 +177,7 @@ class _StandInDriver:
 
 @contextmanager
 def _stand_in_driver(gpu: Gpu) -> Iterator[None]:
+    driver = triton.runtime.driver
     previous = driver._active
     driver.set_active(_StandInDriver(gpu))
     try:

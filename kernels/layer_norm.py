@@ -21,8 +21,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -30,6 +28,7 @@ from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
 from .layer_norm_backward import layer_norm_backward_op, plan_layer_norm_backward
 from .library import below_autograd, register, register_autograd
 from .rows import WHOLE_ROW_LIMIT, accumulation_dtype, cast, contiguous, row_tile
+from .triton_compat import tl, triton
 from .validate import (
     require_floating,
     require_floating_or_none,

@@ -9,8 +9,6 @@ by a second kernel in a fixed order: no atomics, the same bits every run.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
@@ -26,6 +24,7 @@ from .rows import (
     row_programs,
     row_tile,
 )
+from .triton_compat import tl, triton
 
 
 @triton.jit

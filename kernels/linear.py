@@ -21,8 +21,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -31,6 +29,7 @@ from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, register, register_autocast, register_autograd
 from .matmul import plan_linear
 from .rows import accumulation_dtype, plan_sum_rows
+from .triton_compat import tl, triton
 from .validate import (
     require_floating,
     require_floating_or_none,

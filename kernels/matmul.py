@@ -14,13 +14,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
 from .streaming import streaming_stages, wait_for_previous_kernel
+from .triton_compat import tl, triton
 from .tuned import tuned_plan
 
 FEW_ROWS = 16

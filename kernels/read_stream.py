@@ -4,11 +4,10 @@ Program i sums its BLOCK elements of x, and writes one number: 4 bytes for every
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .launch import INTERPRETED, LaunchPlan, cdiv
+from .triton_compat import tl, triton
 
 BLOCK = 8192
 """Elements a program: 32 KB, 128 bytes for each thread of 8 warps, all in flight at once."""

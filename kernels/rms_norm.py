@@ -22,8 +22,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -42,6 +40,7 @@ from .rows import (
     row_programs,
     row_tile,
 )
+from .triton_compat import tl, triton
 from .validate import (
     require_floating,
     require_floating_or_none,

@@ -21,13 +21,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import accumulation_dtype, cast
+from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device
 
 TILE_ELEMENTS = 4096

@@ -4,11 +4,10 @@ import functools
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
+from .triton_compat import tl, triton
 from .tuned import tuned_plan
 
 WHOLE_ROW_LIMIT = 16384

@@ -23,14 +23,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import LONG_ROW_BLOCK, WHOLE_ROW_LIMIT, RowTile, forward_tile, row_tile
+from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)

@@ -7,10 +7,8 @@ writes, into L2, and waits before it touches anything else.
 Source: CUDA C++ Programming Guide, programmatic dependent launch and synchronization; PTX ISA, griddepcontrol.
 """
 
-import triton
-import triton.language as tl
-
 from .launch import Gpu, cdiv
+from .triton_compat import tl, triton
 
 BYTES_IN_FLIGHT = 48 * 1024
 """Of weight, a multiprocessor: an H200 needs 36 KB (4.8 TB/s over 132 SMs at a latency of 1 us)."""

@@ -18,8 +18,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -27,6 +25,7 @@ from .activation import activate, activation_and_slope
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import accumulation_dtype, cast
+from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device
 
 TILE_COLUMNS = 1024

@@ -16,7 +16,7 @@ _HOMES = {"LLM": ".engine", "SamplingParams": ".engine", "profile": ".profiler.r
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use: the ops need Triton, `fuse` and `unfuse` transformers."""
+    """Imports on first use: the ops need PyTorch, `fuse` and `unfuse` transformers."""
     if name == "ops":
         return import_module(".ops", __name__)
     if name in _HOMES:

@@ -8,6 +8,7 @@ import torch
 
 from . import ops
 from .kernels.launch import INTERPRETED, gpu_of
+from .kernels.triton_compat import HAS_TRITON, triton
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "peft", "liger-kernel", "kernels")
 
@@ -24,14 +25,21 @@ def implementation_on(device: torch.device) -> Implementation:
     """The implementation that the dispatcher picks for tensors on `device`."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+        if not HAS_TRITON:
+            return Implementation(f"{name}: none", "tensors on a GPU run Triton kernels, and Triton is not installed")
         return Implementation(
             f"{name}: Triton", f"tensors on a GPU run the Triton kernels, planned for {gpu_of(device).arch}"
         )
     if device.type != "cpu":
         return Implementation(f"{device.type}: none", f"llama-fast has no implementation for {device.type!r} tensors")
+    if INTERPRETED and not HAS_TRITON:
+        return Implementation(
+            "CPU: none", "TRITON_INTERPRET asks for Triton's interpreter, and Triton is not installed"
+        )
     if INTERPRETED:
         return Implementation("CPU: Triton's interpreter", "TRITON_INTERPRET is set: right numbers, no speed")
-    return Implementation("CPU: PyTorch ops", "tensors on the CPU run PyTorch's own ops; no Triton kernel is involved")
+    involved = "no Triton kernel is involved" if HAS_TRITON else "Triton, which a GPU would need, is not installed"
+    return Implementation("CPU: PyTorch ops", f"tensors on the CPU run PyTorch's own ops; {involved}")
 
 
 def default_device() -> torch.device:
@@ -61,6 +69,8 @@ def op_names() -> list[str]:
 
 
 def _version(package: str) -> str:
+    if package == "triton":  # also installed under other names, such as triton-rocm
+        return str(triton.__version__)
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

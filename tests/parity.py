@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_fast.kernels.launch import INTERPRETED
 from llama_fast.kernels.parity import GRADIENT_FACTOR, OUTPUT_FACTOR, error_bound, relative_error
+from llama_fast.kernels.triton_compat import HAS_TRITON
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -19,6 +20,10 @@ on_triton = INTERPRETED or torch.cuda.is_available()
 triton_only = pytest.mark.skipif(not on_triton, reason="the PyTorch path takes this; only the Triton path is tested")
 pytorch_only = pytest.mark.skipif(on_triton, reason="float64 is for the PyTorch path on the CPU")
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="the interpreter would only repeat this, slowly")
+compiles_kernels = pytest.mark.skipif(
+    INTERPRETED or not HAS_TRITON,
+    reason="kernels are compiled by Triton, which is not installed or only interprets here",
+)
 
 
 def assert_parity(

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from triton.errors import TritonError
 
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementation, Implementations, Unavailable
 from llama_fast.benchmarks.suite.record import Result, Skipped
 from llama_fast.environment import default_device
 from llama_fast.kernels.parity import GRADIENT_FACTOR, OUTPUT_FACTOR, error_bound, relative_error
+from llama_fast.kernels.triton_compat import triton
 from llama_fast.profiler.measure.limits import Limits, measure_limits
 from llama_fast.profiler.measure.timing import Call, Timing, time_interleaved
 from llama_fast.profiler.measure.work import Work
@@ -33,7 +33,7 @@ QUICK_SECONDS = 0.1
 
 CALL_ERRORS = (
     RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError, NotImplementedError, AssertionError,
-    OSError, TritonError,
+    OSError, triton.TritonError,
 )  # fmt: skip
 """What implementations raise that cannot do what they are asked for."""
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from triton.errors import TritonError
 
 from llama_fast.benchmarks import (
     bench_attention,
@@ -40,6 +39,7 @@ from llama_fast.benchmarks.suite.record import Result
 from llama_fast.benchmarks.suite.run import case_name
 from llama_fast.kernels import tuned
 from llama_fast.kernels.launch import Gpu, gpu_of
+from llama_fast.kernels.triton_compat import triton
 from llama_fast.kernels.tuned import Entry, Key, Plan, asked, candidate
 from llama_fast.profiler.jsonfile import read_json
 from llama_fast.profiler.measure.limits import Limits
@@ -129,7 +129,7 @@ def _sweep_one(
     save()
     try:
         sweep.keys.append(sweep_key(key, cases, device, limits))
-    except (TritonError, RuntimeError) as error:
+    except (triton.TritonError, RuntimeError) as error:
         sweep.failed.append(f"{_name(key)}: {first_line(error)}")
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # raises, and ends this process, where a kernel broke the context
@@ -159,7 +159,7 @@ def keys_of(cases: Sequence[OpCase], device: torch.device, failed: list[str]) ->
                 problem = case.build(device)
                 problem.results(ours, problem.inputs, FORWARD)
                 del problem
-        except (TritonError, RuntimeError) as error:
+        except (triton.TritonError, RuntimeError) as error:
             failed.extend({f"{case_name(case)}: {first_line(error)}"}.difference(failed))
             continue
         for key in dict.fromkeys(keys):
@@ -186,7 +186,7 @@ def _compile(key: Key, plan: Plan, gpu: Gpu) -> None:
     for launch in plans:
         try:
             launch.compile(gpu)
-        except (TritonError, RuntimeError):  # it fails again, with its reason, where it is judged
+        except (triton.TritonError, RuntimeError):  # it fails again, with its reason, where it is judged
             return
 
 
@@ -245,7 +245,7 @@ def _under(key: Key, plan: Plan | None, ours: Callable[..., Any], *inputs: Any) 
     with candidate(key, plan):
         try:
             return ours(*inputs)
-        except TritonError as error:
+        except triton.TritonError as error:
             raise RuntimeError(str(error)) from error
 
 

@@ -24,7 +24,10 @@ def inspect(
     """Compile every plan for GPUs that need not be here, and show what the binaries use."""
     from ..kernels.catalog import OPS, examples, inspect_example
     from ..kernels.launch import GPUS, INTERPRETED
+    from ..kernels.triton_compat import HAS_TRITON, TritonNotInstalledError
 
+    if not HAS_TRITON:
+        raise fail(str(TritonNotInstalledError()))
     if INTERPRETED:
         raise fail("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
     chosen_gpus = [GPUS[name] for name in _choose("--gpu", gpu, list(GPUS))]

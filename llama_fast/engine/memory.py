@@ -1,9 +1,13 @@
 """What a model needs of a device's memory, told before it fails."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+_MEMINFO = Path("/proc/meminfo")
+_UNKNOWN = 8 << 30  # bytes of memory that a machine which does not tell is taken to have
 
 
 class NotEnoughMemoryError(ValueError):
@@ -46,11 +50,16 @@ class MemoryLedger:
 
 
 def available_bytes(device: torch.device | str) -> int:
-    """How much memory can be had now: a GPU's free memory; for the CPU that of the machine, or of its container if less."""
+    """How much memory can be had now: a GPU's free memory; for the CPU that of the machine, or of its container if less.
+
+    Only Linux says what is free: on macOS it is all memory there is, on Windows 8 GiB.
+    """
     device = torch.device(device)
     if device.type != "cpu":
         return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    if not _MEMINFO.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else _UNKNOWN
+    meminfo = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
     free = int(meminfo["MemAvailable"].split()[0]) * 1024
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":

@@ -467,3 +467,10 @@ def test_the_memory_ledger_says_what_is_too_large():
 
 def test_available_bytes_of_this_machine_are_plausible():
     assert 2**24 < available_bytes("cpu") < 2**50
+
+
+def test_available_bytes_are_plausible_where_no_meminfo_is(monkeypatch, tmp_path):
+    monkeypatch.setattr("llama_fast.engine.memory._MEMINFO", tmp_path / "meminfo")  # macOS
+    assert 2**24 < available_bytes("cpu") < 2**50
+    monkeypatch.delattr("os.sysconf")  # Windows
+    assert available_bytes("cpu") == 8 * 2**30

@@ -13,7 +13,7 @@ from llama_fast.kernels.attention_backward import attention_backward_op, plan_at
 from llama_fast.kernels.binary import inspect_plan
 from llama_fast.kernels.launch import GPUS, INTERPRETED
 from llama_fast.kernels.parity import relative_error
-from tests.parity import assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import assert_parity, assert_same_bits, compiles_kernels, not_interpreted, pytorch_only, triton_only
 
 # the interpreter multiplies the raw bits of bfloat16
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
@@ -358,7 +358,7 @@ def test_same_bits_every_run(device):
     assert_same_bits(lambda: _with_gradients(q, k, v))
 
 
-@not_interpreted
+@compiles_kernels
 def test_products_are_not_waited_for_one_by_one():
     """On sm_90 the HGMMAs of a product run back to back: two waits at most in each of the two loops, and one behind it."""
     for shape, plan in example_plans(GPUS["sm_90"]):
@@ -367,7 +367,7 @@ def test_products_are_not_waited_for_one_by_one():
         assert sass.count("WARPGROUP.DEPBAR") <= 6, f"{plan.kernel.__name__} {shape}"
 
 
-@not_interpreted
+@compiles_kernels
 def test_loops_stay_out_of_local_memory():
     """Where the examples do not look: a head_dim that is no power of two, and key ranges in the backward pass."""
     gpu, meta = GPUS["sm_90"], torch.device("meta")

@@ -22,7 +22,15 @@ from llama_fast.kernels.decode_layer import (
 )
 from llama_fast.kernels.launch import GPUS, INTERPRETED, Gpu, gpu_of
 from llama_fast.kernels.matmul import plan_linear
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import (
+    DTYPES,
+    assert_parity,
+    assert_same_bits,
+    compiles_kernels,
+    not_interpreted,
+    pytorch_only,
+    triton_only,
+)
 
 # The interpreter multiplies the raw bits of bfloat16 matrices; one row needs no matrix product.
 MATRIX_DTYPES = [torch.float32, torch.float16] if INTERPRETED else DTYPES
@@ -392,7 +400,7 @@ def test_bad_arguments_of_swiglu_are_named(changes, error, message):
         ops.norm_swiglu(**arguments)
 
 
-@not_interpreted
+@compiles_kernels
 def test_dependent_launch_is_in_the_plan_and_in_the_code():
     """On sm_90 nothing but the prefetch stands before the wait; other GPUs have none of it."""
     for arch, has_pdl in (("sm_80", False), ("sm_90", True), ("gfx942", False)):
@@ -411,7 +419,7 @@ def test_dependent_launch_is_in_the_plan_and_in_the_code():
                 assert "griddepcontrol.launch_dependents" in after
 
 
-@not_interpreted
+@compiles_kernels
 @pytest.mark.parametrize("arch", ["sm_86", "sm_120"])
 @pytest.mark.parametrize(("hidden", "heads", "kv_heads"), [(576, 9, 3), (2048, 8, 1), (4096, 20, 1)])
 def test_the_ring_fits_a_small_shared_memory(arch, hidden, heads, kv_heads):
@@ -432,7 +440,7 @@ def test_the_ring_fits_a_small_shared_memory(arch, hidden, heads, kv_heads):
             assert plan.compile(gpu).metadata.shared <= gpu.shared_bytes
 
 
-@not_interpreted
+@compiles_kernels
 def test_a_step_of_another_size_needs_no_other_binary():
     """2 to 16 rows, any width of the block table, wherever the numbers of a step lie: no step waits for the compiler."""
     gpu, binaries = GPUS["sm_90"], {}

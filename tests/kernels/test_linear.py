@@ -11,7 +11,15 @@ from llama_fast.kernels import matmul, reference
 from llama_fast.kernels.launch import GPUS, INTERPRETED
 from llama_fast.kernels.linear import example_plans, linear_backward_op, linear_op, linear_training_op
 from llama_fast.kernels.matmul import plan_linear
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import (
+    DTYPES,
+    assert_parity,
+    assert_same_bits,
+    compiles_kernels,
+    not_interpreted,
+    pytorch_only,
+    triton_only,
+)
 
 ACTIVATIONS = {
     "silu": F.silu,
@@ -285,7 +293,7 @@ def test_few_rows_keep_enough_of_the_weight_in_flight(out_features, in_features,
     assert programs <= resident or not add_splits
 
 
-@not_interpreted
+@compiles_kernels
 def test_products_are_not_waited_for_one_by_one():
     """On sm_90 the HGMMAs of a step run back to back: one wait in the loop, and one behind it."""
     products = [(shape, plan) for shape, plan in example_plans(GPUS["sm_90"]) if "INPUT_PRECISION" in plan.constants]

@@ -22,6 +22,7 @@ from llama_fast.benchmarks.report import tables
 from llama_fast.benchmarks.suite import comparison
 from llama_fast.benchmarks.suite.comparison import FORWARD, TRAINING, OpCase
 from llama_fast.benchmarks.suite.record import Record, Result, Skipped
+from llama_fast.kernels.triton_compat import triton
 from llama_fast.profiler.measure import timing
 from llama_fast.profiler.measure.limits import Limits
 from llama_fast.profiler.measure.timing import Timing, time_interleaved
@@ -134,7 +135,7 @@ def cases(device, *, quick):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("no kernel\nand a trace"), KeyError("no kernel"), comparison.TritonError("no kernel")]
+    "error", [RuntimeError("no kernel\nand a trace"), KeyError("no kernel"), triton.TritonError("no kernel")]
 )
 def test_a_peer_that_raises_does_not_stop_the_others(error: Exception) -> None:
     def raising(x: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def test_a_peer_that_raises_while_it_is_timed_does_not_stop_the_others() -> None
     assert results["other"].samples and results[BASELINE].samples
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), comparison.TritonError("out of memory")])
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), triton.TritonError("out of memory")])
 def test_an_error_before_anybody_is_called_is_everybodys(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     tried = []
 
