@@ -1,8 +1,7 @@
-"""Text to tokens and back: `tokenizer.json`, chat templates, and text that comes a token at a time."""
+"""Text to tokens and back: `tokenizer.json`, the files beside it, and chat templates."""
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,17 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_INCOMPLETE = "\ufffd"  # what decoding gives for bytes that are no character, or not yet one
-_PROMPT_CONTEXT = 16  # of a prompt, so many tokens are enough to tell how the text goes on
+from .byte_tokens import is_byte_token, whole_characters
+from .special_tokens import DeclaredTokens
+
+TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
     """The tokenizer in a model's folder.
 
-    It reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` or `config.json` for
-    the end tokens, and `chat_template.jinja`. Only the first must be there.
+    It reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` or
+    `config.json` for the end tokens, and `chat_template.jinja`. Only the first must be there.
 
     Args:
         folder: where the files are.
@@ -31,6 +31,8 @@ class Tokenizer:
     Attributes:
         bos_id: the token a text starts with, None if the model uses none.
         eos_ids: the tokens that end a text: the tokenizer's own and those the generation config names.
+        special_ids: the special tokens, which `decode` skips.
+        byte_ids: the tokens that are one byte each, where the vocabulary falls back on bytes.
 
     Raises:
         ValueError: there is no `tokenizer.json`; a file cannot be read, or names a token that is not in the vocabulary.
@@ -40,35 +42,33 @@ class Tokenizer:
         self.folder = Path(folder)
         self._tokenizer = _load(self.folder)
         config = _read_json(self.folder / "tokenizer_config.json")
-        self._named = _named_tokens(_read_json(self.folder / "special_tokens_map.json") | config)
-        self._add_missing(config)
+        self._named = self._add_declared(config)
         generation = _read_json(self.folder / "generation_config.json")
         model = _read_json(self.folder / "config.json")
         self.bos_id = self._bos_id(generation.get("bos_token_id", model.get("bos_token_id")))
-        eos = generation.get("eos_token_id", model.get("eos_token_id"))
-        named = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         own = [self._id_of(self._named["eos_token"])] if "eos_token" in self._named else []
-        self.eos_ids = tuple(sorted({*named, *own}))
+        self.eos_ids = tuple(sorted({*configured_eos_ids(self.folder), *own}))
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._decoder = self._tokenizer.decoder
         self.byte_ids = self._byte_ids()
         self._template = _chat_template(self.folder, config)
 
-    def _add_missing(self, config: Mapping[str, Any]) -> None:
-        """Tokens that only `tokenizer_config.json` declares; and named ones that the vocabulary has but not as special."""
-        known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
-        declared = config.get("added_tokens_decoder", {})
-        for _, token in sorted(declared.items(), key=lambda item: int(item[0])):
-            if token["content"] not in known:
-                keys = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-                self._tokenizer.add_tokens([tokenizers.AddedToken(**{key: token[key] for key in keys if key in token})])
-                known.add(token["content"])
+    def _add_declared(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Adds the tokens that other files declare; one that the vocabulary has keeps its id. Returns the named ones."""
+        declared = DeclaredTokens.read(
+            config,
+            _read_json(self.folder / "special_tokens_map.json"),
+            _read_json(self.folder / "added_tokens.json"),
+            known={token.content for token in self._tokenizer.get_added_tokens_decoder().values()},
+        )
+        self._tokenizer.add_tokens(declared.added)
         for name in ("bos_token", "eos_token"):
-            text = self._named.get(name)
-            if text is not None and text not in known:
-                self._id_of(text)
-                self._tokenizer.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False)])
+            if name in declared.named:  # a new id would be one that the model has never seen
+                self._id_of(declared.named[name])
+        self._tokenizer.add_tokens(declared.special)
+        return declared.named
 
     def _id_of(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
@@ -83,10 +83,9 @@ class Tokenizer:
 
     def _byte_ids(self) -> frozenset[int]:
         """Tokens that are one byte each, where the decoder joins runs of them to characters."""
-        decoder = self._tokenizer.decoder
-        if decoder is None or decoder.decode(["<0x41>"]) != "A":
+        if self._decoder is None or self._decoder.decode(["<0x41>"]) != "A":
             return frozenset()
-        return frozenset(i for token, i in self._tokenizer.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
+        return frozenset(i for token, i in self._tokenizer.get_vocab().items() if is_byte_token(token))
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text. It starts with exactly one BOS if the model uses one, also where the text spells it.
@@ -104,8 +103,18 @@ class Tokenizer:
         return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        """The text of tokens. Bytes that are no UTF-8 become U+FFFD; in a run of byte tokens, no others: see `byte_tokens`."""
+        shown = [i for i in ids if i not in self.special_ids] if skip_special else list(ids)
+        if self.byte_ids.isdisjoint(shown):
+            return self._tokenizer.decode(shown, skip_special_tokens=False)
+        assert self._decoder is not None
+        tokens = (token for i in shown if (token := self.token(i)) is not None)
+        text: str = self._decoder.decode(list(whole_characters(tokens)))
+        return text
+
+    def token(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it, None for an id that it does not have."""
+        return self._tokenizer.id_to_token(token_id)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
@@ -140,18 +149,34 @@ class Tokenizer:
             raise ValueError(f"the chat template of {self.folder} refuses these messages: {error}") from error
 
 
-def _load(folder: Path) -> tokenizers.Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        if (folder / "tokenizer.model").is_file():
-            raise ValueError(
-                f"{folder} has a tokenizer.model but no tokenizer.json. Convert it once: pip install transformers sentencepiece "
-                f"tiktoken protobuf; python -c \"from transformers import AutoTokenizer as A; p = '{folder}'; "
-                'A.from_pretrained(p).save_pretrained(p)"'
-            )
-        raise ValueError(
-            f"{folder} has no tokenizer.json: copy it, and tokenizer_config.json, from the model that this one was made from"
+def has_tokenizer(folder: Path) -> bool:
+    return (folder / TOKENIZER_FILE).is_file()
+
+
+def no_tokenizer(folder: Path) -> ValueError:
+    """The error that says how a folder without a `tokenizer.json` gets one."""
+    if (folder / "tokenizer.model").is_file():
+        return ValueError(
+            f"{folder} has a tokenizer.model but no tokenizer.json. Convert it once: pip install transformers sentencepiece "
+            f"tiktoken protobuf; python -c \"from transformers import AutoTokenizer as A; p = '{folder}'; "
+            'A.from_pretrained(p).save_pretrained(p)"'
         )
+    return ValueError(
+        f"{folder} has no tokenizer.json: copy it, and tokenizer_config.json, from the model that this one was made from"
+    )
+
+
+def configured_eos_ids(folder: Path) -> set[int]:
+    """The end tokens that `generation_config.json`, or `config.json`, names."""
+    generation, model = _read_json(folder / "generation_config.json"), _read_json(folder / "config.json")
+    eos = generation.get("eos_token_id", model.get("eos_token_id"))
+    return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+
+
+def _load(folder: Path) -> tokenizers.Tokenizer:
+    if not has_tokenizer(folder):
+        raise no_tokenizer(folder)
+    path = folder / TOKENIZER_FILE
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for every fault of the file
@@ -171,16 +196,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object")
     return content
-
-
-def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token` and the like, each as its text; in files it is a string, or an object with its `content`."""
-    tokens = {}
-    for name, value in config.items():
-        text = value.get("content") if isinstance(value, Mapping) else value
-        if name.endswith("_token") and isinstance(text, str):
-            tokens[name] = text
-    return tokens
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -222,84 +237,3 @@ def _to_json(
 ) -> str:
     """jinja2's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-class DetokenizedStream:
-    """Text from tokens that come one at a time. All pieces joined are the text that decoding all tokens at once gives.
-
-    A piece is final: never half a character, and nothing given is taken back. So a run of byte tokens (byte fallback) is given
-    when it ends, because one wrong byte makes U+FFFD of the whole run.
-
-    Args:
-        tokenizer: whose tokens.
-        prompt_ids: the text goes on after these: with them, a leading space that the tokenizer joins to words is kept.
-        skip_special: special tokens give no text.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Iterable[int] = (), *, skip_special: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special else frozenset()
-        shown = [token_id for token_id in prompt_ids if token_id not in self._skipped]
-        # tokens whose text was given, as the context that tells spaces, then those whose text was not yet, or in part
-        self._window = shown[-_PROMPT_CONTEXT:]
-        self._given = len(self._decode(self._window).removesuffix(_INCOMPLETE))
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special=False)
-
-    def _final(self, text: str) -> str:
-        """What of the window's text no later token changes: a cut character shows as one U+FFFD at the end."""
-        if self._window and self._window[-1] in self._tokenizer.byte_ids:
-            return text[: self._given]
-        return text.removesuffix(_INCOMPLETE)
-
-    def push(self, token_id: int) -> str:
-        """The text that became final with this token, often none."""
-        if token_id in self._skipped:
-            return ""
-        self._window.append(token_id)
-        text = self._decode(self._window)
-        final = self._final(text)
-        piece, self._given = final[self._given :], max(len(final), self._given)
-        if len(final) == len(text):  # all is given: this token alone tells how the text goes on
-            self._window, self._given = [token_id], len(self._decode([token_id]))
-        return piece
-
-    def flush(self) -> str:
-        """The rest of the text, once no more tokens come; what is still incomplete becomes U+FFFD."""
-        piece = self._decode(self._window)[self._given :]
-        self._given += len(piece)
-        return piece
-
-
-class StopStrings:
-    """Finds the first stop string in a text that comes in pieces, and holds back what could be the start of one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-        self.found: str | None = None
-
-    def push(self, piece: str) -> str:
-        """The text that is certain to stand before any stop string. After one was `found` there is no more of it."""
-        if self.found is not None:
-            return ""
-        text = self._held + piece
-        ends = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if ends:
-            at, self.found = min(ends)
-            self._held = ""
-            return text[:at]
-        hold = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
-
-    def flush(self) -> str:
-        """What was held back, once no more text comes."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are a start of `stop`."""
-    return next((k for k in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:k])), 0)

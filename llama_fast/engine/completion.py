@@ -1,10 +1,13 @@
 """What a request has produced: tokens become text, and text ends where it should."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..decoder.tokenizer import DetokenizedStream, StopStrings, Tokenizer
+from ..decoder.detokenizer import DetokenizedStream
+from ..decoder.tokenizer import Tokenizer
 from .sampling import Logprobs, SamplingParams
+from .stop_strings import StopStrings
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -28,8 +31,12 @@ class TokenLogprob:
 class Completion:
     """What a request has generated; `others` are the second to the last of `n` results, and `outputs` all of them.
 
-    `text` ends before what stopped it, while `token_ids` hold the token that stopped it too. `finish_reason` is "stop" (an end
-    token, a stop token or a stop string), "length" (`max_tokens`, or the end of the context), "cancelled", or None while it runs.
+    `text` is what `token_ids` add to the text of the prompt (`DetokenizedStream` says what that is where the prompt ends inside a
+    character), up to what stopped it; `token_ids` hold the token that stopped it too. It is empty with `detokenize=False`, and
+    where the model's folder has no tokenizer.
+
+    `finish_reason` is "stop" (an end token, a stop token or a stop string), "length" (`max_tokens`, or the end of the context),
+    "cancelled", or None while it runs. `stop_reason` is the stop string or the stop token's id; None for the model's own end tokens.
     `logprobs` has an entry for each token, `prompt_logprobs` one for each token of the prompt after the first, if asked for.
     """
 
@@ -37,6 +44,7 @@ class Completion:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
     others: list["Completion"] = field(default_factory=list, repr=False, compare=False)
@@ -51,12 +59,17 @@ class Output:
     """A completion that grows token by token. `new_text()` gives what has been settled since it was last asked."""
 
     def __init__(
-        self, completion: Completion, params: SamplingParams, tokenizer: Tokenizer, *, ending_ids: frozenset[int]
+        self, completion: Completion, params: SamplingParams, tokenizer: Tokenizer | None, *, eos_ids: Iterable[int]
     ) -> None:
         self.completion = completion
-        self._ending_ids, self._min_tokens = ending_ids, params.min_tokens
-        self._detokenizer = DetokenizedStream(tokenizer, completion.prompt_token_ids)
-        self._stops = StopStrings(params.stop_strings)
+        self._min_tokens, self._include = params.min_tokens, params.include_stop_str_in_output
+        self._stop_ids = frozenset(params.stop_token_ids)
+        self._eos_ids = frozenset() if params.ignore_eos else frozenset(eos_ids)
+        self._detokenizer: DetokenizedStream | None = None
+        if tokenizer is not None and params.detokenize:
+            ids, skip = completion.prompt_token_ids, params.skip_special_tokens
+            self._detokenizer = DetokenizedStream(tokenizer, ids, skip_special=skip)
+        self._stops = StopStrings(params.stop_strings, include=self._include)
         self._given = 0
 
     def push(self, token_id: int, logprob: TokenLogprob | None, *, last: bool) -> bool:
@@ -65,29 +78,31 @@ class Output:
         completion.token_ids.append(token_id)
         if logprob is not None and completion.logprobs is not None:
             completion.logprobs.append(logprob)
-        if token_id in self._ending_ids:
-            self.end("stop")
-        else:
+        is_eos, is_stop = token_id in self._eos_ids, token_id in self._stop_ids
+        if self._detokenizer and (self._include or not (is_eos or is_stop)):
             self._settle(self._detokenizer.push(token_id))
-            if last and completion.finish_reason is None:
-                self.end("length")
+        if is_eos or is_stop:
+            self.end("stop", None if is_eos else token_id)
+        elif last:
+            self.end("length")
         return completion.finish_reason is not None
 
-    def end(self, reason: FinishReason) -> None:
-        """Ends the completion, and settles what was held back."""
-        self._settle(self._detokenizer.flush())
-        if self.completion.finish_reason is None:
-            self.completion.text += self._stops.flush()
-            self.completion.finish_reason = reason
+    def end(self, reason: FinishReason, stop_reason: int | None = None) -> None:
+        """Ends the completion, unless a stop string has, and settles what was held back."""
+        completion = self.completion
+        if self._detokenizer and completion.finish_reason is None:
+            self._settle(self._detokenizer.flush())
+        if completion.finish_reason is None:
+            completion.text += self._stops.flush()
+            completion.finish_reason, completion.stop_reason = reason, stop_reason
 
     def new_text(self) -> str:
         start, self._given = self._given, len(self.completion.text)
         return self.completion.text[start:]
 
     def _settle(self, text: str) -> None:
-        """Adds text up to the first stop string, which ends the completion. The first `min_tokens` tokens stop nothing."""
-        if len(self.completion.token_ids) >= self._min_tokens:
-            text = self._stops.push(text)
-            if self._stops.found is not None:
-                self.completion.finish_reason = "stop"
-        self.completion.text += text
+        """Adds text up to the first stop string, which ends the completion; one that ends in the first `min_tokens` tokens does not."""
+        completion = self.completion
+        completion.text += self._stops.push(text, may_end=len(completion.token_ids) > self._min_tokens)
+        if self._stops.found is not None:
+            completion.finish_reason, completion.stop_reason = "stop", self._stops.found

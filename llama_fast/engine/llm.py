@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..decoder import checkpoint
 from ..decoder.model import Decoder, Fusions
-from ..decoder.tokenizer import Tokenizer
+from ..decoder.tokenizer import Tokenizer, configured_eos_ids, has_tokenizer, no_tokenizer
 from . import prompt_logprobs
 from .cache import BlockPool, KVCache
 from .completion import Completion, Output, TokenLogprob
@@ -88,7 +88,9 @@ class LLM:
         opened = checkpoint.open_checkpoint(checkpoint.find(EMBEDDED_MODEL if model is None else model))
         self.config = config = opened.config
         self.dtype = dtype_of(dtype, opened.dtype, self.device)
-        self.tokenizer = Tokenizer(opened.folder)
+        self._folder = opened.folder
+        self._tokenizer = Tokenizer(self._folder) if has_tokenizer(self._folder) else None
+        self._eos_ids = self._tokenizer.eos_ids if self._tokenizer else configured_eos_ids(self._folder)
         self.max_context = config.max_positions if max_context is None else max_context
         if self.max_context > config.max_positions and config.rope.rope_type != "dynamic":
             warnings.warn(
@@ -110,7 +112,7 @@ class LLM:
         self._pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
         self._scheduler = Scheduler(self._pool, max_batch=max_batch, step_tokens=step_tokens)
         # a tokenizer may have more tokens than the model
-        eos_ids = [i for i in self.tokenizer.eos_ids if i < config.vocab_size]
+        eos_ids = [i for i in self._eos_ids if i < config.vocab_size]
         self._sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
         self._last_tokens = torch.zeros(max_batch + 1, dtype=torch.int64, device=self.device)
         self._runs: dict[TokenSequence, Run] = {}
@@ -131,6 +133,17 @@ class LLM:
         self.on_phase: Callable[[str], None] | None = None
 
     # --- what users call ---------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            ValueError: its folder has none. Prompts of token ids get their tokens all the same, with an empty text.
+        """
+        if self._tokenizer is None:
+            raise no_tokenizer(self._folder)
+        return self._tokenizer
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Iterable[SamplingParams] | None = None
@@ -201,22 +214,24 @@ class LLM:
         """Queues a prompt; `step` works on it until `request.done`.
 
         Raises:
-            ValueError: the prompt is empty or longer than the context or the cache, or `params` do not fit the model.
+            ValueError: the prompt is empty or longer than the context or the cache; `params` do not fit the model; or prompt or
+                `params` hold text (stop strings too), and the model has no tokenizer.
         """
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise ValueError(f"params must be SamplingParams, got {params!r}")
-        ids = token_ids_of(prompt, self.tokenizer, self.config.vocab_size)
+        ids = token_ids_of(prompt, lambda text: self.tokenizer.encode(text), self.config.vocab_size)
         if len(ids) > self._longest:
             what = "context" if self._longest == self.max_context else "KV cache (give a larger max_cache_tokens)"
             raise ValueError(f"the prompt has {len(ids)} tokens, and the {what} holds {self._longest}")
-        params.check_vocabulary(self.config.vocab_size, self.tokenizer.eos_ids)
+        params.check_vocabulary(self.config.vocab_size, self._eos_ids)
         room = self._longest - len(ids)
         most = room if params.max_tokens is None else min(params.max_tokens, room)
         runs: dict[TokenSequence, Run] = {}
+        tokenizer = self.tokenizer if params.stop_strings else self._tokenizer
         for seed in params.seeds():
             completion = Completion(ids, logprobs=None if params.logprobs is None else [])
-            output = Output(completion, params, self.tokenizer, ending_ids=params.ending_ids(self.tokenizer.eos_ids))
+            output = Output(completion, params, tokenizer, eos_ids=self._eos_ids)
             # the first computes all of the prompt if its log-probabilities are asked for
             reuse = self._prefixes_are_reusable and (params.prompt_logprobs is None or bool(runs))
             sequence = TokenSequence(list(ids), max(1, most), reuse_prefix=reuse)

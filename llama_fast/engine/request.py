@@ -1,11 +1,10 @@
 """Requests: what users ask of the engine, and what it knows of each."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
-from ..decoder.tokenizer import Tokenizer
 from .completion import Completion, Output
 from .sampling import SamplingParams
 from .scheduler import Sequence as TokenSequence
@@ -58,9 +57,9 @@ def as_prompts(prompts: Any) -> list[Prompt]:
     return [each] if each and isinstance(each[0], Integral) else each
 
 
-def token_ids_of(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
+def token_ids_of(prompt: Prompt, encode: Callable[[str], list[int]], vocab_size: int) -> list[int]:
     """A prompt's token ids: those of a string, or those that are given. Raises ValueError for what is neither, and for none."""
-    given: Any = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    given: Any = encode(prompt) if isinstance(prompt, str) else prompt
     given = given.tolist() if hasattr(given, "tolist") else given
     # bytes would be read as integers
     is_ids = isinstance(given, Iterable) and not isinstance(given, bytes | bytearray | memoryview)

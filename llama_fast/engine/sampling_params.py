@@ -26,10 +26,13 @@ class SamplingParams:
         logit_bias: added to the logits of these tokens.
         allowed_token_ids: only these tokens; None: all.
         banned_token_ids: never these tokens.
-        stop: ends the output before any of these strings.
+        stop: ends the output before the one of these strings that is complete first.
         stop_token_ids: ends the output at these tokens, beside the model's own end tokens.
         ignore_eos: the model's end tokens do not end the output.
-        min_tokens: no end or stop token is chosen before so many tokens.
+        include_stop_str_in_output: the text ends after the stop string, or after the text of the token that ended it.
+        skip_special_tokens: special tokens give no text.
+        detokenize: False: no text is made, and `stop` cannot be given.
+        min_tokens: no end or stop token is chosen before so many tokens, and no stop string that ends in their text counts.
         max_tokens: at most so many tokens; None: until the context is full.
         n: so many outputs, each with a seed of its own.
         logprobs: return the chosen token's log-probability and so many of the likeliest; None: none.
@@ -53,6 +56,9 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    detokenize: bool = True
     min_tokens: int = 0
     max_tokens: int | None = 128
     n: int = 1
@@ -71,7 +77,12 @@ class SamplingParams:
                 raise ValueError(f"{name} must be an integer, at least {low}{' (or None)' * or_none}, got {value!r}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) must not be more than max_tokens ({self.max_tokens})")
+        for name in ("include_stop_str_in_output", "skip_special_tokens", "detokenize"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
         self._freeze_collections()
+        if self.stop and not self.detokenize:
+            raise ValueError(f"stop must not be given with detokenize=False: there is no text, got {self.stop!r}")
 
     def _freeze_collections(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

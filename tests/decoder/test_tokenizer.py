@@ -1,31 +1,20 @@
-"""Tokens, chats and streamed text as transformers has them, for each kind of tokenizer that LLaMA-like models come with."""
+"""Tokens and chats as transformers has them, for each kind of tokenizer that LLaMA-like models come with."""
 
-import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 import llama_fast
-from llama_fast.decoder.tokenizer import DetokenizedStream, StopStrings, Tokenizer
+from llama_fast.decoder.tokenizer import Tokenizer
+from tests.decoder.made_tokenizers import MADE, SAMPLES, byte_level, llama2, write
 
 REPOSITORY = Path(llama_fast.__file__).parent.parent
 EMBEDDED = REPOSITORY / "llama_fast" / "demo_model"
 DREAM = REPOSITORY.parent / "shared" / "checkpoints" / "dream-260k"
 
-SAMPLES = [
-    "Once upon a time, there was a small owl. It didn't sleep.",
-    "  two spaces, a tab\tand\n\n lines ",
-    "naïve café, 你好世界, 한국어, 🦙👩‍👩‍👧 ok",
-    "",
-    " ",
-    "a",
-]
-SPECIAL = ["<unk>", "<s>", "</s>"]
 TEMPLATE = """\
 {{ bos_token }}{% for m in messages %}
     {%- if m.role not in ['user', 'assistant'] %}{{ raise_exception('no role ' + m.role) }}{% endif %}
@@ -33,70 +22,6 @@ TEMPLATE = """\
     {% else %}[{{ m | tojson }}]{% endif %}
     {% if loop.index > 5 %}{% break %}{% endif %}
 {% endfor %}{% if add_generation_prompt %}>>{{ strftime_now('%Y') }}{{ tools is none }}{% endif %}"""
-
-
-def with_bos(backend: Backend) -> Backend:
-    template = {"single": "<s> $A", "pair": "<s> $A <s> $B", "special_tokens": [("<s>", backend.token_to_id("<s>"))]}
-    backend.post_processor = processors.TemplateProcessing(**template)
-    return backend
-
-
-def byte_level() -> Backend:
-    """As Llama 3, Qwen and the embedded model: BPE on bytes, so that one character may be several tokens."""
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
-    )
-    backend.train_from_iterator(SAMPLES[:2] * 3, trainer)
-    return with_bos(backend)
-
-
-def words() -> tuple[list[str], list[tuple[str, str]]]:
-    """Pieces and merges of a BPE on characters, with ▁ for a space."""
-    backend = Backend(models.BPE())
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trainer = trainers.BpeTrainer(vocab_size=80, show_progress=False)
-    backend.train_from_iterator(SAMPLES[:1] * 3 + ["▁▁▁"], trainer)
-    model = json.loads(backend.to_str())["model"]
-    return sorted(model["vocab"], key=model["vocab"].get), [tuple(merge) for merge in model["merges"]]
-
-
-def llama2() -> Backend:
-    """As Llama 2's `tokenizer.json`: BPE on characters, bytes for unknown ones, a space before the text that decoding strips."""
-    pieces, merges = words()
-    tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    backend = Backend(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(strip)
-    return with_bos(backend)
-
-
-def unigram() -> Backend:
-    """As sentencepiece's Unigram models: Metaspace before the model and as the decoder, bytes for unknown characters."""
-    pieces, _ = words()
-    tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
-    scores = [(token, -float(i) / len(tokens)) for i, token in enumerate(tokens)]
-    backend = Backend(models.Unigram(scores, unk_id=0, byte_fallback=True))
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    return with_bos(backend)
-
-
-MADE = {"byte-level": byte_level, "llama-2": llama2, "unigram": unigram}
-
-
-def write(folder: Path, backend: Backend, **config) -> Path:
-    backend.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "TokenizersBackend", "bos_token": "<s>", "eos_token": "</s>"} | config
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture(scope="module", params=[*MADE, "embedded", "dream-260k"])
@@ -211,14 +136,19 @@ def test_end_tokens_are_the_tokenizers_and_the_generation_configs(tmp_path) -> N
     assert Tokenizer(folder).eos_ids == (0, 2, 9)
 
 
-def test_tokens_only_the_config_declares_are_read(tmp_path) -> None:
-    declared = {"content": "<|turn|>", "special": True, "normalized": False, "lstrip": False, "rstrip": False}
-    backend = byte_level()
-    size = backend.get_vocab_size()
-    folder = write(tmp_path, backend, added_tokens_decoder={str(size): declared | {"single_word": False}})
-    ours, theirs = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    assert ours.encode("a<|turn|>b") == theirs("a<|turn|>b").input_ids
-    assert size in ours.special_ids and ours.vocab_size == size + 1 == len(theirs)
+def test_one_wrong_byte_does_not_spoil_its_run(tmp_path) -> None:
+    """As sentencepiece reads it: U+FFFD for each byte that is part of no character, and for no other."""
+    ours = Tokenizer(write(tmp_path, llama2()))
+
+    def text(spelled: bytes) -> str:
+        return ours.decode([ours.encode("a")[-1], *(3 + byte for byte in spelled)])
+
+    assert text("ไทย".encode()) == "aไทย"
+    assert text("ไทย".encode()[:-1]) == "aไท\ufffd\ufffd"
+    assert text("ไทย".encode()[1:]) == "a\ufffd\ufffdทย"
+    assert text(b"\xff\xe0\xb8A\xed\xa0\x80\xf0\x9f\xa6\x99") == "a\ufffd\ufffd\ufffdA\ufffd\ufffd\ufffd🦙"
+    ids = [3 + 0xF0, 2, *(3 + byte for byte in b"\x9f\xa6\x99")]
+    assert ours.decode(ids) == "🦙" and ours.decode(ids, skip_special=False) == "\ufffd</s>\ufffd\ufffd\ufffd"
 
 
 def test_a_text_that_is_not_unicode(tmp_path) -> None:
@@ -248,87 +178,3 @@ def test_what_the_file_says_of_padding_and_truncation_is_not_followed(tmp_path) 
     backend.enable_padding(length=50)
     backend.enable_truncation(3)
     assert len(Tokenizer(write(tmp_path, backend)).encode("?" * 10)) == 11
-
-
-def streamed(tokenizer: Tokenizer, ids: list[int], prompt_ids: list[int] = (), skip_special: bool = True) -> list[str]:
-    stream = DetokenizedStream(tokenizer, prompt_ids, skip_special=skip_special)
-    return [*(stream.push(token_id) for token_id in ids), stream.flush()]
-
-
-def test_streamed_text_is_the_text_and_comes_without_delay(tokenizer) -> None:
-    for text in SAMPLES:
-        ids = tokenizer.encode(text)
-        pieces = streamed(tokenizer, ids)
-        assert "".join(pieces) == tokenizer.decode(ids)
-        assert not any("\ufffd" in piece for piece in pieces)
-    ids = tokenizer.encode(SAMPLES[0])
-    # BOS and the space before the text give none; a byte token waits for the end of its run
-    waiting = [token_id for token_id, piece in zip(ids[2:], streamed(tokenizer, ids)[2:], strict=False) if not piece]
-    assert set(waiting) <= tokenizer.byte_ids
-
-
-@given(data=st.data())
-def test_any_tokens_streamed_are_the_text_they_decode_to(tokenizer, data) -> None:
-    known = [*tokenizer.encode("🦙 two  owls 你"), tokenizer.eos_ids[0]]
-    token = st.integers(0, tokenizer.vocab_size - 1) | st.sampled_from(known)
-    if tokenizer.byte_ids:
-        token |= st.sampled_from(sorted(tokenizer.byte_ids))
-    ids = data.draw(st.lists(token, max_size=40))
-    skip = data.draw(st.booleans())
-    pieces = streamed(tokenizer, ids, skip_special=skip)
-    assert "".join(pieces) == tokenizer.decode(ids, skip_special=skip)
-
-
-@given(data=st.data())
-def test_text_after_a_prompt_goes_on_where_the_prompt_ends(tokenizer, data) -> None:
-    prompt = tokenizer.encode(data.draw(st.sampled_from([text for text in SAMPLES if text.strip()])))
-    ids = data.draw(st.lists(st.sampled_from(tokenizer.encode(SAMPLES[0] + " 🦙 é")), max_size=30))
-    if tokenizer.byte_ids:  # bytes of the prompt's last run and the first of the text would make one run
-        ids = [tokenizer.encode("owl")[-1], *ids]
-    pieces = streamed(tokenizer, ids, prompt)
-    assert tokenizer.decode(prompt) + "".join(pieces) == tokenizer.decode(prompt + ids)
-
-
-def test_text_after_bos_alone_starts_like_a_text(tokenizer) -> None:
-    bos, *ids = tokenizer.encode("owl")
-    assert "".join(streamed(tokenizer, ids, [bos])) == "owl"
-
-
-def test_a_character_comes_whole_with_its_last_byte(tmp_path) -> None:
-    ours = Tokenizer(write(tmp_path, byte_level()))
-    ids = ours.encode("🦙a")[1:]
-    assert len(ids) == 5
-    assert streamed(ours, ids) == ["", "", "", "🦙", "a", ""]
-    assert streamed(ours, ids[:2]) == ["", "", "\ufffd"]
-
-
-def test_a_long_stream_looks_at_few_tokens(tokenizer) -> None:
-    stream = DetokenizedStream(tokenizer)
-    for token_id in tokenizer.encode(SAMPLES[0]) * 5:
-        stream.push(token_id)
-        assert len(stream._window) <= 8
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_a_stop_string_is_found_across_pieces(size: int) -> None:
-    def feed(text: str, *stops: str) -> tuple[str, str | None]:
-        matcher = StopStrings(stops)
-        pieces = [matcher.push(text[i : i + size]) for i in range(0, len(text), size)]
-        return "".join(pieces) + matcher.flush(), matcher.found
-
-    assert feed("one, two. three", "two", ".") == ("one, ", "two")
-    assert feed("aab aaab", "aaab") == ("aab ", "aaab")
-    assert feed("no stop: tw", "two") == ("no stop: tw", None)
-    assert feed("no stops") == ("no stops", None)
-    assert feed("END", "END") == ("", "END")
-
-
-def test_only_what_may_be_a_stop_string_is_held_back() -> None:
-    matcher = StopStrings(["\n\nUser:", "###"])
-    assert [matcher.push(piece) for piece in ("a\n", "\nUs", "ed #", "#!", "# x")] == [
-        "a",
-        "",
-        "\n\nUsed ",
-        "##!",
-        "# x",
-    ]
