@@ -13,6 +13,7 @@ from llama_fast.cli.main import app
 from llama_fast.cli.terminal import Conversation
 from llama_fast.engine.llm import LLM
 from llama_fast.engine.sampling import SamplingParams
+from tests.decoder.models import make, save
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -58,6 +59,14 @@ def test_a_prompt_from_a_pipe(prompt, stdin):
 def test_wrong_input_is_named(arguments, stdin, message):
     result = invoke("generate", *arguments, stdin=stdin, exit_code=2)
     assert message in " ".join(result.output.split()) and result.stdout == ""
+
+
+@pytest.mark.parametrize(("command", "arguments"), [("generate", ["-p", "w3"]), ("chat", [])])
+def test_a_folder_without_a_tokenizer(command, arguments, tmp_path):
+    folder = save(make(), tmp_path)
+    (folder / "tokenizer.json").unlink()
+    result = invoke(command, str(folder), *arguments, stdin="", exit_code=2)
+    assert "has no tokenizer.json: copy it" in " ".join(result.output.split()) and result.stdout == ""
 
 
 def test_whoever_reads_may_stop_reading():
