@@ -10,12 +10,14 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_HEX = "0123456789ABCDEFabcdef"
+_VALUES = {f"<0x{high}{low}>": int(high + low, 16) for high in _HEX for low in _HEX}
+_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _STRAY = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is part of no character
 
 
 def is_byte_token(token: str) -> bool:
-    return _BYTE_TOKEN.fullmatch(token) is not None
+    return token in _VALUES
 
 
 def whole_characters(tokens: Iterable[str]) -> Iterator[str]:
@@ -23,7 +25,7 @@ def whole_characters(tokens: Iterable[str]) -> Iterator[str]:
     for is_bytes, run in itertools.groupby(tokens, is_byte_token):
         if is_bytes:
             text = _STRAY.sub("\ufffd", _bytes(run).decode(errors="surrogateescape"))
-            yield from (f"<0x{byte:02X}>" for byte in text.encode())
+            yield from (_TOKENS[byte] for byte in text.encode())
         else:
             yield from run
 
@@ -37,4 +39,4 @@ def unfinished(tokens: Sequence[str]) -> int:
 
 
 def _bytes(tokens: Iterable[str]) -> bytes:
-    return bytes(int(token[3:5], 16) for token in tokens)
+    return bytes(_VALUES[token] for token in tokens)

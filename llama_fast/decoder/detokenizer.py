@@ -7,9 +7,8 @@ from .byte_tokens import unfinished
 from .tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"  # what decoding gives for bytes that are no character, or not yet one
-_CONTEXT = (
-    4  # tokens: at most three are an unfinished character, and one before them tells whether a space is a leading one
-)
+# tokens: at most three are an unfinished character, and one before them tells that a space is no leading one
+_CONTEXT = 4
 
 
 class DetokenizedStream:
@@ -68,6 +67,8 @@ class DetokenizedStream:
         """How many characters at the end of the window's text its next token may change."""
         if not self._tokenizer.byte_ids:  # tokens are any part of a character: one that is cut shows as one U+FFFD
             return int(text.endswith(_REPLACEMENT))
+        if not self._window or self._window[-1] not in self._tokenizer.byte_ids:
+            return 0
         return unfinished([self._tokenizer.token(token_id) or "" for token_id in self._window])
 
     def _after_prompt(self, piece: str) -> str:

@@ -353,13 +353,6 @@ def test_no_gpu(folder):
         engine(folder("llama"), device="cuda")
 
 
-def test_a_model_without_a_tokenizer(folder, tmp_path):
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).symlink_to(folder("llama") / name)
-    with pytest.raises(ValueError, match=r"has no tokenizer\.json: copy it"):
-        engine(tmp_path)
-
-
 def test_a_context_beyond_the_trained_one_is_warned_of(folder):
     with pytest.warns(UserWarning, match="max_context=257 is more than the 256 tokens the model was made for"):
         engine(folder("llama"), max_context=257)
