@@ -17,7 +17,7 @@ FUSE_TESTS ?= tests/fusion tests/convergence
 LOCK_TRITON := triton==3.7.1
 LOCK := .cache/lock/bin/python -m pip
 
-.PHONY: demo test bench check install lock test-triton test-transformers nightly clean
+.PHONY: demo test bench check install lock test-triton test-transformers test-without-triton nightly clean
 
 demo: $(INSTALLED)  ## swap fused layers into a LLaMA: parity, throughput, latency
 	@$(BIN)/llama-fast demo
@@ -31,7 +31,7 @@ test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton 
 nightly: $(INSTALLED)  ## all that is too slow for every change, and the newest releases of our neighbours
 	@$(PYTEST)
 	@TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED_TESTS)
-	@$(MAKE) test-triton test-transformers
+	@$(MAKE) test-triton test-transformers test-without-triton
 
 bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
 	@$(BIN)/llama-fast bench --quick
@@ -55,6 +55,10 @@ test-transformers: $(INSTALLED)  ## FUSE_TESTS beside each release of transforme
 	        transformers$$(test $$version = newest || echo "==$$version") && \
 	    PYTHONPATH=.cache/transformers-$$version $(PYTEST) $(FUSE_TESTS) || exit 1; \
 	done
+
+test-without-triton: $(INSTALLED)  ## what PyTorch's ops and the engine do where Triton is not installed: it is hidden
+	@PYTHONPATH=tests/without_triton $(PYTEST) tests/kernels tests/engine/test_engine.py \
+	    -k "not opcheck and not gradcheck and not compiles and not transformers and not schedule"
 
 install: $(INSTALLED)
 
