@@ -13,20 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_fast import ops
-from llama_fast.kernels import attention_decode, reference
-from llama_fast.kernels.decode_layer import (
-    example_plans,
-    norm_qkv_rope_op,
-    norm_swiglu_op,
-    plan_norm_qkv_rope,
-)
+from llama_fast.kernels import attention_decode, norm_qkv_rope, norm_swiglu, reference
 from llama_fast.kernels.launch import GPUS, INTERPRETED, Gpu, gpu_of
 from llama_fast.kernels.matmul import plan_linear
+from llama_fast.kernels.norm_qkv_rope import norm_qkv_rope_op, plan_norm_qkv_rope
+from llama_fast.kernels.norm_swiglu import norm_swiglu_op
 from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
 
 # The interpreter multiplies the raw bits of bfloat16 matrices; one row needs no matrix product.
 MATRIX_DTYPES = [torch.float32, torch.float16] if INTERPRETED else DTYPES
 EPS = 1e-5
+
+
+def example_plans(gpu):
+    yield from norm_qkv_rope.example_plans(gpu)
+    yield from norm_swiglu.example_plans(gpu)
 
 
 def qkv_case(
