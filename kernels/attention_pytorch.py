@@ -1,8 +1,9 @@
 """Attention on CPU tensors: PyTorch's own flash attention, with the cheapest mask that says the same.
 
 It is the kernel behind `F.scaled_dot_product_attention` on the CPU, called by its own name because that one also gives
-lse and takes it back in backward. What it lacks, softcap and the gradient of lse, is written out in PyTorch's ops. Packed
-sequences are taken one by one. Any dtype, float64 too.
+lse and takes it back in backward. What it lacks, softcap and the gradient of lse, is written out in PyTorch's ops, whose
+softmax is computed again in backward: e^(s - lse) would lose what lse lost when it was rounded. Packed sequences are taken
+one by one. Any dtype, float64 too.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .attention_common import Pattern, as_batch, as_empty_rows, empty_rows
+from .attention_common import Pattern, as_batch, as_empty_rows, empty_lse, empty_rows
 from .rows import accumulation_dtype
 
 _flash = torch._scaled_dot_product_flash_attention_for_cpu  # 1.7 us faster to call than by `torch.ops.aten`
@@ -19,11 +20,12 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """out in the layout of `empty_rows` and lse, contiguous."""
+    """out in the layout of `empty_rows` and lse, contiguous, in float64."""
     if pattern.cu_seqlens_q is None:
-        return _forward(q, k, v, pattern)
+        out, lse = _forward(q, k, v, pattern)
+        return out, lse.double()
     out = empty_rows(q).zero_()
-    lse = q.new_full(q.shape[:-1], float("-inf"), dtype=accumulation_dtype(q))
+    lse = empty_lse(q).fill_(float("-inf"))
     for rows, keys in _sequences(pattern):
         _into((out[:, rows], lse[:, rows]), _forward(q[:, rows], k[:, keys], v[:, keys], _unpacked(pattern)))
     return out, lse
@@ -33,6 +35,7 @@ def backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv, each in the layout of `empty_rows`."""
+    lse, dlse = lse.to(accumulation_dtype(q)), None if dlse is None else dlse.to(accumulation_dtype(q))
     if pattern.cu_seqlens_q is None:
         dq, dk, dv = _backward(dout, q, k, v, out, lse, dlse, pattern)
         return as_empty_rows(dq), as_empty_rows(dk), as_empty_rows(dv)
@@ -73,9 +76,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor,
     square, allowed = _visible(q, k, inside, pattern)
     if pattern.softcap is not None:
         scores, _ = _scores(q, k, allowed, pattern)
-        lse = torch.logsumexp(scores, -1)
-        out = _probabilities(scores, lse) @ v.to(lse.dtype)
-        return as_empty_rows(out.view(q.shape).to(q.dtype)), lse.view(q.shape[:-1])
+        out = _probabilities(scores) @ v.to(scores.dtype)
+        return as_empty_rows(out.view(q.shape).to(q.dtype)), torch.logsumexp(scores, -1).view(q.shape[:-1])
     if seq_q == 1 and allowed is None:  # the heads of a group as the queries of one: their keys are read once
         grouped = q.reshape(batch, k.shape[1], -1, head_dim)
         out, lse = _flash(grouped, k, v, 0.0, False, scale=pattern.scale)
@@ -89,7 +91,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor,
 def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor | None, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dout, q, k, v, out = as_batch(dout), as_batch(q), as_batch(k), as_batch(v), as_batch(out)
+    dout, q, k, v = as_batch(dout), as_batch(q), as_batch(k), as_batch(v)
     if not q.numel() or not k.numel():
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     k, v, inside = _only_in_range(k, v, pattern)
@@ -98,17 +100,17 @@ def _backward(
         lse = lse.masked_fill(lse == float("-inf"), float("inf"))  # e^(s - lse) = 0 for any s
         mask = _additive(allowed, q)
         gradients: tuple[Tensor, Tensor, Tensor] = _flash_backward(
-            dout, q, k, v, out, lse, 0.0, square, attn_mask=mask, scale=pattern.scale
+            dout, q, k, v, as_batch(out), lse, 0.0, square, attn_mask=mask, scale=pattern.scale
         )
         return gradients
     scores, slope = _scores(q, k, allowed, pattern)
     groups = q.shape[0], k.shape[1], -1
-    p = _probabilities(scores, lse.reshape(groups))
-    dout, out = dout.to(p.dtype).reshape(*groups, q.shape[3]), out.to(p.dtype).reshape(*groups, q.shape[3])
-    delta = (dout * out).sum(-1)
+    p = _probabilities(scores)
+    dout = dout.to(p.dtype).reshape(*groups, q.shape[3])
+    ds = torch._softmax_backward_data(dout @ v.to(p.dtype).mT, p, -1, p.dtype)
     if dlse is not None:
-        delta = delta - dlse.masked_fill(lse == float("-inf"), 0).reshape(groups)
-    ds = p * (dout @ v.to(p.dtype).mT - delta.unsqueeze(-1)) * slope
+        ds += p * dlse.masked_fill(lse == float("-inf"), 0).reshape(*groups, 1)
+    ds *= slope
     dq = (ds @ k.to(p.dtype)).view_as(q)
     dk = ds.mT @ q.to(p.dtype).reshape(*groups, q.shape[3])
     return dq.to(q.dtype), dk.to(k.dtype), (p.mT @ dout).to(v.dtype)
@@ -178,5 +180,6 @@ def _scores(q: Tensor, k: Tensor, allowed: Tensor | None, pattern: Pattern) -> t
     return scores, slope
 
 
-def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
-    return torch.exp(scores - lse.masked_fill(lse == float("-inf"), float("inf")).unsqueeze(-1))
+def _probabilities(scores: Tensor) -> Tensor:
+    """Their softmax, and 0 for a query that may attend to nothing."""
+    return torch.softmax(scores, -1).masked_fill_(scores == float("-inf"), 0)
