@@ -56,6 +56,7 @@ from .attention_common import (
     tile_start,
     visible,
 )
+from .dot import dot
 from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autocast, register_autograd
 from .rows import accumulation_dtype
@@ -80,7 +81,7 @@ def attend(
         o_n = start + tl.arange(0, BLOCK_N)
         m_n = (o_n < k_hi)[:, None]
         b_k = load_rows(p_k + tl.cast(start, tl.int64) * k_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
+        b_s = dot(b_q, tl.trans(b_k), None, INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
         if MASKED:
@@ -96,7 +97,7 @@ def attend(
         b_decay = tl.exp2(b_max - b_base)
         b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
         b_v = load_rows(p_v + tl.cast(start, tl.int64) * v_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
-        b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision=INPUT_PRECISION)
+        b_out = dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], INPUT_PRECISION)
         b_max = b_max_new
     return b_out, b_max, b_sum
 

@@ -50,6 +50,7 @@ from .attention_common import (
     tile_start,
     visible,
 )
+from .dot import dot
 from .launch import Gpu, LaunchPlan, gpu_of
 from .library import register
 from .rows import contiguous
@@ -73,7 +74,7 @@ def add_to_dq(
         m_n = (o_n < k_hi)[:, None]
         b_k = load_rows(p_k + tl.cast(start, tl.int64) * k_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
         b_v = load_rows(p_v + tl.cast(start, tl.int64) * v_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
+        b_s = dot(b_q, tl.trans(b_k), None, INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
         b_exponent = b_s * factor - b_lse[:, None]
@@ -85,11 +86,11 @@ def add_to_dq(
                 m_s &= load_mask(p_mask, o_m[:, None], o_n[None, :], mask_stride_m, mask_stride_n, q_hi, k_hi)
             b_exponent = tl.where(m_s, b_exponent, float("-inf"))
         b_p = tl.exp2(b_exponent)
-        b_dp = tl.dot(b_dout, tl.trans(b_v), input_precision=INPUT_PRECISION)
+        b_dp = dot(b_dout, tl.trans(b_v), None, INPUT_PRECISION)
         b_ds = b_p * (b_dp - b_delta[:, None])
         if softcap is not None:
             b_ds *= 1.0 - b_s * b_s
-        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=INPUT_PRECISION)
+        b_dq = dot(b_ds.to(b_k.dtype), b_k, b_dq, INPUT_PRECISION)
     return b_dq
 
 
@@ -212,8 +213,8 @@ def add_to_dk_dv(
         o_lse = tl.cast(i_g, tl.int64) * SEQ_Q + o_m
         b_q = load_rows(p_q + o_q, m_m[:, None], HEAD_DIM, BLOCK_D, MASKED)
         b_dout = load_rows(p_dout + o_dout, m_m[:, None], HEAD_DIM, BLOCK_D, MASKED)
-        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=INPUT_PRECISION)  # [BLOCK_N, BLOCK_M]
-        b_dp = tl.dot(b_v, tl.trans(b_dout), input_precision=INPUT_PRECISION)
+        b_s = dot(b_k, tl.trans(b_q), None, INPUT_PRECISION)  # [BLOCK_N, BLOCK_M]
+        b_dp = dot(b_v, tl.trans(b_dout), None, INPUT_PRECISION)
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
         # past the end q, dout, lse and delta are 0: p = 1 adds nothing to dv, and ds = 0
@@ -230,8 +231,8 @@ def add_to_dk_dv(
         b_ds = b_p * (b_dp - load_vector(p_rows + ROWS + o_lse, m_m, MASKED)[None, :])
         if softcap is not None:
             b_ds *= 1.0 - b_s * b_s
-        b_dv = tl.dot(b_p.to(b_dout.dtype), b_dout, b_dv, input_precision=INPUT_PRECISION)
-        b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=INPUT_PRECISION)
+        b_dv = dot(b_p.to(b_dout.dtype), b_dout, b_dv, INPUT_PRECISION)
+        b_dk = dot(b_ds.to(b_q.dtype), b_q, b_dk, INPUT_PRECISION)
         start += BLOCK_M
         if MASKED:
             start = tl.where((start >= a) & (start < b), b, start)

@@ -30,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_common import LOG2E, tanh
+from .dot import dot
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
 from .rows import accumulation_dtype
@@ -132,7 +133,7 @@ def attention_decode_kernel(
         b_k = tl.load(p_k + o_k[None, :], mask=m_d[:, None] & m_n[None, :], other=0.0)  # [BLOCK_D, BLOCK_N]
         b_v = tl.load(p_v + o_v[:, None], mask=m_n[:, None] & m_d[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
 
-        b_s = tl.dot(b_q, b_k, input_precision=INPUT_PRECISION) * scale  # [BLOCK_H, BLOCK_N]
+        b_s = dot(b_q, b_k, None, INPUT_PRECISION) * scale  # [BLOCK_H, BLOCK_N]
         if softcap is not None:
             b_s = softcap * tanh(b_s / softcap)
         b_s = tl.where(m_n[None, :], b_s * LOG2E, float("-inf"))
@@ -140,7 +141,7 @@ def attention_decode_kernel(
         alpha = tl.exp2(b_max - b_new)
         b_p = tl.exp2(b_s - b_new[:, None])
         b_sum = b_sum * alpha + tl.sum(b_p, 1)
-        acc = tl.dot(b_p.to(b_v.dtype), b_v, acc * alpha[:, None], input_precision=INPUT_PRECISION)
+        acc = dot(b_p.to(b_v.dtype), b_v, acc * alpha[:, None], INPUT_PRECISION)
         b_max = b_new
 
     # [batch, heads, splits]; a result without splits has the same layout

@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dot import dot
 from .launch import Gpu, LaunchPlan, cdiv
 from .linear import require_dtype
 from .matmul import FEW_ROWS
@@ -88,7 +89,7 @@ def project_pairs(
                 b_squares += b_wide * b_wide
                 b_x = (b_wide * b_norm.to(tl.float32)[:, None]).to(b_w.dtype)
                 b_norm = tl.load(p_norm + o_k + BLOCK_K, mask=o_k + BLOCK_K < K, other=0.0)
-            b_acc = tl.dot(b_w, b_x, b_acc, input_precision=INPUT_PRECISION)
+            b_acc = dot(b_w, b_x, b_acc, INPUT_PRECISION)
 
     if BLOCK_M == 1:
         b_acc = tl.sum(b_product, axis=1, keep_dims=True)

@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.attention_decode import attention_decode_op, plan_attention_decode
-from llama_fast.kernels.launch import INTERPRETED, gpu_of
+from llama_fast.kernels.launch import gpu_of
 from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
-
-# the interpreter multiplies the raw bits of bfloat16
-MATMUL_DTYPES = [dtype for dtype in DTYPES if not (INTERPRETED and dtype == torch.bfloat16)]
 
 
 def int32(values, device):
@@ -88,7 +85,7 @@ def assert_attention_decode(q, k, v, lens, key_start=None, page=None, **options)
 
 
 @pytest.mark.parametrize("page", [None, 16, 48])
-@pytest.mark.parametrize("dtype", MATMUL_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_the_reference(dtype, page, device):
     assert_attention_decode(*random_case([0, 1, 63, 128, 129, 300], device, dtype=dtype), page=page)
 

@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 
 from llama_fast import ops
 from llama_fast.kernels import attention_decode, norm_qkv_rope, norm_swiglu, reference
-from llama_fast.kernels.launch import GPUS, INTERPRETED, Gpu, gpu_of
+from llama_fast.kernels.launch import GPUS, Gpu, gpu_of
 from llama_fast.kernels.matmul import plan_linear
 from llama_fast.kernels.norm_qkv_rope import norm_qkv_rope_op, plan_norm_qkv_rope
 from llama_fast.kernels.norm_swiglu import norm_swiglu_op
 from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
 
-# The interpreter multiplies the raw bits of bfloat16 matrices; one row needs no matrix product.
-MATRIX_DTYPES = [torch.float32, torch.float16] if INTERPRETED else DTYPES
 EPS = 1e-5
 
 
@@ -122,8 +120,6 @@ def assert_norm_swiglu(case):
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
 @pytest.mark.parametrize("bias", [False, True])
 def test_matches_the_reference(rows, bias, dtype, device):
-    if rows > 1 and dtype not in MATRIX_DTYPES:
-        pytest.skip("the interpreter multiplies the raw bits of bfloat16 matrices")
     assert_norm_qkv_rope(qkv_case(rows, device, bias=bias, dtype=dtype))
     assert_norm_swiglu(swiglu_case(rows, device, bias=bias, dtype=dtype))
 
@@ -140,7 +136,7 @@ def test_heads_and_partial_rotation(head_dim, rotary_dim, heads, kv_heads, rows,
     assert_norm_qkv_rope(case, heads)
 
 
-@pytest.mark.parametrize("dtype", MATRIX_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hidden", [1, 31, 300, 1024, 3001])
 @pytest.mark.parametrize("rows", [1, 7])
 def test_hidden_sizes(rows, hidden, dtype, device):
