@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import attention_pytorch
+from .activation import tanh
 from .attention_backward import attention_backward_op, plan_attention_backward
 from .attention_common import (
     LN2,
@@ -51,7 +52,6 @@ from .attention_common import (
     sequence_bounds,
     sequence_of_tile,
     store_rows,
-    tanh,
     tile_for,
     tile_start,
     visible,

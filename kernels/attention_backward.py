@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import attention_pytorch
+from .activation import tanh
 from .attention_common import (
     LOG2E,
     NOT_SPECIALIZED,
@@ -45,7 +46,6 @@ from .attention_common import (
     sequence_of_tile,
     split_tiles,
     store_rows,
-    tanh,
     tile_for,
     tile_start,
     visible,

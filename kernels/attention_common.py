@@ -1,4 +1,4 @@
-"""What the attention kernels share: which keys a query may attend to, how tiles are cut and ordered, and a tanh.
+"""What the attention kernels share: which keys a query may attend to, and how tiles are cut and ordered.
 
 Every kernel sees one geometry, whatever the arguments were. A program works on the query rows q_lo <= i < q_hi and the
 keys k_lo <= j < k_hi of one sequence: the whole of a batch row, its key range, or a packed sequence. Query i stands at
@@ -207,20 +207,6 @@ def load_rows(p, m_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: 
 def store_rows(p, b, m_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Stores a [rows, BLOCK_D] tile, rounded once, where `m_rows` ([rows, 1]) is true."""
     tl.store(p, b.to(p.dtype.element_ty), mask=m_rows & (tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM))
-
-
-@triton.jit
-def tanh(x):
-    """To within a few float32 eps: 1 - 2 / (1 + e^2x) loses what is small, so there it is the polynomial of Cephes' tanhf."""
-    z = x * x
-    small = -5.70498872745e-3
-    small = small * z + 2.06390887954e-2
-    small = small * z - 5.37397155531e-2
-    small = small * z + 1.33314422036e-1
-    small = small * z - 3.33332819422e-1
-    small = small * z * x + x
-    large = 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2E)))
-    return tl.where(tl.abs(x) < 0.625, small, large)
 
 
 @dataclass(frozen=True)

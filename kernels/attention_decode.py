@@ -29,7 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_common import LOG2E, tanh
+from .activation import tanh
+from .attention_common import LOG2E
 from .dot import dot
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
@@ -54,7 +55,7 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 """What a long context at batch 1 is split into; sm_80 holds two at a time (72 KB of shared memory each), so none waits for
 another. Together they keep 64 KB and more in flight, where an H200 needs 36 KB an SM (4.8 TB/s at 1 us)."""
 
-NOT_SPECIALIZED = ["max_len", "window", "splits", "LSE", "table_stride"]
+NOT_SPECIALIZED = ["max_len", "window", "splits", "STATS", "table_stride"]
 """Sizes that change while a cache grows: no binary of its own for a multiple of 16 or a 1."""
 
 ANY_ALIGNMENT = ["p_cache_lens", "p_key_start", "p_block_table"]
@@ -78,14 +79,15 @@ def _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS: tl.c
 def attention_decode_kernel(
     p_q, p_k, p_v, p_out, p_cache_lens, p_key_start, p_block_table,
     q_stride_b, q_stride_h, q_stride_d, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
-    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap, LSE,
+    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap, STATS,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX_SPLITS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One split: normalized output and, `LSE` elements behind the first output, log2-sum-exp.
+    """One split: its sum of p v and, `STATS` elements behind the first of them, the largest score (base 2) and the sum of p.
 
-    With LSE None it is the only one, and its output the result.
+    Not the log of that sum added to the score: where scores are large float32 would round it. With STATS None the split is
+    the only one, and what it writes the result.
     """
     HEAD_BLOCKS: tl.constexpr = (GROUP + BLOCK_H - 1) // BLOCK_H
     if PDL:  # before anything is read: see streaming.py
@@ -116,6 +118,7 @@ def attention_decode_kernel(
     else:
         p_block_table += i_b * table_stride
 
+    factor = scale * LOG2E if softcap is None else softcap * LOG2E
     b_max = tl.full([BLOCK_H], float("-inf"), dtype=tl.float32)
     b_sum = tl.zeros([BLOCK_H], dtype=tl.float32)
     acc = tl.zeros([BLOCK_H, BLOCK_D], dtype=tl.float32)
@@ -133,10 +136,10 @@ def attention_decode_kernel(
         b_k = tl.load(p_k + o_k[None, :], mask=m_d[:, None] & m_n[None, :], other=0.0)  # [BLOCK_D, BLOCK_N]
         b_v = tl.load(p_v + o_v[:, None], mask=m_n[:, None] & m_d[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
 
-        b_s = dot(b_q, b_k, None, INPUT_PRECISION) * scale  # [BLOCK_H, BLOCK_N]
+        b_s = dot(b_q, b_k, None, INPUT_PRECISION)  # [BLOCK_H, BLOCK_N]
         if softcap is not None:
-            b_s = softcap * tanh(b_s / softcap)
-        b_s = tl.where(m_n[None, :], b_s * LOG2E, float("-inf"))
+            b_s = tanh(b_s * (scale / softcap))
+        b_s = tl.where(m_n[None, :], b_s * factor, float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_s, 1))  # finite: the first key of a tile is always one of the row's
         alpha = tl.exp2(b_max - b_new)
         b_p = tl.exp2(b_s - b_new[:, None])
@@ -146,16 +149,18 @@ def attention_decode_kernel(
 
     # [batch, heads, splits]; a result without splits has the same layout
     o_out = (i_b * (KV_HEADS * GROUP) + o_h) * tl.num_programs(1) + i_split
-    b_sum = tl.where(b_sum > 0.0, b_sum, 1.0)  # no keys: 0 / 1
-    acc = acc / b_sum[:, None]
+    if STATS is None:
+        acc = acc / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]  # no keys: 0 / 1
+    else:
+        p_stats = p_out + STATS + 2 * o_out
+        tl.store(p_stats, b_max[:, None], mask=(o_group < GROUP)[:, None])
+        tl.store(p_stats + 1, b_sum[:, None], mask=(o_group < GROUP)[:, None])
     tl.store(p_out + o_out * HEAD_DIM + o_d[None, :], acc, mask=m_q)
-    if LSE is not None:
-        tl.store(p_out + LSE + o_out, (b_max + tl.log2(b_sum))[:, None], mask=(o_group < GROUP)[:, None])
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED, do_not_specialize_on_alignment=ANY_ALIGNMENT)
 def attention_decode_combine_kernel(
-    p_partial, p_out, p_cache_lens, p_key_start, max_len, window, splits, LSE,
+    p_partial, p_out, p_cache_lens, p_key_start, max_len, window, splits, STATS,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -173,13 +178,15 @@ def attention_decode_combine_kernel(
     for start_s in range(0, count, BLOCK_S):
         o_s = start_s + tl.arange(0, BLOCK_S)
         m_s = o_s < count
-        b_lse = tl.load(p_partial + LSE + i_bh * splits + o_s, mask=m_s, other=float("-inf"))
+        p_stats = p_partial + STATS + 2 * (i_bh * splits + o_s)
+        b_split_max = tl.load(p_stats, mask=m_s, other=float("-inf"))
+        b_split_sum = tl.load(p_stats + 1, mask=m_s, other=0.0)
         p_split = p_partial + (i_bh * splits + o_s[:, None]) * HEAD_DIM + o_d[None, :]
         b_out = tl.load(p_split, mask=m_s[:, None] & (o_d < HEAD_DIM)[None, :], other=0.0)  # [BLOCK_S, BLOCK_D]
-        b_new = tl.maximum(b_max, tl.max(b_lse, 0))  # finite: a split that counts has keys
+        b_new = tl.maximum(b_max, tl.max(b_split_max, 0))  # finite: a split that counts has keys
         alpha = tl.exp2(b_max - b_new)
-        b_w = tl.exp2(b_lse - b_new)
-        b_sum = b_sum * alpha + tl.sum(b_w, 0)
+        b_w = tl.exp2(b_split_max - b_new)
+        b_sum = b_sum * alpha + tl.sum(b_w * b_split_sum, 0)
         acc = acc * alpha + tl.sum(b_w[:, None] * b_out, 0)
         b_max = b_new
     tl.store(p_out + i_bh * HEAD_DIM + o_d, acc / tl.where(b_sum > 0.0, b_sum, 1.0), mask=o_d < HEAD_DIM)
@@ -216,7 +223,7 @@ def plan_attention_decode(
     partial, outputs = out, None
     if splits > 1:  # one buffer: a second takes the host 1.3 us
         outputs = batch * heads * splits * head_dim
-        partial = q.new_empty((outputs + batch * heads * splits,), dtype=torch.float32)
+        partial = q.new_empty((outputs + 2 * batch * heads * splits,), dtype=torch.float32)
     q_stride_b, q_stride_h, _, q_stride_d = q.stride()
     k_stride_b, k_stride_h, k_stride_n, k_stride_d = k_cache.stride()
     v_stride_b, v_stride_h, v_stride_n, v_stride_d = v_cache.stride()
@@ -230,7 +237,7 @@ def plan_attention_decode(
             k_stride_b=k_stride_b, k_stride_h=k_stride_h, k_stride_n=k_stride_n, k_stride_d=k_stride_d,
             v_stride_b=v_stride_b, v_stride_h=v_stride_h, v_stride_n=v_stride_n, v_stride_d=v_stride_d,
             table_stride=0 if block_table is None else block_table.stride(0),
-            max_len=max_len, window=window, scale=scale, softcap=softcap, LSE=outputs,
+            max_len=max_len, window=window, scale=scale, softcap=softcap, STATS=outputs,
         ),
         constants=dict(
             KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE=None if block_table is None else page,
@@ -248,7 +255,7 @@ def plan_attention_decode(
         grid=(batch * heads,),
         arguments=dict(
             p_partial=partial, p_out=out, p_cache_lens=cache_lens, p_key_start=key_start,
-            max_len=max_len, window=window, splits=splits, LSE=outputs,
+            max_len=max_len, window=window, splits=splits, STATS=outputs,
         ),
         constants=dict(
             HEADS=heads, HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n,

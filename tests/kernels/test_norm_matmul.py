@@ -448,7 +448,7 @@ def test_a_step_of_another_size_needs_no_other_binary():
             *attention_decode.plan_attention_decode(q, cache, cache, lens, q, block_table=table, scale=1.0, gpu=gpu),
             *plan_linear(x, weight, None, None, meta(rows, 512), gpu=gpu),
         ):
-            binaries.setdefault((plan.kernel, str(plan.constants), plan.arguments.get("LSE") is None), set()).add(
+            binaries.setdefault((plan.kernel, str(plan.constants), plan.arguments.get("STATS") is None), set()).add(
                 plan.compile(gpu).hash
             )
     assert all(len(found) == 1 for found in binaries.values()), binaries
