@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .attention_common import Pattern, as_batch, as_empty_rows, empty_lse, empty_rows
@@ -183,3 +184,50 @@ def _scores(q: Tensor, k: Tensor, allowed: Tensor | None, pattern: Pattern) -> t
 def _probabilities(scores: Tensor) -> Tensor:
     """Their softmax, and 0 for a query that may attend to nothing."""
     return torch.softmax(scores, -1).masked_fill_(scores == float("-inf"), 0)
+
+
+def decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_lens: Tensor, key_start: Tensor | None,
+    block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
+) -> Tensor:  # fmt: skip
+    """Rows one by one over exactly their keys; all at once where these are the same slice of an unpaged cache."""
+    max_len = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
+    ends = [min(max(end, 0), max_len) for end in cache_lens.tolist()]
+    starts = [0] * len(ends) if key_start is None else [max(start, 0) for start in key_start.tolist()]
+    if window is not None:
+        starts = [max(start, end - window) for start, end in zip(starts, ends, strict=True)]
+    ranges = list(zip(starts, ends, strict=True))
+    # the query heads of a kv head are the queries of one call: no GQA left, nothing to repeat
+    (batch, heads, _, head_dim), kv_heads = q.shape, k_cache.shape[1]
+    queries = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    if block_table is None and len(set(ranges)) == 1:
+        if ranges[0] != (0, max_len):
+            keys = slice(*ranges[0])
+            k_cache, v_cache = k_cache[:, :, keys], v_cache[:, :, keys]
+        return _attend(queries, k_cache, v_cache, scale, softcap).reshape(q.shape).contiguous()
+    out = queries.new_empty(queries.shape)
+    for i, (first, last) in enumerate(ranges):
+        k, v = (_row_keys(cache, i, first, last, block_table) for cache in (k_cache, v_cache))
+        out[i] = _attend(queries[i, None], k, v, scale, softcap)[0]
+    return out.reshape(q.shape)
+
+
+def _row_keys(cache: Tensor, row: int, start: int, end: int, block_table: Tensor | None) -> Tensor:
+    """Entries [start, end) of one row, (1, kv_heads, keys, head_dim)."""
+    if block_table is None:
+        return cache[row, None, :, start:end]
+    page = cache.shape[2]
+    first = start // page
+    blocks = cache[block_table[row, first : max(first, -(-end // page))]]  # (blocks, kv_heads, page, head_dim)
+    return blocks.transpose(0, 1).flatten(1, 2)[None, :, start - first * page : end - first * page]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """q (batch, kv_heads, group, head_dim) over all of k, v (batch, kv_heads, keys, head_dim)."""
+    if k.shape[2] == 0:
+        return torch.zeros_like(q)
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    dtype = accumulation_dtype(q)
+    logits = q.to(dtype) @ k.to(dtype).mT * scale
+    return ((logits / softcap).tanh() * softcap).softmax(-1).matmul(v.to(dtype)).to(q.dtype)
