@@ -31,7 +31,7 @@ from torch import Tensor
 
 from . import attention_pytorch
 from .activation import tanh
-from .attention_common import LOG2E
+from .attention_common import LOG2E, block_d
 from .dot import dot
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
@@ -204,8 +204,8 @@ def plan_attention_decode(
     window = None if window is None else min(window, max_len)
     group = heads // kv_heads
     block_h = min(MAX_TILE_HEADS, max(16, next_power_of_2(group)))
-    block_d = next_power_of_2(head_dim)
-    block_n = max(16, min(128, TILE_BYTES // (block_d * q.element_size())))
+    columns = block_d(head_dim)
+    block_n = max(16, min(128, TILE_BYTES // (columns * q.element_size())))
     head_blocks = kv_heads * cdiv(group, block_h)
     per_multiprocessor = PROGRAMS_PER_MULTIPROCESSOR
     # float32 without TF32 has no tensor cores: 4 warps spill (924 bytes a thread on sm_90), 8 do not
@@ -241,7 +241,7 @@ def plan_attention_decode(
         ),
         constants=dict(
             KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE=None if block_table is None else page,
-            MAX_SPLITS=max_splits, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_D=block_d,
+            MAX_SPLITS=max_splits, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_D=columns,
             INPUT_PRECISION="tf32" if allow_tf32 else "ieee", PDL=gpu.has_pdl,
         ),
         num_warps=num_warps,
@@ -259,7 +259,7 @@ def plan_attention_decode(
         ),
         constants=dict(
             HEADS=heads, HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n,
-            BLOCK_S=8192 // block_d, BLOCK_D=block_d, PDL=gpu.has_pdl,
+            BLOCK_S=8192 // columns, BLOCK_D=columns, PDL=gpu.has_pdl,
         ),
         num_warps=8,
         pdl=gpu.has_pdl,
@@ -294,6 +294,7 @@ def _kernel(
     block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     require_kernel_dtype(q=q)
+    _require_lengths(cache_lens, k_cache, block_table)
     out = _fake(q, k_cache, v_cache, cache_lens, key_start, block_table, scale, window, softcap)
     if not out.numel():
         return out
@@ -306,9 +307,13 @@ def _kernel(
     return out
 
 
-def _pytorch(q: Tensor, k_cache: Tensor, v_cache: Tensor, *options: Any) -> Tensor:
+def _pytorch(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_lens: Tensor, key_start: Tensor | None,
+    block_table: Tensor | None, *options: Any,
+) -> Tensor:  # fmt: skip
     _require_one_dtype(q, k_cache, v_cache)
-    return attention_pytorch.decode(q, k_cache, v_cache, *options)
+    _require_lengths(cache_lens, k_cache, block_table)
+    return attention_pytorch.decode(q, k_cache, v_cache, cache_lens, key_start, block_table, *options)
 
 
 def _fake(
@@ -323,6 +328,14 @@ def _require_one_dtype(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     """Checked below autocast, which makes them agree."""
     if not q.dtype == k_cache.dtype == v_cache.dtype:
         raise TypeError(f"k_cache and v_cache must have q's dtype, {q.dtype}, got {k_cache.dtype} and {v_cache.dtype}")
+
+
+def _require_lengths(cache_lens: Tensor, k_cache: Tensor, block_table: Tensor | None) -> None:
+    """Checked on the CPU alone: on a GPU the check would have to wait for it, and the kernel cuts what is too long."""
+    max_len = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
+    if cache_lens.device.type == "cpu" and cache_lens.numel() and (longest := int(cache_lens.max())) > max_len:
+        keys = "k_cache holds" if block_table is None else "block_table has room for"
+        raise ValueError(f"cache_lens must be at most {max_len}, the keys that {keys}, got {longest}")
 
 
 attention_decode_op = register(
@@ -348,11 +361,13 @@ def attention_decode(
     """Attention of one query a row over the keys of a KV cache, for the decoding steps of generation. Inference only.
 
     Args:
-        q: (batch, heads, 1, head_dim), float16, bfloat16 or float32 (float64 on the CPU); head_dim even, 16 to 256.
+        q: (batch, heads, 1, head_dim), float16, bfloat16 or float32 (float64 on the CPU); head_dim up to 256.
         k_cache, v_cache: (batch, kv_heads, max_len, head_dim) with any strides, q's dtype; with `block_table`
             (blocks, kv_heads, block_size, head_dim). kv_heads divides heads: query head h reads kv head
             h // (heads // kv_heads). What lies beyond a row's keys may be anything, NaN too.
-        cache_lens: (batch,) int32: row b attends to the keys j < cache_lens[b] (at most max_len of them).
+        cache_lens: (batch,) int32: row b attends to the keys j < cache_lens[b], of which there are at most max_len, or
+            max_blocks * block_size. On the CPU more are an error; on a GPU, where looking would wait for the device, they
+            count for that many.
         key_start: (batch,) int32: and to none before key_start[b], the padding of a left-padded batch.
         block_table: (batch, max_blocks) int32: key j of row b is entry j % block_size of the cache's block
             block_table[b, j // block_size]. Entries beyond the row's keys are not read.
@@ -366,7 +381,7 @@ def attention_decode(
 
     Raises:
         TypeError: a tensor has the wrong dtype.
-        ValueError: a shape, device or number does not fit.
+        ValueError: a shape, device or number does not fit; on the CPU, a cache length that the cache cannot hold.
         RuntimeError: an input requires a gradient and grad mode is on: use `attention`, or `torch.no_grad()`.
 
     Source: Flash-Decoding, Dao et al. 2023; arXiv:2309.06180.
@@ -402,8 +417,8 @@ def _check(
     if len(q_shape) != 4 or q_shape[2] != 1:
         raise ValueError(f"q must have shape (batch, heads, 1, head_dim), got {tuple(q_shape)}")
     batch, heads, _, head_dim = q_shape
-    if head_dim % 2 or not 16 <= head_dim <= 256:
-        raise ValueError(f"q's head_dim must be even and from 16 to 256, got {head_dim}")
+    if not 1 <= head_dim <= 256:
+        raise ValueError(f"q's head_dim must be from 1 to 256, got {head_dim}")
     if len(k_shape) != 4 or k_shape[3] != head_dim or (block_table is None and k_shape[0] != batch):
         first, third = ("blocks", "block_size") if block_table is not None else (batch, "max_len")
         raise ValueError(f"k_cache must have shape ({first}, kv_heads, {third}, {head_dim}), got {tuple(k_shape)}")

@@ -191,8 +191,7 @@ def decode(
     block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     """Rows one by one over exactly their keys; all at once where these are the same slice of an unpaged cache."""
-    max_len = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
-    ends = [min(max(end, 0), max_len) for end in cache_lens.tolist()]
+    ends = [max(end, 0) for end in cache_lens.tolist()]
     starts = [0] * len(ends) if key_start is None else [max(start, 0) for start in key_start.tolist()]
     if window is not None:
         starts = [max(start, end - window) for start, end in zip(starts, ends, strict=True)]
@@ -201,7 +200,7 @@ def decode(
     (batch, heads, _, head_dim), kv_heads = q.shape, k_cache.shape[1]
     queries = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
     if block_table is None and len(set(ranges)) == 1:
-        if ranges[0] != (0, max_len):
+        if ranges[0] != (0, k_cache.shape[2]):
             keys = slice(*ranges[0])
             k_cache, v_cache = k_cache[:, :, keys], v_cache[:, :, keys]
         return _attend(queries, k_cache, v_cache, scale, softcap).reshape(q.shape).contiguous()

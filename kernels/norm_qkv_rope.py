@@ -140,6 +140,8 @@ def _kernel(
     k_cache: Tensor, v_cache: Tensor, slots: Tensor, eps: float, heads: int,
 ) -> Tensor:  # fmt: skip
     require_kernel_dtype(x=x)
+    if slots.device.type == "cpu":  # the interpreter; on a GPU the check would have to wait for it
+        _require_slots(slots, k_cache)
     q = _fake(x, norm_weight, weight, bias, cos, sin, k_cache, v_cache, slots, eps, heads)
     if cos.stride() != sin.stride() or cos.stride(1) != 1:
         cos, sin = cos.contiguous(), sin.contiguous()
@@ -162,8 +164,19 @@ def _pytorch(
     if (slots < 0).any():
         k, v, slots = (t[slots >= 0] for t in (k, v, slots))
     block, offset = slots // page, slots % page
-    k_cache[block, :, offset], v_cache[block, :, offset] = k.squeeze(2), v.squeeze(2)
+    try:
+        k_cache[block, :, offset], v_cache[block, :, offset] = k.squeeze(2), v.squeeze(2)
+    except IndexError:
+        _require_slots(slots, k_cache)
+        raise
     return q.contiguous()
+
+
+def _require_slots(slots: Tensor, k_cache: Tensor) -> None:
+    """Slots on the CPU must be in the cache."""
+    limit = k_cache.shape[0] * k_cache.shape[2]
+    if slots.numel() and (largest := int(slots.max())) >= limit:
+        raise ValueError(f"slots must be below {limit}, those that k_cache holds, got {largest}")
 
 
 def _fake(
@@ -205,7 +218,8 @@ def norm_qkv_rope(
 
     Raises:
         TypeError: a tensor has the wrong dtype.
-        ValueError: a shape or device does not fit, or there are more than 16 rows, or 2**31 slots.
+        ValueError: a shape or device does not fit, or there are more than 16 rows, or 2**31 slots; on the CPU, a slot
+            past the cache.
         RuntimeError: an input requires a gradient and grad mode is on: use the separate ops, or `torch.no_grad()`.
     """
     require_norm_product(

@@ -268,6 +268,16 @@ def test_no_negative_slot_is_written(slot, device):
         assert case[6].isnan().all() and case[7].isnan().all()
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_slot_past_the_cache_is_an_error_on_the_cpu(rows, device):
+    case = qkv_case(rows, device)
+    case[-1][0] = 13 * 4
+    if device.type == "cuda":
+        pytest.skip("on a GPU looking would wait for the device")
+    with pytest.raises(ValueError, match="slots must be below 52, those that k_cache holds, got 52"):
+        ops.norm_qkv_rope(*case, eps=EPS, heads=4)
+
+
 def test_no_rows(device):
     case = qkv_case(0, device)
     assert ops.norm_qkv_rope(*case, eps=EPS, heads=4).shape == (0, 4, 1, 16)
