@@ -42,3 +42,21 @@ def activation_and_slope(b_x, ACTIVATION: tl.constexpr):
         b_act = b_x * b_sigmoid
         b_slope = b_sigmoid + b_act * (1.0 - b_sigmoid) * b_dz
     return b_act, b_slope
+
+
+@triton.jit
+def tanh(b_x):
+    """tanh(x), within one float32 eps.
+
+    1 - 2 / (1 + e^2x) loses what is small: there it is the polynomial of Cephes' tanhf. And where x is negative 1 + e^2x is
+    rounded at 1 (1.5 eps): it is minus that of -x.
+    """
+    b_square = b_x * b_x
+    b_small = -5.70498872745e-3
+    b_small = b_small * b_square + 2.06390887954e-2
+    b_small = b_small * b_square - 5.37397155531e-2
+    b_small = b_small * b_square + 1.33314422036e-1
+    b_small = b_small * b_square - 3.33332819422e-1
+    b_small = b_small * b_square * b_x + b_x
+    b_large = 1.0 - 2.0 / (1.0 + tl.exp2(tl.abs(b_x) * 2.8853900817779268))
+    return tl.where(tl.abs(b_x) < 0.625, b_small, tl.where(b_x < 0.0, -b_large, b_large))

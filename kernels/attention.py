@@ -10,7 +10,7 @@ a boolean mask is read by its strides, in every tile.
 
 4 * seq_q * seq_k * head_dim FLOPs a head, half of them if causal. The keys and values of a head are read once for every
 BLOCK_M queries, mostly from L2: 128 queries do 128 FLOPs for each byte of them in bf16, so it is compute bound. Kept for
-backward (`attention_backward`): q, k, v, out, and lse in float32.
+backward (`attention_backward`): q, k, v, out, and lse in float64: it makes e^(s - lse) again, of two numbers that may be large.
 
 Papers: Dao et al., FlashAttention, 2022 (arXiv:2205.14135); Dao, FlashAttention-2, 2023 (arXiv:2307.08691).
 """
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import attention_pytorch
+from .activation import tanh
 from .attention_backward import attention_backward_op, plan_attention_backward
 from .attention_common import (
     LN2,
@@ -49,13 +50,14 @@ from .attention_common import (
     sequence_bounds,
     sequence_of_tile,
     store_rows,
-    tanh,
     tile_for,
     tile_start,
     visible,
 )
+from .dot import dot
 from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autocast, register_autograd
+from .rows import accumulation_dtype
 from .triton_compat import tl, triton
 from .tuned import tuned_plan
 from .validate import require_floating, require_int32, require_kernel_dtype, require_same_device, require_shape
@@ -78,7 +80,7 @@ def attend(
         o_n = start + tl.arange(0, BLOCK_N)
         m_n = (o_n < k_hi)[:, None]
         b_k = load_rows(p_k + tl.cast(start, tl.int64) * k_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
+        b_s = dot(b_q, tl.trans(b_k), None, INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
         if MASKED:
@@ -94,7 +96,7 @@ def attend(
         b_decay = tl.exp2(b_max - b_base)
         b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
         b_v = load_rows(p_v + tl.cast(start, tl.int64) * v_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
-        b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision=INPUT_PRECISION)
+        b_out = dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], INPUT_PRECISION)
         b_max = b_max_new
     return b_out, b_max, b_sum
 
@@ -154,7 +156,7 @@ def attention_kernel(
     b_out *= (1.0 / b_sum)[:, None]
     o_row = (i_b * SEQ_Q + o_row) * HEADS + i_h
     store_rows(p_out + o_row * HEAD_DIM + o_d[None, :], b_out, m_m, HEAD_DIM, BLOCK_D)
-    b_lse = (b_max + tl.log2(b_sum)) * LN2
+    b_lse = (b_max.to(tl.float64) + tl.log2(b_sum).to(tl.float64)) * LN2
     tl.store(p_lse + (i_b * HEADS + i_h) * SEQ_Q + o_m, b_lse, mask=o_m < q_hi)
 
 
@@ -205,7 +207,7 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     for batch, heads, kv_heads, seq, head_dim in ((4, 32, 8, 4096, 64), (4, 32, 8, 8192, 128)):
         q = torch.empty(batch, seq, heads, head_dim, dtype=torch.bfloat16, device="meta").transpose(1, 2)
         k = torch.empty(batch, seq, kv_heads, head_dim, dtype=torch.bfloat16, device="meta").transpose(1, 2)
-        lse = torch.empty(batch, heads, seq, device="meta")
+        lse = torch.empty(batch, heads, seq, dtype=torch.float64, device="meta")
         pattern = Pattern(None, None, None, None, None, True, None, head_dim**-0.5, None)
         shape = f"{batch}x{heads}/{kv_heads}x{seq}x{head_dim} causal"
         yield shape, plan_attention(q, k, k, q, lse, pattern, gpu)
@@ -349,7 +351,7 @@ def attention(
     out, lse = attention_op(
         q, k, v, mask, key_start, key_end, cu_seqlens_q, cu_seqlens_k, causal, window, scale, softcap
     )
-    return (out, lse) if return_lse else out
+    return (out, lse.to(accumulation_dtype(q))) if return_lse else out
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, is_packed: bool) -> None:

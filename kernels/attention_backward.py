@@ -9,7 +9,8 @@ Two kernels, in this order. For dq a program owns BLOCK_M queries of one head, c
 second kernel) and walks over their keys. For dk and dv a program owns BLOCK_N keys of one key head and walks over the
 queries of all heads of its group, so that the sum over the group is made in its registers, in float32. Both walk as the
 forward kernel does (`attention_common`). Scores are computed twice: 14 * seq_q * seq_k * head_dim FLOPs a head, half of
-them if causal, against 10 for one kernel that adds up dq with atomics in no fixed order.
+them if causal, against 10 for one kernel that adds up dq with atomics in no fixed order. lse comes in float64; of its two
+float32 parts the smaller one counts where products are float32, and is left out where they are not.
 
 Paper: Dao, FlashAttention-2, 2023 (arXiv:2307.08691).
 """
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import attention_pytorch
+from .activation import tanh
 from .attention_common import (
     LOG2E,
     NOT_SPECIALIZED,
@@ -42,11 +44,11 @@ from .attention_common import (
     sequence_of_tile,
     split_tiles,
     store_rows,
-    tanh,
     tile_for,
     tile_start,
     visible,
 )
+from .dot import dot
 from .launch import Gpu, LaunchPlan, gpu_of
 from .library import register
 from .rows import contiguous
@@ -55,7 +57,7 @@ from .triton_compat import tl, triton
 
 @triton.jit
 def add_to_dq(
-    b_dq, b_q, b_dout, b_lse, b_delta, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
+    b_dq, b_q, b_dout, b_lse, b_rest, b_delta, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
     k_stride_s, v_stride_s, mask_stride_m, mask_stride_n, scale, softcap, window,
     CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     INPUT_PRECISION: tl.constexpr, MASKED: tl.constexpr,
@@ -71,21 +73,23 @@ def add_to_dq(
         m_n = (o_n < k_hi)[:, None]
         b_k = load_rows(p_k + tl.cast(start, tl.int64) * k_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
         b_v = load_rows(p_v + tl.cast(start, tl.int64) * v_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
+        b_s = dot(b_q, tl.trans(b_k), None, INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
         b_exponent = b_s * factor - b_lse[:, None]
+        if b_q.dtype == tl.float32:
+            b_exponent -= b_rest[:, None]
         if MASKED:
             m_s = visible((o_m + shift)[:, None], o_n[None, :], k_hi, window, CAUSAL)
             if p_mask is not None:
                 m_s &= load_mask(p_mask, o_m[:, None], o_n[None, :], mask_stride_m, mask_stride_n, q_hi, k_hi)
             b_exponent = tl.where(m_s, b_exponent, float("-inf"))
         b_p = tl.exp2(b_exponent)
-        b_dp = tl.dot(b_dout, tl.trans(b_v), input_precision=INPUT_PRECISION)
+        b_dp = dot(b_dout, tl.trans(b_v), None, INPUT_PRECISION)
         b_ds = b_p * (b_dp - b_delta[:, None])
         if softcap is not None:
             b_ds *= 1.0 - b_s * b_s
-        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=INPUT_PRECISION)
+        b_dq = dot(b_ds.to(b_k.dtype), b_k, b_dq, INPUT_PRECISION)
     return b_dq
 
 
@@ -129,24 +133,27 @@ def attention_dq_kernel(
     b_out = load_rows(p_out + o_out, m_m[:, None], HEAD_DIM, BLOCK_D, MASKED=True)
     b_delta = tl.sum(b_out.to(tl.float32) * b_dout.to(tl.float32), axis=1)
     if p_dlse is not None:
-        b_delta -= tl.load(p_dlse + o_lse, mask=m_m, other=0.0)
+        b_delta -= tl.load(p_dlse + o_lse, mask=m_m, other=0.0).to(tl.float32)
     # in base 2; with +inf for -inf p is 0 for any score, also for the keys out of range that share a tile with others
-    b_lse = tl.load(p_lse + o_lse, mask=m_m, other=0.0) * LOG2E
-    b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse)
-    b_delta = tl.where(b_lse == float("inf"), 0.0, b_delta)  # the gradient of logaddexp(-inf, -inf) is NaN
+    b_wide_lse = tl.load(p_lse + o_lse, mask=m_m, other=0.0) * LOG2E
+    sees_nothing = b_wide_lse == float("-inf")
+    b_lse = tl.where(sees_nothing, float("inf"), b_wide_lse.to(tl.float32))
+    b_rest = tl.where(sees_nothing, 0.0, (b_wide_lse - b_lse.to(tl.float64)).to(tl.float32))
+    b_delta = tl.where(sees_nothing, 0.0, b_delta)  # the gradient of logaddexp(-inf, -inf) is NaN
     tl.store(p_rows + o_lse, b_lse, mask=m_m)
     tl.store(p_rows + ROWS + o_lse, b_delta, mask=m_m)
+    tl.store(p_rows + 2 * ROWS + o_lse, b_rest, mask=m_m)
 
     b_dq = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     if lo < a or b < hi:
         b_dq = add_to_dq(
-            b_dq, b_q, b_dout, b_lse, b_delta, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
+            b_dq, b_q, b_dout, b_lse, b_rest, b_delta, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
             k_stride_s, v_stride_s, mask_stride_m, mask_stride_n, scale, softcap, window,
             CAUSAL, HEAD_DIM, BLOCK_D, MASKED_BLOCK, INPUT_PRECISION, MASKED=True,
         )  # fmt: skip
     if a < b:
         b_dq = add_to_dq(
-            b_dq, b_q, b_dout, b_lse, b_delta, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
+            b_dq, b_q, b_dout, b_lse, b_rest, b_delta, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
             k_stride_s, v_stride_s, mask_stride_m, mask_stride_n, scale, softcap, window,
             CAUSAL, HEAD_DIM, BLOCK_D, BLOCK_N, INPUT_PRECISION, MASKED=False,
         )  # fmt: skip
@@ -205,12 +212,14 @@ def add_to_dk_dv(
         o_lse = tl.cast(i_g, tl.int64) * SEQ_Q + o_m
         b_q = load_rows(p_q + o_q, m_m[:, None], HEAD_DIM, BLOCK_D, MASKED)
         b_dout = load_rows(p_dout + o_dout, m_m[:, None], HEAD_DIM, BLOCK_D, MASKED)
-        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=INPUT_PRECISION)  # [BLOCK_N, BLOCK_M]
-        b_dp = tl.dot(b_v, tl.trans(b_dout), input_precision=INPUT_PRECISION)
+        b_s = dot(b_k, tl.trans(b_q), None, INPUT_PRECISION)  # [BLOCK_N, BLOCK_M]
+        b_dp = dot(b_v, tl.trans(b_dout), None, INPUT_PRECISION)
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
         # past the end q, dout, lse and delta are 0: p = 1 adds nothing to dv, and ds = 0
         b_exponent = b_s * factor - load_vector(p_rows + o_lse, m_m, MASKED)[None, :]
+        if b_q.dtype == tl.float32:
+            b_exponent -= load_vector(p_rows + 2 * ROWS + o_lse, m_m, MASKED)[None, :]
         if MASKED:
             m_s = visible(o_m[None, :], (o_n - shift)[:, None], k_hi - shift, window, CAUSAL)
             if p_mask is not None:
@@ -221,8 +230,8 @@ def add_to_dk_dv(
         b_ds = b_p * (b_dp - load_vector(p_rows + ROWS + o_lse, m_m, MASKED)[None, :])
         if softcap is not None:
             b_ds *= 1.0 - b_s * b_s
-        b_dv = tl.dot(b_p.to(b_dout.dtype), b_dout, b_dv, input_precision=INPUT_PRECISION)
-        b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=INPUT_PRECISION)
+        b_dv = dot(b_p.to(b_dout.dtype), b_dout, b_dv, INPUT_PRECISION)
+        b_dk = dot(b_ds.to(b_q.dtype), b_q, b_dk, INPUT_PRECISION)
         start += BLOCK_M
         if MASKED:
             start = tl.where((start >= a) & (start < b), b, start)
@@ -336,8 +345,8 @@ def plan_attention_backward(
     kv_heads, seq_k = k.shape[1:3]
     group = heads // kv_heads
     row_bytes = 2 * head_dim * q.element_size()  # of k and v, or of q and dout
-    # of every query: lse in base 2, then delta
-    rows = torch.empty((2, *lse.shape), dtype=torch.float32, device=q.device)
+    # of every query: lse in base 2, delta, and what lse lost when it was rounded
+    rows = torch.empty((3, *lse.shape), dtype=torch.float32, device=q.device)
     arguments = dict(
         p_dout=dout, p_rows=rows, ROWS=lse.numel(),
         dout_stride_b=dout.stride(0), dout_stride_h=dout.stride(1), dout_stride_s=dout.stride(2),

@@ -1,4 +1,4 @@
-"""What the attention kernels share: which keys a query may attend to, how tiles are cut and ordered, and a tanh.
+"""What the attention kernels share: which keys a query may attend to, and how tiles are cut and ordered.
 
 Every kernel sees one geometry, whatever the arguments were. A program works on the query rows q_lo <= i < q_hi and the
 keys k_lo <= j < k_hi of one sequence: the whole of a batch row, its key range, or a packed sequence. Query i stands at
@@ -18,10 +18,11 @@ may run zero times it waits after every single HGMMA (its warning C7515).
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, next_power_of_2
-from .rows import accumulation_dtype, contiguous
+from .rows import contiguous
 from .triton_compat import tl, triton
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -207,20 +208,6 @@ def store_rows(p, b, m_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     tl.store(p, b.to(p.dtype.element_ty), mask=m_rows & (tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM))
 
 
-@triton.jit
-def tanh(x):
-    """To within a few float32 eps: 1 - 2 / (1 + e^2x) loses what is small, so there it is the polynomial of Cephes' tanhf."""
-    z = x * x
-    small = -5.70498872745e-3
-    small = small * z + 2.06390887954e-2
-    small = small * z - 5.37397155531e-2
-    small = small * z + 1.33314422036e-1
-    small = small * z - 3.33332819422e-1
-    small = small * z * x + x
-    large = 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2E)))
-    return tl.where(tl.abs(x) < 0.625, small, large)
-
-
 @dataclass(frozen=True)
 class Tile:
     """A program's tile of `block_m` queries and `block_n` keys, with its warps and pipeline stages."""
@@ -276,9 +263,12 @@ def empty_rows(x: Tensor) -> Tensor:
 
 
 def empty_lse(q: Tensor) -> Tensor:
-    """Uninitialised: one number for each query of each head. (`new_empty` takes a list 0.8 us faster than a torch.Size.)"""
+    """Uninitialised, float64: one number for each query of each head. (`new_empty` takes a list 0.8 us faster than a torch.Size.)
+
+    At scores of 1000 float32 would round lse by 3e-5, and e^(s - lse) in backward by as much of itself: 256 eps.
+    """
     *sizes, _ = q.shape
-    return q.new_empty(sizes, dtype=accumulation_dtype(q))
+    return q.new_empty(sizes, dtype=torch.float64)
 
 
 def as_empty_rows(x: Tensor) -> Tensor:

@@ -22,15 +22,17 @@ Sources: Dao et al., Flash-Decoding for long-context inference, 2023; Kwon et al
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .attention_common import LOG2E, tanh
+from . import attention_pytorch
+from .activation import tanh
+from .attention_common import LOG2E, block_d
+from .dot import dot
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
-from .rows import accumulation_dtype
 from .triton_compat import tl, triton
 from .tuned import tuned_plan
 from .validate import (
@@ -52,7 +54,7 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 """What a long context at batch 1 is split into; sm_80 holds two at a time (72 KB of shared memory each), so none waits for
 another. Together they keep 64 KB and more in flight, where an H200 needs 36 KB an SM (4.8 TB/s at 1 us)."""
 
-NOT_SPECIALIZED = ["max_len", "window", "splits", "LSE", "table_stride"]
+NOT_SPECIALIZED = ["max_len", "window", "splits", "STATS", "table_stride"]
 """Sizes that change while a cache grows: no binary of its own for a multiple of 16 or a 1."""
 
 ANY_ALIGNMENT = ["p_cache_lens", "p_key_start", "p_block_table"]
@@ -76,14 +78,15 @@ def _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS: tl.c
 def attention_decode_kernel(
     p_q, p_k, p_v, p_out, p_cache_lens, p_key_start, p_block_table,
     q_stride_b, q_stride_h, q_stride_d, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
-    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap, LSE,
+    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap, STATS,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX_SPLITS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One split: normalized output and, `LSE` elements behind the first output, log2-sum-exp.
+    """One split: its sum of p v and, `STATS` elements behind the first of them, the largest score (base 2) and the sum of p.
 
-    With LSE None it is the only one, and its output the result.
+    Not the log of that sum added to the score: where scores are large float32 would round it. With STATS None the split is
+    the only one, and what it writes the result.
     """
     HEAD_BLOCKS: tl.constexpr = (GROUP + BLOCK_H - 1) // BLOCK_H
     if PDL:  # before anything is read: see streaming.py
@@ -114,6 +117,7 @@ def attention_decode_kernel(
     else:
         p_block_table += i_b * table_stride
 
+    factor = scale * LOG2E if softcap is None else softcap * LOG2E
     b_max = tl.full([BLOCK_H], float("-inf"), dtype=tl.float32)
     b_sum = tl.zeros([BLOCK_H], dtype=tl.float32)
     acc = tl.zeros([BLOCK_H, BLOCK_D], dtype=tl.float32)
@@ -131,29 +135,31 @@ def attention_decode_kernel(
         b_k = tl.load(p_k + o_k[None, :], mask=m_d[:, None] & m_n[None, :], other=0.0)  # [BLOCK_D, BLOCK_N]
         b_v = tl.load(p_v + o_v[:, None], mask=m_n[:, None] & m_d[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
 
-        b_s = tl.dot(b_q, b_k, input_precision=INPUT_PRECISION) * scale  # [BLOCK_H, BLOCK_N]
+        b_s = dot(b_q, b_k, None, INPUT_PRECISION)  # [BLOCK_H, BLOCK_N]
         if softcap is not None:
-            b_s = softcap * tanh(b_s / softcap)
-        b_s = tl.where(m_n[None, :], b_s * LOG2E, float("-inf"))
+            b_s = tanh(b_s * (scale / softcap))
+        b_s = tl.where(m_n[None, :], b_s * factor, float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_s, 1))  # finite: the first key of a tile is always one of the row's
         alpha = tl.exp2(b_max - b_new)
         b_p = tl.exp2(b_s - b_new[:, None])
         b_sum = b_sum * alpha + tl.sum(b_p, 1)
-        acc = tl.dot(b_p.to(b_v.dtype), b_v, acc * alpha[:, None], input_precision=INPUT_PRECISION)
+        acc = dot(b_p.to(b_v.dtype), b_v, acc * alpha[:, None], INPUT_PRECISION)
         b_max = b_new
 
     # [batch, heads, splits]; a result without splits has the same layout
     o_out = (i_b * (KV_HEADS * GROUP) + o_h) * tl.num_programs(1) + i_split
-    b_sum = tl.where(b_sum > 0.0, b_sum, 1.0)  # no keys: 0 / 1
-    acc = acc / b_sum[:, None]
+    if STATS is None:
+        acc = acc / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]  # no keys: 0 / 1
+    else:
+        p_stats = p_out + STATS + 2 * o_out
+        tl.store(p_stats, b_max[:, None], mask=(o_group < GROUP)[:, None])
+        tl.store(p_stats + 1, b_sum[:, None], mask=(o_group < GROUP)[:, None])
     tl.store(p_out + o_out * HEAD_DIM + o_d[None, :], acc, mask=m_q)
-    if LSE is not None:
-        tl.store(p_out + LSE + o_out, (b_max + tl.log2(b_sum))[:, None], mask=(o_group < GROUP)[:, None])
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED, do_not_specialize_on_alignment=ANY_ALIGNMENT)
 def attention_decode_combine_kernel(
-    p_partial, p_out, p_cache_lens, p_key_start, max_len, window, splits, LSE,
+    p_partial, p_out, p_cache_lens, p_key_start, max_len, window, splits, STATS,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -171,13 +177,15 @@ def attention_decode_combine_kernel(
     for start_s in range(0, count, BLOCK_S):
         o_s = start_s + tl.arange(0, BLOCK_S)
         m_s = o_s < count
-        b_lse = tl.load(p_partial + LSE + i_bh * splits + o_s, mask=m_s, other=float("-inf"))
+        p_stats = p_partial + STATS + 2 * (i_bh * splits + o_s)
+        b_split_max = tl.load(p_stats, mask=m_s, other=float("-inf"))
+        b_split_sum = tl.load(p_stats + 1, mask=m_s, other=0.0)
         p_split = p_partial + (i_bh * splits + o_s[:, None]) * HEAD_DIM + o_d[None, :]
         b_out = tl.load(p_split, mask=m_s[:, None] & (o_d < HEAD_DIM)[None, :], other=0.0)  # [BLOCK_S, BLOCK_D]
-        b_new = tl.maximum(b_max, tl.max(b_lse, 0))  # finite: a split that counts has keys
+        b_new = tl.maximum(b_max, tl.max(b_split_max, 0))  # finite: a split that counts has keys
         alpha = tl.exp2(b_max - b_new)
-        b_w = tl.exp2(b_lse - b_new)
-        b_sum = b_sum * alpha + tl.sum(b_w, 0)
+        b_w = tl.exp2(b_split_max - b_new)
+        b_sum = b_sum * alpha + tl.sum(b_w * b_split_sum, 0)
         acc = acc * alpha + tl.sum(b_w[:, None] * b_out, 0)
         b_max = b_new
     tl.store(p_out + i_bh * HEAD_DIM + o_d, acc / tl.where(b_sum > 0.0, b_sum, 1.0), mask=o_d < HEAD_DIM)
@@ -195,8 +203,8 @@ def plan_attention_decode(
     window = None if window is None else min(window, max_len)
     group = heads // kv_heads
     block_h = min(MAX_TILE_HEADS, max(16, next_power_of_2(group)))
-    block_d = next_power_of_2(head_dim)
-    block_n = max(16, min(128, TILE_BYTES // (block_d * q.element_size())))
+    columns = block_d(head_dim)
+    block_n = max(16, min(128, TILE_BYTES // (columns * q.element_size())))
     head_blocks = kv_heads * cdiv(group, block_h)
     per_multiprocessor = PROGRAMS_PER_MULTIPROCESSOR
     # float32 without TF32 has no tensor cores: 4 warps spill (924 bytes a thread on sm_90), 8 do not
@@ -214,7 +222,7 @@ def plan_attention_decode(
     partial, outputs = out, None
     if splits > 1:  # one buffer: a second takes the host 1.3 us
         outputs = batch * heads * splits * head_dim
-        partial = q.new_empty((outputs + batch * heads * splits,), dtype=torch.float32)
+        partial = q.new_empty((outputs + 2 * batch * heads * splits,), dtype=torch.float32)
     q_stride_b, q_stride_h, _, q_stride_d = q.stride()
     k_stride_b, k_stride_h, k_stride_n, k_stride_d = k_cache.stride()
     v_stride_b, v_stride_h, v_stride_n, v_stride_d = v_cache.stride()
@@ -228,11 +236,11 @@ def plan_attention_decode(
             k_stride_b=k_stride_b, k_stride_h=k_stride_h, k_stride_n=k_stride_n, k_stride_d=k_stride_d,
             v_stride_b=v_stride_b, v_stride_h=v_stride_h, v_stride_n=v_stride_n, v_stride_d=v_stride_d,
             table_stride=0 if block_table is None else block_table.stride(0),
-            max_len=max_len, window=window, scale=scale, softcap=softcap, LSE=outputs,
+            max_len=max_len, window=window, scale=scale, softcap=softcap, STATS=outputs,
         ),
         constants=dict(
             KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE=None if block_table is None else page,
-            MAX_SPLITS=max_splits, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_D=block_d,
+            MAX_SPLITS=max_splits, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_D=columns,
             INPUT_PRECISION="tf32" if allow_tf32 else "ieee", PDL=gpu.has_pdl,
         ),
         num_warps=num_warps,
@@ -246,11 +254,11 @@ def plan_attention_decode(
         grid=(batch * heads,),
         arguments=dict(
             p_partial=partial, p_out=out, p_cache_lens=cache_lens, p_key_start=key_start,
-            max_len=max_len, window=window, splits=splits, LSE=outputs,
+            max_len=max_len, window=window, splits=splits, STATS=outputs,
         ),
         constants=dict(
             HEADS=heads, HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n,
-            BLOCK_S=8192 // block_d, BLOCK_D=block_d, PDL=gpu.has_pdl,
+            BLOCK_S=8192 // columns, BLOCK_D=columns, PDL=gpu.has_pdl,
         ),
         num_warps=8,
         pdl=gpu.has_pdl,
@@ -285,6 +293,7 @@ def _kernel(
     block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     require_kernel_dtype(q=q)
+    _require_lengths(cache_lens, k_cache, block_table)
     out = _fake(q, k_cache, v_cache, cache_lens, key_start, block_table, scale, window, softcap)
     if not out.numel():
         return out
@@ -299,50 +308,11 @@ def _kernel(
 
 def _pytorch(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_lens: Tensor, key_start: Tensor | None,
-    block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
+    block_table: Tensor | None, *options: Any,
 ) -> Tensor:  # fmt: skip
-    """Rows one by one over exactly their keys; all at once where these are the same slice of an unpaged cache."""
     _require_one_dtype(q, k_cache, v_cache)
-    max_len = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
-    ends = [min(max(end, 0), max_len) for end in cache_lens.tolist()]
-    starts = [0] * len(ends) if key_start is None else [max(start, 0) for start in key_start.tolist()]
-    if window is not None:
-        starts = [max(start, end - window) for start, end in zip(starts, ends, strict=True)]
-    ranges = list(zip(starts, ends, strict=True))
-    # the query heads of a kv head are the queries of one call: no GQA left, nothing to repeat
-    (batch, heads, _, head_dim), kv_heads = q.shape, k_cache.shape[1]
-    queries = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
-    if block_table is None and len(set(ranges)) == 1:
-        if ranges[0] != (0, max_len):
-            keys = slice(*ranges[0])
-            k_cache, v_cache = k_cache[:, :, keys], v_cache[:, :, keys]
-        return _attend(queries, k_cache, v_cache, scale, softcap).reshape(q.shape).contiguous()
-    out = queries.new_empty(queries.shape)
-    for i, (first, last) in enumerate(ranges):
-        k, v = (_row_keys(cache, i, first, last, block_table) for cache in (k_cache, v_cache))
-        out[i] = _attend(queries[i, None], k, v, scale, softcap)[0]
-    return out.reshape(q.shape)
-
-
-def _row_keys(cache: Tensor, row: int, start: int, end: int, block_table: Tensor | None) -> Tensor:
-    """Entries [start, end) of one row, (1, kv_heads, keys, head_dim)."""
-    if block_table is None:
-        return cache[row, None, :, start:end]
-    page = cache.shape[2]
-    first = start // page
-    blocks = cache[block_table[row, first : max(first, -(-end // page))]]  # (blocks, kv_heads, page, head_dim)
-    return blocks.transpose(0, 1).flatten(1, 2)[None, :, start - first * page : end - first * page]
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """q (batch, kv_heads, group, head_dim) over all of k, v (batch, kv_heads, keys, head_dim)."""
-    if k.shape[2] == 0:
-        return torch.zeros_like(q)
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    dtype = accumulation_dtype(q)
-    logits = q.to(dtype) @ k.to(dtype).mT * scale
-    return ((logits / softcap).tanh() * softcap).softmax(-1).matmul(v.to(dtype)).to(q.dtype)
+    _require_lengths(cache_lens, k_cache, block_table)
+    return attention_pytorch.decode(q, k_cache, v_cache, cache_lens, key_start, block_table, *options)
 
 
 def _fake(
@@ -357,6 +327,14 @@ def _require_one_dtype(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     """Checked below autocast, which makes them agree."""
     if not q.dtype == k_cache.dtype == v_cache.dtype:
         raise TypeError(f"k_cache and v_cache must have q's dtype, {q.dtype}, got {k_cache.dtype} and {v_cache.dtype}")
+
+
+def _require_lengths(cache_lens: Tensor, k_cache: Tensor, block_table: Tensor | None) -> None:
+    """Checked on the CPU alone: on a GPU the check would have to wait for it, and the kernel cuts what is too long."""
+    max_len = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
+    if cache_lens.device.type == "cpu" and cache_lens.numel() and (longest := int(cache_lens.max())) > max_len:
+        keys = "k_cache holds" if block_table is None else "block_table has room for"
+        raise ValueError(f"cache_lens must be at most {max_len}, the keys that {keys}, got {longest}")
 
 
 attention_decode_op = register(
@@ -382,11 +360,13 @@ def attention_decode(
     """Attention of one query a row over the keys of a KV cache, for the decoding steps of generation. Inference only.
 
     Args:
-        q: (batch, heads, 1, head_dim), float16, bfloat16 or float32 (float64 on the CPU); head_dim even, 16 to 256.
+        q: (batch, heads, 1, head_dim), float16, bfloat16 or float32 (float64 on the CPU); head_dim up to 256.
         k_cache, v_cache: (batch, kv_heads, max_len, head_dim) with any strides, q's dtype; with `block_table`
             (blocks, kv_heads, block_size, head_dim). kv_heads divides heads: query head h reads kv head
             h // (heads // kv_heads). What lies beyond a row's keys may be anything, NaN too.
-        cache_lens: (batch,) int32: row b attends to the keys j < cache_lens[b] (at most max_len of them).
+        cache_lens: (batch,) int32: row b attends to the keys j < cache_lens[b], of which there are at most max_len, or
+            max_blocks * block_size. On the CPU more are an error; on a GPU, where looking would wait for the device, they
+            count for that many.
         key_start: (batch,) int32: and to none before key_start[b], the padding of a left-padded batch.
         block_table: (batch, max_blocks) int32: key j of row b is entry j % block_size of the cache's block
             block_table[b, j // block_size]. Entries beyond the row's keys are not read.
@@ -400,7 +380,7 @@ def attention_decode(
 
     Raises:
         TypeError: a tensor has the wrong dtype.
-        ValueError: a shape, device or number does not fit.
+        ValueError: a shape, device or number does not fit; on the CPU, a cache length that the cache cannot hold.
         RuntimeError: an input requires a gradient and grad mode is on: use `attention`, or `torch.no_grad()`.
 
     Source: Flash-Decoding, Dao et al. 2023; arXiv:2309.06180.
@@ -436,8 +416,8 @@ def _check(
     if len(q_shape) != 4 or q_shape[2] != 1:
         raise ValueError(f"q must have shape (batch, heads, 1, head_dim), got {tuple(q_shape)}")
     batch, heads, _, head_dim = q_shape
-    if head_dim % 2 or not 16 <= head_dim <= 256:
-        raise ValueError(f"q's head_dim must be even and from 16 to 256, got {head_dim}")
+    if not 1 <= head_dim <= 256:
+        raise ValueError(f"q's head_dim must be from 1 to 256, got {head_dim}")
     if len(k_shape) != 4 or k_shape[3] != head_dim or (block_table is None and k_shape[0] != batch):
         first, third = ("blocks", "block_size") if block_table is not None else (batch, "max_len")
         raise ValueError(f"k_cache must have shape ({first}, kv_heads, {third}, {head_dim}), got {tuple(k_shape)}")

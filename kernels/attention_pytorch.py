@@ -1,17 +1,19 @@
 """Attention on CPU tensors: PyTorch's own flash attention, with the cheapest mask that says the same.
 
 It is the kernel behind `F.scaled_dot_product_attention` on the CPU, called by its own name because that one also gives
-lse and takes it back in backward. What it lacks, softcap and the gradient of lse, is written out in PyTorch's ops. Packed
-sequences are taken one by one. Any dtype, float64 too.
+lse and takes it back in backward. What it lacks, softcap and the gradient of lse, is written out in PyTorch's ops, whose
+softmax is computed again in backward: e^(s - lse) would lose what lse lost when it was rounded. Packed sequences are taken
+one by one. Any dtype, float64 too.
 """
 
 from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .attention_common import Pattern, as_batch, as_empty_rows, empty_rows
+from .attention_common import Pattern, as_batch, as_empty_rows, empty_lse, empty_rows
 from .rows import accumulation_dtype
 
 _flash = torch._scaled_dot_product_flash_attention_for_cpu  # 1.7 us faster to call than by `torch.ops.aten`
@@ -19,11 +21,12 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """out in the layout of `empty_rows` and lse, contiguous."""
+    """out in the layout of `empty_rows` and lse, contiguous, in float64."""
     if pattern.cu_seqlens_q is None:
-        return _forward(q, k, v, pattern)
+        out, lse = _forward(q, k, v, pattern)
+        return out, lse.double()
     out = empty_rows(q).zero_()
-    lse = q.new_full(q.shape[:-1], float("-inf"), dtype=accumulation_dtype(q))
+    lse = empty_lse(q).fill_(float("-inf"))
     for rows, keys in _sequences(pattern):
         _into((out[:, rows], lse[:, rows]), _forward(q[:, rows], k[:, keys], v[:, keys], _unpacked(pattern)))
     return out, lse
@@ -33,6 +36,7 @@ def backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv, each in the layout of `empty_rows`."""
+    lse, dlse = lse.to(accumulation_dtype(q)), None if dlse is None else dlse.to(accumulation_dtype(q))
     if pattern.cu_seqlens_q is None:
         dq, dk, dv = _backward(dout, q, k, v, out, lse, dlse, pattern)
         return as_empty_rows(dq), as_empty_rows(dk), as_empty_rows(dv)
@@ -73,9 +77,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor,
     square, allowed = _visible(q, k, inside, pattern)
     if pattern.softcap is not None:
         scores, _ = _scores(q, k, allowed, pattern)
-        lse = torch.logsumexp(scores, -1)
-        out = _probabilities(scores, lse) @ v.to(lse.dtype)
-        return as_empty_rows(out.view(q.shape).to(q.dtype)), lse.view(q.shape[:-1])
+        out = _probabilities(scores) @ v.to(scores.dtype)
+        return as_empty_rows(out.view(q.shape).to(q.dtype)), torch.logsumexp(scores, -1).view(q.shape[:-1])
     if seq_q == 1 and allowed is None:  # the heads of a group as the queries of one: their keys are read once
         grouped = q.reshape(batch, k.shape[1], -1, head_dim)
         out, lse = _flash(grouped, k, v, 0.0, False, scale=pattern.scale)
@@ -89,7 +92,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor,
 def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor | None, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dout, q, k, v, out = as_batch(dout), as_batch(q), as_batch(k), as_batch(v), as_batch(out)
+    dout, q, k, v = as_batch(dout), as_batch(q), as_batch(k), as_batch(v)
     if not q.numel() or not k.numel():
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     k, v, inside = _only_in_range(k, v, pattern)
@@ -98,17 +101,17 @@ def _backward(
         lse = lse.masked_fill(lse == float("-inf"), float("inf"))  # e^(s - lse) = 0 for any s
         mask = _additive(allowed, q)
         gradients: tuple[Tensor, Tensor, Tensor] = _flash_backward(
-            dout, q, k, v, out, lse, 0.0, square, attn_mask=mask, scale=pattern.scale
+            dout, q, k, v, as_batch(out), lse, 0.0, square, attn_mask=mask, scale=pattern.scale
         )
         return gradients
     scores, slope = _scores(q, k, allowed, pattern)
     groups = q.shape[0], k.shape[1], -1
-    p = _probabilities(scores, lse.reshape(groups))
-    dout, out = dout.to(p.dtype).reshape(*groups, q.shape[3]), out.to(p.dtype).reshape(*groups, q.shape[3])
-    delta = (dout * out).sum(-1)
+    p = _probabilities(scores)
+    dout = dout.to(p.dtype).reshape(*groups, q.shape[3])
+    ds = torch._softmax_backward_data(dout @ v.to(p.dtype).mT, p, -1, p.dtype)
     if dlse is not None:
-        delta = delta - dlse.masked_fill(lse == float("-inf"), 0).reshape(groups)
-    ds = p * (dout @ v.to(p.dtype).mT - delta.unsqueeze(-1)) * slope
+        ds += p * dlse.masked_fill(lse == float("-inf"), 0).reshape(*groups, 1)
+    ds *= slope
     dq = (ds @ k.to(p.dtype)).view_as(q)
     dk = ds.mT @ q.to(p.dtype).reshape(*groups, q.shape[3])
     return dq.to(q.dtype), dk.to(k.dtype), (p.mT @ dout).to(v.dtype)
@@ -178,5 +181,52 @@ def _scores(q: Tensor, k: Tensor, allowed: Tensor | None, pattern: Pattern) -> t
     return scores, slope
 
 
-def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
-    return torch.exp(scores - lse.masked_fill(lse == float("-inf"), float("inf")).unsqueeze(-1))
+def _probabilities(scores: Tensor) -> Tensor:
+    """Their softmax, and 0 for a query that may attend to nothing."""
+    return torch.softmax(scores, -1).masked_fill_(scores == float("-inf"), 0)
+
+
+def decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_lens: Tensor, key_start: Tensor | None,
+    block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
+) -> Tensor:  # fmt: skip
+    """Rows one by one over exactly their keys; all at once where these are the same slice of an unpaged cache."""
+    ends = [max(end, 0) for end in cache_lens.tolist()]
+    starts = [0] * len(ends) if key_start is None else [max(start, 0) for start in key_start.tolist()]
+    if window is not None:
+        starts = [max(start, end - window) for start, end in zip(starts, ends, strict=True)]
+    ranges = list(zip(starts, ends, strict=True))
+    # the query heads of a kv head are the queries of one call: no GQA left, nothing to repeat
+    (batch, heads, _, head_dim), kv_heads = q.shape, k_cache.shape[1]
+    queries = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    if block_table is None and len(set(ranges)) == 1:
+        if ranges[0] != (0, k_cache.shape[2]):
+            keys = slice(*ranges[0])
+            k_cache, v_cache = k_cache[:, :, keys], v_cache[:, :, keys]
+        return _attend(queries, k_cache, v_cache, scale, softcap).reshape(q.shape).contiguous()
+    out = queries.new_empty(queries.shape)
+    for i, (first, last) in enumerate(ranges):
+        k, v = (_row_keys(cache, i, first, last, block_table) for cache in (k_cache, v_cache))
+        out[i] = _attend(queries[i, None], k, v, scale, softcap)[0]
+    return out.reshape(q.shape)
+
+
+def _row_keys(cache: Tensor, row: int, start: int, end: int, block_table: Tensor | None) -> Tensor:
+    """Entries [start, end) of one row, (1, kv_heads, keys, head_dim)."""
+    if block_table is None:
+        return cache[row, None, :, start:end]
+    page = cache.shape[2]
+    first = start // page
+    blocks = cache[block_table[row, first : max(first, -(-end // page))]]  # (blocks, kv_heads, page, head_dim)
+    return blocks.transpose(0, 1).flatten(1, 2)[None, :, start - first * page : end - first * page]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """q (batch, kv_heads, group, head_dim) over all of k, v (batch, kv_heads, keys, head_dim)."""
+    if k.shape[2] == 0:
+        return torch.zeros_like(q)
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    dtype = accumulation_dtype(q)
+    logits = q.to(dtype) @ k.to(dtype).mT * scale
+    return ((logits / softcap).tanh() * softcap).softmax(-1).matmul(v.to(dtype)).to(q.dtype)

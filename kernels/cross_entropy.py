@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .activation import tanh
 from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import accumulation_dtype
@@ -42,16 +43,6 @@ TILE = 4096
 def _exp(b_x):
     """exp in two instructions, flushing denormals to zero; `tl.exp` takes five, to keep them."""
     return tl.exp2(b_x * 1.4426950408889634)
-
-
-@triton.jit
-def _tanh(b_x):
-    """tanh to a few units of the last place: a series where 1 - exp(-2x) would cancel."""
-    b_square = b_x * b_x
-    b_series = 1.0 + b_square * (-1 / 3 + b_square * (2 / 15 + b_square * (-17 / 315 + b_square * (62 / 2835))))
-    b_exp = _exp(-2.0 * tl.abs(b_x))
-    b_ratio = (1.0 - b_exp) / (1.0 + b_exp)
-    return tl.where(tl.abs(b_x) < 0.3, b_x * b_series, tl.where(b_x < 0.0, -b_ratio, b_ratio))
 
 
 @triton.jit
@@ -72,7 +63,7 @@ def cross_entropy_kernel(
         mask = counts[:, None, None] & (start + o_v < V)
         b_z = tl.load(p_rows + start + o_v, mask=mask, other=float("-inf")).to(tl.float32)  # [BLOCK_M, LANES, 8]
         if softcap is not None:
-            b_z = tl.where(mask, softcap * _tanh(b_z / softcap), float("-inf"))
+            b_z = tl.where(mask, softcap * tanh(b_z / softcap), float("-inf"))
         b_new_max = tl.maximum(b_max, tl.max(b_z, axis=2))
         b_shift = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)  # nothing but -inf so far
         b_sum = b_sum * _exp(b_max - b_shift) + tl.sum(_exp(b_z - b_shift[:, :, None]), axis=2)
@@ -89,7 +80,7 @@ def cross_entropy_kernel(
         p_logits + o_m * logits_stride + label, mask=counts & (label >= 0) & (label < V), other=float("nan")
     ).to(tl.float32)
     if softcap is not None:
-        b_label_z = softcap * _tanh(b_label_z / softcap)
+        b_label_z = softcap * tanh(b_label_z / softcap)
     lse = row_shift + log_sum
     tl.store(p_lse + 2 * o_m, row_shift, mask=o_m < M)
     tl.store(p_lse + 2 * o_m + 1, log_sum, mask=o_m < M)
@@ -142,7 +133,7 @@ def cross_entropy_backward_kernel(
 
     b_z = tl.load(p_logits + o_m * logits_stride + o_v, mask=counts & (o_v < V), other=0.0).to(tl.float32)
     if softcap is not None:
-        b_tanh = _tanh(b_z / softcap)
+        b_tanh = tanh(b_z / softcap)
         b_z = softcap * b_tanh
     target = 1.0  # of the label's class
     b_dz = (1.0 + 2.0 * z_loss * (row_shift + log_sum)) * _exp(b_z - row_shift - log_sum)  # [BLOCK_M, BLOCK_V]

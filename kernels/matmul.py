@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .activation import activate
+from .dot import dot
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
 from .streaming import streaming_stages, wait_for_previous_kernel
 from .triton_compat import tl, triton
@@ -87,7 +88,7 @@ def linear_few_rows_kernel(
         else:
             p_xt = p_x + o_k[:, None] * x_stride_k + o_m * x_stride_m
             b_xt = tl.load(p_xt, mask=(o_k < K)[:, None] & (o_m < M), other=0.0)  # [BLOCK_K, BLOCK_M]
-            b_acc = tl.dot(b_w, b_xt, b_acc, input_precision=INPUT_PRECISION)
+            b_acc = dot(b_w, b_xt, b_acc, INPUT_PRECISION)
 
     if BLOCK_M == 1:
         b_acc = tl.sum(b_product, axis=1, keep_dims=True)
@@ -143,7 +144,7 @@ def linear_kernel(
             mask_b = mask_b & (o_k < K - start)[:, None]
         b_a = tl.load(p_a, mask=mask_a, other=0.0)
         b_b = tl.load(p_b, mask=mask_b, other=0.0)
-        b_acc = tl.dot(b_a, b_b, b_acc, input_precision=INPUT_PRECISION)
+        b_acc = dot(b_a, b_b, b_acc, INPUT_PRECISION)
         p_a += tl.full([], BLOCK_K, tl.int64) * x_stride_k
         p_b += tl.full([], BLOCK_K, tl.int64) * weight_stride_k
 

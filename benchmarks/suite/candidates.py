@@ -10,9 +10,10 @@ from llama_fast.kernels.attention import plan_attention
 from llama_fast.kernels.attention_common import Pattern
 from llama_fast.kernels.attention_decode import plan_attention_decode
 from llama_fast.kernels.binary import inspect_plan
-from llama_fast.kernels.decode_layer import plan_norm_qkv_rope, plan_norm_swiglu
 from llama_fast.kernels.launch import GPUS, Gpu, LaunchPlan, cdiv, next_power_of_2
 from llama_fast.kernels.matmul import plan_linear
+from llama_fast.kernels.norm_qkv_rope import plan_norm_qkv_rope
+from llama_fast.kernels.norm_swiglu import plan_norm_swiglu
 from llama_fast.kernels.rms_norm import plan_rms_norm
 from llama_fast.kernels.softmax import plan_softmax
 from llama_fast.kernels.tuned import Key, Plan, candidate

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..kernels.decode_layer import norm_qkv_rope, norm_swiglu
 from ..kernels.launch import INTERPRETED, dependent_launch
 from ..kernels.matmul import FEW_ROWS
+from ..kernels.norm_qkv_rope import norm_qkv_rope
+from ..kernels.norm_swiglu import norm_swiglu
 from .config import DecoderConfig
 from .rotary import RotaryTable
 

@@ -13,10 +13,15 @@ from llama_fast.kernels.attention_backward import attention_backward_op, plan_at
 from llama_fast.kernels.binary import inspect_plan
 from llama_fast.kernels.launch import GPUS, INTERPRETED
 from llama_fast.kernels.parity import relative_error
-from tests.parity import assert_parity, assert_same_bits, compiles_kernels, not_interpreted, pytorch_only, triton_only
-
-# the interpreter multiplies the raw bits of bfloat16
-DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+from tests.parity import (
+    DTYPES,
+    assert_parity,
+    assert_same_bits,
+    compiles_kernels,
+    not_interpreted,
+    pytorch_only,
+    triton_only,
+)
 
 
 def inputs(device, batch, heads, kv_heads, seq_q, seq_k, head_dim, dtype=torch.float16):
@@ -424,7 +429,7 @@ def test_compiles_whole(dynamic, device):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16] if INTERPRETED else [torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_makes_the_dtypes_agree(dtype, device):
     q, k, v = inputs(device, 1, 2, 1, 9, 9, 16, torch.float32)
     q.requires_grad_()

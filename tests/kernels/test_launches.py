@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from llama_fast.kernels.attention_decode import plan_attention_decode
-from llama_fast.kernels.decode_layer import plan_norm_qkv_rope, plan_norm_swiglu
 from llama_fast.kernels.launch import GPUS, dependent_launch
 from llama_fast.kernels.matmul import plan_linear
+from llama_fast.kernels.norm_qkv_rope import plan_norm_qkv_rope
+from llama_fast.kernels.norm_swiglu import plan_norm_swiglu
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted

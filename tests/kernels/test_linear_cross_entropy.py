@@ -17,9 +17,6 @@ from llama_fast.kernels.linear_cross_entropy import linear_cross_entropy_backwar
 from tests.kernels.test_cross_entropy import REDUCTIONS, torch_cross_entropy
 from tests.parity import DTYPES, assert_parity, assert_same_bits, on_triton, pytorch_only, triton_only
 
-# The interpreter multiplies the raw bits of bfloat16 matrices.
-MATRIX_DTYPES = [torch.float32, torch.float16] if INTERPRETED else DTYPES
-
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
@@ -61,7 +58,7 @@ def operands(shape, in_features, vocab, device, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("dtype", MATRIX_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("shape", "in_features", "vocab"), [((5,), 64, 100), ((2, 17), 16, 400), ((1,), 24, 300), ((50,), 20, 130)]
 )

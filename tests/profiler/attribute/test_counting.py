@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from llama_fast.engine.llm import LLM
-from llama_fast.kernels.decode_layer import norm_qkv_rope_op
+from llama_fast.kernels.norm_qkv_rope import norm_qkv_rope_op
 from llama_fast.ops import attention, attention_decode, linear
 from llama_fast.profiler.attribute.counting import OpCounter
 from llama_fast.profiler.measure.sides import EngineSide, transformers_side
