@@ -4,15 +4,14 @@
     for out in llm.generate(["Once upon a time"], SamplingParams(temperature=0.8)):
         print(out.text)
 
-A step schedules tokens (`scheduler`), runs the decoder over the paged cache (`paged`, on a GPU as one `graphs` replay when all
-rows decode), and samples on the device (`sampling`). On a GPU the host reads the tokens of a step only after it has
-launched the next, so the GPU never waits for it; a sequence that ends has then computed one token too many, which is dropped.
+A step schedules tokens (`scheduler`), runs the decoder and samples on the device (`runner`), and hands each request its token. On a
+GPU the host reads the tokens of a step only after it has launched the next, so the GPU never waits for it; a sequence that
+ends has then computed one token too many, which is dropped.
 """
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,16 @@ from ..decoder.tokenizer import Tokenizer
 from . import prompt_logprobs
 from .cache import BlockPool, KVCache
 from .completion import Completion, Output, TokenLogprob
-from .paged import OneSequence, PagedContext, StepInputs
-from .placement import current, device_of, dtype_of, plan_memory, upload
-from .recorded_steps import DecodingGraphs
+from .memory import MemoryLedger
+from .paged import OneSequence
+from .placement import current, device_of, dtype_of, plan_memory
 from .request import Piece, Prompt, Request, Run, as_prompts, token_ids_of
-from .sampling import Logprobs, Needs, Sampled, Sampler, SamplingParams
+from .runner import Launched, Runner
+from .sampling import Sampler, SamplingParams
 from .scheduler import Chunk, Scheduler
 from .scheduler import Sequence as TokenSequence
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "demo_model"
-
-
-@dataclass(frozen=True)
-class _Launched:
-    """A step on its way: what the host reads when it is done."""
-
-    chunks: list[Chunk]
-    sampled: Sampled | None
-    prompt_logprobs: list[tuple[Chunk, Logprobs]]
-    done: torch.cuda.Event | None
 
 
 class LLM:
@@ -100,35 +90,36 @@ class LLM:
         plain = self.device.type == "cpu" and not (fusions.norm_qkv_rope or fusions.norm_swiglu)
         # one query over 128 keys takes PyTorch 11 us on a CPU in float32, and 85 in bfloat16
         cache_dtype = torch.float32 if plain else self.dtype
-        blocks, self.ledger = plan_memory(
+        blocks, self._ledger = plan_memory(
             config, self.dtype, cache_dtype, self.device, **sizes | {"max_context": self.max_context}
         )
         self.decoder = self._load(opened, fusions)
         if plain:
             self.decoder.pack()
-        self._cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=cache_dtype)
         self._pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
         self._scheduler = Scheduler(self._pool, max_batch=max_batch, step_tokens=step_tokens)
-        # a tokenizer may have more tokens than the model
-        eos_ids = [i for i in self.tokenizer.eos_ids if i < config.vocab_size]
-        self._sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
-        self._last_tokens = torch.zeros(max_batch + 1, dtype=torch.int64, device=self.device)
         self._runs: dict[TokenSequence, Run] = {}
         # the longest sequence: a token past it would have no place
         self._longest = min(self.max_context, blocks * block_size)
         # where what a key is depends on how long its sequence is, equal beginnings are not equal
         self._prefixes_are_reusable = config.rope.rope_type not in ("dynamic", "longrope")
-        self._graphs: DecodingGraphs | None = None
-        if cuda_graphs and self.device.type == "cuda":
-            self._graphs = DecodingGraphs(
-                self._decode, self._cache, self.device, padding_row=self._sampler.padding_row, longest=self._longest,
-                console=self._console,
-            )  # fmt: skip
-            self._graphs.use(fusions)
         self._late = self.device.type == "cuda" if read_late is None else read_late
-        self._launched: _Launched | None = None
+        self._launched: Launched | None = None
+        cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=cache_dtype)
+        # a tokenizer may have more tokens than the model
+        eos_ids = [i for i in self.tokenizer.eos_ids if i < config.vocab_size]
+        sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
+        self._runner = Runner(self.decoder, cache, sampler, reads_late=self._late, phase=self._phase)
+        if cuda_graphs and self.device.type == "cuda":
+            self._runner.use_graphs(longest=self._longest, console=self._console)
         # is told the name of each phase of a step as it ends on the host: see `profiler.phases`
         self.on_phase: Callable[[str], None] | None = None
+
+    @property
+    def ledger(self) -> MemoryLedger:
+        """What weights, cache, workspace and the graphs captured so far take of the device's memory."""
+        graphs = self._runner.graphs
+        return self._ledger if graphs is None else replace(self._ledger, graphs=graphs.bytes)
 
     # --- what users call ---------------------------------------------------------------------------------------------
 
@@ -192,8 +183,8 @@ class LLM:
                 "fusions: norm_qkv_rope and norm_swiglu need plain weights, and these are packed for the CPU"
             )
         self.decoder.fusions = fusions
-        if self._graphs is not None:
-            self._graphs.use(fusions)
+        if self._runner.graphs is not None:
+            self._runner.graphs.use(fusions)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -281,60 +272,20 @@ class LLM:
                 del self._runs[sequence]
 
     @torch.inference_mode()
-    def _launch(self, chunks: list[Chunk]) -> _Launched:
+    def _launch(self, chunks: list[Chunk]) -> Launched:
         for chunk in chunks:
             self._give_row(chunk.sequence)
-        sampling = [chunk for chunk in chunks if chunk.samples]
-        needs = self._sampler.needs(chunk.sequence.row for chunk in sampling)
-        prompts = [chunk for chunk in chunks if chunk.size > 1]
-        asked = [chunk for chunk in chunks if self._wants_prompt_logprobs(chunk)]
-        of_prompts: list[tuple[Chunk, Logprobs]] = []
-        sampled = None
-        if self._graphs is not None and len(sampling) == len(chunks) and not prompts and not asked:
-            sampled = self._graphs.replay(chunks, needs)
-            if self._graphs.bytes != self.ledger.graphs:
-                self.ledger = replace(self.ledger, graphs=self._graphs.bytes)
-        else:
-            inputs = StepInputs.of(chunks, self._cache, self.device)
-            self._phase("inputs")
-            hidden = self._forward(inputs, chunks)
-            of_prompts = self._prompt_logprobs(chunks, asked, hidden)
-            if sampling:
-                ends = [end for chunk, end in zip(chunks, _ends(chunks), strict=True) if chunk.samples]
-                if len(ends) == len(hidden):
-                    sampled = self._sample(hidden, inputs.rows, needs)
-                else:
-                    last = upload(ends, self.device)
-                    sampled = self._sample(hidden[last], inputs.rows[last], needs)
-        for chunk in sampling:
-            chunk.sequence.pending += 1
-        if self.device.type == "cpu":
-            return _Launched(chunks, sampled, of_prompts, None)
-        on_host = None if sampled is None else sampled.to_host()
-        of_prompts = [(chunk, logprobs.to_host()) for chunk, logprobs in of_prompts]
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        self._phase("launch")
-        return _Launched(chunks, on_host, of_prompts, done)
+        return self._runner.launch(chunks, self._asked(chunks))
 
-    def _forward(self, inputs: StepInputs, chunks: Sequence[Chunk] = ()) -> Tensor:
-        ids = inputs.token_ids
-        if self._late:
-            ids = torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
-        hidden: Tensor = self.decoder(ids, PagedContext(self._cache, inputs, chunks))
-        return hidden
-
-    def _sample(self, hidden: Tensor, rows: Tensor, needs: Needs) -> Sampled:
-        logits = self.decoder.logits(hidden)
-        self._phase("forward")
-        sampled = self._sampler.sample(logits, rows, needs)
-        self._last_tokens[rows] = sampled.token_ids
-        self._phase("sample")
-        return sampled
-
-    def _decode(self, inputs: StepInputs, needs: Needs) -> Sampled:
-        """A whole step of decoding rows: what a CUDA graph holds."""
-        return self._sample(self._forward(inputs), inputs.rows, needs)
+    def _asked(self, chunks: list[Chunk]) -> dict[Chunk, int]:
+        """Chunks of prompts whose log-probabilities are asked for, and of how many of the likeliest tokens."""
+        asked = {}
+        for chunk in chunks:
+            count = self._runs[chunk.sequence].params.prompt_logprobs
+            of_prompt = self._runs[chunk.sequence].output.completion.prompt_logprobs is not None
+            if of_prompt and count is not None and chunk.start < len(chunk.sequence.prompt) - 1:
+                asked[chunk] = count
+        return asked
 
     def _give_row(self, sequence: TokenSequence) -> None:
         """Tells the sampler about a sequence that has just been given a row."""
@@ -342,7 +293,7 @@ class LLM:
             return
         sequence.restarted = False
         run = self._runs[sequence]
-        self._sampler.add(
+        self._runner.sampler.add(
             sequence.row, run.params, seed=run.seed, prompt_ids=sequence.prompt, output_ids=sequence.output
         )
 
@@ -357,25 +308,9 @@ class LLM:
             if sequence in running:
                 self._scheduler.preempt(sequence)
 
-    # --- log-probabilities of prompts --------------------------------------------------------------------------------
-
-    def _wants_prompt_logprobs(self, chunk: Chunk) -> bool:
-        run = self._runs[chunk.sequence]
-        return run.output.completion.prompt_logprobs is not None and chunk.start < len(chunk.sequence.prompt) - 1
-
-    def _prompt_logprobs(self, chunks: list[Chunk], asked: list[Chunk], hidden: Tensor) -> list[tuple[Chunk, Logprobs]]:
-        found = []
-        for chunk, end in zip(chunks, _ends(chunks), strict=True):
-            if chunk in asked:
-                count = self._runs[chunk.sequence].params.prompt_logprobs
-                assert count is not None
-                rows = hidden[end + 1 - chunk.size : end + 1]
-                found.append((chunk, prompt_logprobs.compute(self.decoder, chunk, rows, count)))
-        return found
-
     # --- reading a step ----------------------------------------------------------------------------------------------
 
-    def _read(self, launched: _Launched) -> None:
+    def _read(self, launched: Launched) -> None:
         if launched.done is not None:
             launched.done.synchronize()
             self._phase("wait")
@@ -388,7 +323,7 @@ class LLM:
             self._scheduler.finish(sequence)
             del self._runs[sequence]
 
-    def _read_tokens(self, launched: _Launched) -> list[TokenSequence]:
+    def _read_tokens(self, launched: Launched) -> list[TokenSequence]:
         """Hands each sequence its token; returns those that have ended."""
         assert launched.sampled is not None
         sampling = [chunk.sequence for chunk in launched.chunks if chunk.samples]
@@ -423,8 +358,3 @@ class LLM:
             task = bar.add_task("loading")
             opened.fill(decoder, lambda done, total: bar.update(task, completed=done, total=total))
         return decoder.eval()
-
-
-def _ends(chunks: Sequence[Chunk]) -> list[int]:
-    """The index of each chunk's last token among the tokens of the step."""
-    return [end - 1 for end in itertools.accumulate(chunk.size for chunk in chunks)]

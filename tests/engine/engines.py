@@ -45,5 +45,5 @@ class Watch:
 def assert_nothing_left(llm: LLM) -> None:
     """No request, and no block with a user."""
     assert llm._scheduler.idle and not llm._runs
-    assert llm._pool.free == llm._cache.blocks and not any(llm._pool._users)
+    assert llm._pool.free == llm._runner.cache.blocks and not any(llm._pool._users)
     assert sorted(llm._scheduler._free_rows) == list(range(llm._scheduler.max_batch))

@@ -294,7 +294,7 @@ def random_request(rng: random.Random):
 def check_blocks(llm):
     """Each block has as many users as there are running sequences that list it, and is free if there are none."""
     used = [block for sequence in llm._scheduler.running for block in sequence.blocks]
-    assert [used.count(block) for block in range(llm._cache.blocks)] == llm._pool._users
+    assert [used.count(block) for block in range(llm._runner.cache.blocks)] == llm._pool._users
     assert llm._pool.free == llm._pool._users.count(0)
     assert all(not sequence.blocks for sequence in llm._scheduler.waiting)
 

@@ -90,14 +90,17 @@ class Subject:
 
     def cache_dtype_of(self, side: Side) -> torch.dtype:
         """What keys and values are kept in: our engine's on a CPU are wider than its weights may be."""
-        return side.llm._cache.dtype if isinstance(side, EngineSide) else self.dtype
+        return side.llm._runner.cache.dtype if isinstance(side, EngineSide) else self.dtype
 
     @property
     def measured_contexts(self) -> tuple[int, ...]:
         """Those that the model was made for and that fit into memory."""
         longest = self.sizes.prompt_tokens + self.sizes.new_tokens
         if self.llm is not None:
-            longest = min(self.llm._longest, self.llm._cache.blocks * self.llm._cache.block_size // self.sizes.batch[0])
+            longest = min(
+                self.llm._longest,
+                self.llm._runner.cache.blocks * self.llm._runner.cache.block_size // self.sizes.batch[0],
+            )
         elif self.config is not None:
             longest = self.config.max_positions
         return tuple(context for context in self.sizes.contexts if context <= longest)
@@ -187,7 +190,7 @@ def _cache_bytes(config: DecoderConfig, sizes: Sizes, context: int) -> int:
 
 
 def _check_rows(llm: LLM, sizes: Sizes) -> None:
-    rows, tokens = llm._scheduler.max_batch, llm._cache.blocks * llm._cache.block_size
+    rows, tokens = llm._scheduler.max_batch, llm._runner.cache.blocks * llm._runner.cache.block_size
     needed = max(sizes.batch) * (sizes.prompt_tokens + sizes.new_tokens)
     if max(sizes.batch) > rows or needed > tokens:
         raise ValueError(
