@@ -28,7 +28,7 @@ from .cache import BlockPool, KVCache
 from .completion import Completion, Output, TokenLogprob
 from .memory import MemoryLedger
 from .paged import OneSequence
-from .placement import current, device_of, dtype_of, plan_memory
+from .placement import device_of, dtype_of, own_modes, plan_memory
 from .request import Piece, Prompt, Request, Run, as_prompts, token_ids_of
 from .runner import Launched, Runner
 from .sampling import Sampler, SamplingParams
@@ -75,7 +75,8 @@ class LLM:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.device = device_of(device)
         self._console = Console(stderr=True, quiet=not progress)
-        opened = checkpoint.open_checkpoint(checkpoint.find(EMBEDDED_MODEL if model is None else model))
+        with own_modes(self.device):
+            opened = checkpoint.open_checkpoint(checkpoint.find(EMBEDDED_MODEL if model is None else model))
         self.config = config = opened.config
         self.dtype = dtype_of(dtype, opened.dtype, self.device)
         self.tokenizer = Tokenizer(opened.folder)
@@ -93,9 +94,6 @@ class LLM:
         blocks, self._ledger = plan_memory(
             config, self.dtype, cache_dtype, self.device, **sizes | {"max_context": self.max_context}
         )
-        self.decoder = self._load(opened, fusions)
-        if plain:
-            self.decoder.pack()
         self._pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
         self._scheduler = Scheduler(self._pool, max_batch=max_batch, step_tokens=step_tokens)
         self._runs: dict[TokenSequence, Run] = {}
@@ -105,13 +103,17 @@ class LLM:
         self._prefixes_are_reusable = config.rope.rope_type not in ("dynamic", "longrope")
         self._late = self.device.type == "cuda" if read_late is None else read_late
         self._launched: Launched | None = None
-        cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=cache_dtype)
-        # a tokenizer may have more tokens than the model
-        eos_ids = [i for i in self.tokenizer.eos_ids if i < config.vocab_size]
-        sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
-        self._runner = Runner(self.decoder, cache, sampler, reads_late=self._late, phase=self._phase)
-        if cuda_graphs and self.device.type == "cuda":
-            self._runner.use_graphs(longest=self._longest, console=self._console)
+        with own_modes(self.device, inference=False):  # a decoder like any other module
+            self.decoder = self._load(opened, fusions)
+            if plain:
+                self.decoder.pack()
+            cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=cache_dtype)
+            # a tokenizer may have more tokens than the model
+            eos_ids = [i for i in self.tokenizer.eos_ids if i < config.vocab_size]
+            sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
+            self._runner = Runner(self.decoder, cache, sampler, reads_late=self._late, phase=self._phase)
+            if cuda_graphs and self.device.type == "cuda":
+                self._runner.use_graphs(longest=self._longest, console=self._console)
         # is told the name of each phase of a step as it ends on the host: see `profiler.phases`
         self.on_phase: Callable[[str], None] | None = None
 
@@ -162,11 +164,11 @@ class LLM:
         """The reply to a conversation, `[{"role": "user", "content": "..."}, ...]`, by the model's own chat template."""
         return self.generate([self.tokenizer.chat(messages)], params)[0]
 
-    @torch.inference_mode()
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """The logits after each token of one sequence, (tokens, vocab), without the cache: to compare models."""
-        ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.device)
-        return self.decoder.logits(self.decoder(ids, OneSequence(len(ids), self.device)))
+        with own_modes(self.device):
+            ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.device)
+            return self.decoder.logits(self.decoder(ids, OneSequence(len(ids), self.device)))
 
     def forget_prefixes(self) -> None:
         """Forgets which beginnings the cache holds: the next requests compute all of their prompts."""
@@ -239,7 +241,7 @@ class LLM:
         Where it is interrupted, what it was to compute is computed again later: requests lose time, but no token.
         """
         try:
-            with current(self.device):
+            with own_modes(self.device):
                 self._step()
         except BaseException:  # a KeyboardInterrupt too
             self._recover()
@@ -271,7 +273,6 @@ class LLM:
                 self._scheduler.finish(sequence)
                 del self._runs[sequence]
 
-    @torch.inference_mode()
     def _launch(self, chunks: list[Chunk]) -> Launched:
         for chunk in chunks:
             self._give_row(chunk.sequence)

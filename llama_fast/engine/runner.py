@@ -57,7 +57,6 @@ class Runner:
         )  # fmt: skip
         self.graphs.use(self.decoder.fusions)
 
-    @torch.inference_mode()
     def launch(self, chunks: list[Chunk], asked: Mapping[Chunk, int]) -> Launched:
         """Computes the chunks and samples where they say so.
 
