@@ -81,8 +81,9 @@ class Output:
             self.completion.finish_reason = reason
 
     def new_text(self) -> str:
-        start, self._given = self._given, len(self.completion.text)
-        return self.completion.text[start:]
+        text = self.completion.text  # once: another thread's step may add to it meanwhile
+        start, self._given = self._given, len(text)
+        return text[start:]
 
     def _settle(self, text: str) -> None:
         """Adds text up to the first stop string, which ends the completion. The first `min_tokens` tokens stop nothing."""

@@ -4,8 +4,8 @@
     for out in llm.generate(["Once upon a time"], SamplingParams(temperature=0.8)):
         print(out.text)
 
-A step schedules tokens (`scheduler`), runs the decoder and samples on the device (`runner`), and hands each request its token. On a
-GPU the host reads the tokens of a step only after it has launched the next, so the GPU never waits for it; a sequence that
+A step (`core`) schedules tokens (`scheduler`), runs the decoder and samples on the device (`runner`), and hands each request its
+token. On a GPU the host reads the tokens of a step only after it has launched the next, so the GPU never waits for it; a sequence that
 ends has then computed one token too many, which is dropped.
 """
 
@@ -23,16 +23,16 @@ from torch import Tensor
 from ..decoder import checkpoint
 from ..decoder.model import Decoder, Fusions
 from ..decoder.tokenizer import Tokenizer
-from . import prompt_logprobs
 from .cache import BlockPool, KVCache
-from .completion import Completion, Output, TokenLogprob
+from .completion import Completion, Output
+from .core import EngineCore
 from .memory import MemoryLedger
 from .paged import OneSequence
 from .placement import device_of, dtype_of, own_modes, plan_memory
 from .request import Piece, Prompt, Request, Run, as_prompts, token_ids_of
-from .runner import Launched, Runner
+from .runner import Runner
 from .sampling import Sampler, SamplingParams
-from .scheduler import Chunk, Scheduler
+from .scheduler import Scheduler
 from .scheduler import Sequence as TokenSequence
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "demo_model"
@@ -40,6 +40,10 @@ EMBEDDED_MODEL = Path(__file__).parents[1] / "demo_model"
 
 class LLM:
     """A decoder, its cache and its tokenizer, ready to generate.
+
+    Any number of threads may use it at once. Their requests share the steps, and each gets the tokens it gets alone. There is no
+    thread of its own: who waits for tokens computes a step, while the others wait for its end. Where a step fails, the error is
+    raised to the thread that computed it, and ends its requests; those of others are computed again by whoever comes next.
 
     Args:
         model: a folder or the name of a model on the Hugging Face hub; None: the small one inside the package.
@@ -94,15 +98,11 @@ class LLM:
         blocks, self._ledger = plan_memory(
             config, self.dtype, cache_dtype, self.device, **sizes | {"max_context": self.max_context}
         )
-        self._pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
-        self._scheduler = Scheduler(self._pool, max_batch=max_batch, step_tokens=step_tokens)
-        self._runs: dict[TokenSequence, Run] = {}
         # the longest sequence: a token past it would have no place
         self._longest = min(self.max_context, blocks * block_size)
         # where what a key is depends on how long its sequence is, equal beginnings are not equal
         self._prefixes_are_reusable = config.rope.rope_type not in ("dynamic", "longrope")
-        self._late = self.device.type == "cuda" if read_late is None else read_late
-        self._launched: Launched | None = None
+        late = self.device.type == "cuda" if read_late is None else read_late
         with own_modes(self.device, inference=False):  # a decoder like any other module
             self.decoder = self._load(opened, fusions)
             if plain:
@@ -111,16 +111,19 @@ class LLM:
             # a tokenizer may have more tokens than the model
             eos_ids = [i for i in self.tokenizer.eos_ids if i < config.vocab_size]
             sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
-            self._runner = Runner(self.decoder, cache, sampler, reads_late=self._late, phase=self._phase)
+            runner = Runner(self.decoder, cache, sampler, reads_late=late, phase=self._phase)
             if cuda_graphs and self.device.type == "cuda":
-                self._runner.use_graphs(longest=self._longest, console=self._console)
+                runner.use_graphs(longest=self._longest, console=self._console)
+        pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
+        scheduler = Scheduler(pool, max_batch=max_batch, step_tokens=step_tokens)
+        self._core = EngineCore(scheduler, runner, reads_late=late, phase=self._phase)
         # is told the name of each phase of a step as it ends on the host: see `profiler.phases`
         self.on_phase: Callable[[str], None] | None = None
 
     @property
     def ledger(self) -> MemoryLedger:
         """What weights, cache, workspace and the graphs captured so far take of the device's memory."""
-        graphs = self._runner.graphs
+        graphs = self._core.runner.graphs
         return self._ledger if graphs is None else replace(self._ledger, graphs=graphs.bytes)
 
     # --- what users call ---------------------------------------------------------------------------------------------
@@ -128,21 +131,22 @@ class LLM:
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Iterable[SamplingParams] | None = None
     ) -> list[Completion]:
-        """The completions of prompts (strings or lists of token ids), in their order, whatever order they end in."""
+        """The completions of prompts (strings or lists of token ids), in their order, whatever order they end in.
+
+        Threads may call this, `stream` and the rest at once: see the class.
+        """
         many = as_prompts(prompts)
         params = SamplingParams() if params is None else params
         each = [params] * len(many) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(many):
             raise ValueError(f"params must be one or as many as the prompts, {len(many)}, got {len(each)}")
-        requests: list[Request] = []
+        requests = [self._request(prompt, one) for prompt, one in zip(many, each, strict=True)]
         try:
-            for prompt, one in zip(many, each, strict=True):
-                requests.append(self.submit(prompt, one))
+            self._core.add(requests)
             while not all(request.done for request in requests):
                 self.step()
         finally:
-            for request in requests:
-                self.cancel(request)
+            self._core.cancel(requests)
         return [request.completion for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
@@ -166,13 +170,16 @@ class LLM:
 
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """The logits after each token of one sequence, (tokens, vocab), without the cache: to compare models."""
+        return self._core.between_steps(lambda: self._logits(token_ids))
+
+    def _logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         with own_modes(self.device):
             ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.device)
             return self.decoder.logits(self.decoder(ids, OneSequence(len(ids), self.device)))
 
     def forget_prefixes(self) -> None:
         """Forgets which beginnings the cache holds: the next requests compute all of their prompts."""
-        self._pool.forget()
+        self._core.between_steps(self._core.scheduler.pool.forget)
 
     def use_fusions(self, fusions: Fusions) -> None:
         """Computes decoding steps with other kernels from now on, over the same weights: to compare what they gain.
@@ -184,9 +191,7 @@ class LLM:
             raise ValueError(
                 "fusions: norm_qkv_rope and norm_swiglu need plain weights, and these are packed for the CPU"
             )
-        self.decoder.fusions = fusions
-        if self._runner.graphs is not None:
-            self._runner.graphs.use(fusions)
+        self._core.between_steps(lambda: self._core.runner.use(fusions))
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -196,6 +201,23 @@ class LLM:
         Raises:
             ValueError: the prompt is empty or longer than the context or the cache, or `params` do not fit the model.
         """
+        request = self._request(prompt, params)
+        self._core.add([request])
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends what of a request still runs; its completions keep what they have."""
+        self._core.cancel([request])
+
+    def step(self) -> None:
+        """Computes the next tokens of the requests that were submitted, by whatever thread; nothing if there are none.
+
+        A step of another thread that ended meanwhile is as good. Where a step is interrupted or fails, what it was to compute is
+        computed again later: requests lose time, but no token.
+        """
+        self._core.step()
+
+    def _request(self, prompt: Prompt, params: SamplingParams | None) -> Request:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise ValueError(f"params must be SamplingParams, got {params!r}")
@@ -214,144 +236,19 @@ class LLM:
             reuse = self._prefixes_are_reusable and (params.prompt_logprobs is None or bool(runs))
             sequence = TokenSequence(list(ids), max(1, most), reuse_prefix=reuse)
             runs[sequence] = Run(output, params, seed, empty=most == 0)
-        first, *rest = runs
-        request = Request([run.output for run in runs.values()], list(runs))
+        request = Request(runs)
         if params.prompt_logprobs is not None:
             request.completion.prompt_logprobs = []
         if most == 0:  # nothing to compute, but the log-probabilities of the prompt if they are asked for
-            for sequence in list(runs) if params.prompt_logprobs is None else rest:
-                runs.pop(sequence).output.end("length")
-            rest = []
-        if runs:
-            runs[first].followers = rest
-            self._runs |= runs
-            self._scheduler.add(first)
+            for run in list(runs.values())[params.prompt_logprobs is not None :]:
+                run.end("length")
         return request
 
-    def cancel(self, request: Request) -> None:
-        """Ends what of a request still runs; its completions keep what they have."""
-        for sequence in request.sequences:
-            if run := self._runs.pop(sequence, None):
-                self._scheduler.finish(sequence)
-                run.output.end("cancelled")
-
-    def step(self) -> None:
-        """Computes the next tokens of the requests that were submitted; nothing if there are none.
-
-        Where it is interrupted, what it was to compute is computed again later: requests lose time, but no token.
-        """
-        try:
-            with own_modes(self.device):
-                self._step()
-        except BaseException:  # a KeyboardInterrupt too
-            self._recover()
-            raise
-
-    # --- a step ------------------------------------------------------------------------------------------------------
-
-    def _step(self) -> None:
-        self._recompute_turned()
-        chunks = self._scheduler.schedule()
-        self._phase("schedule")
-        launched = self._launch(chunks) if chunks else None
-        if self._late:
-            launched, self._launched = self._launched, launched
-        if launched is not None:
-            self._read(launched)
+    # --- setting up --------------------------------------------------------------------------------------------------
 
     def _phase(self, name: str) -> None:
         if self.on_phase is not None:
             self.on_phase(name)
-
-    def _recover(self) -> None:
-        """After a step that came to no end: what the completions hold counts, whatever it was about to do."""
-        self._launched = None
-        self._scheduler.restart()
-        for sequence, run in list(self._runs.items()):
-            sequence.output[:] = run.output.completion.token_ids
-            if run.output.completion.finish_reason is not None:
-                self._scheduler.finish(sequence)
-                del self._runs[sequence]
-
-    def _launch(self, chunks: list[Chunk]) -> Launched:
-        for chunk in chunks:
-            self._give_row(chunk.sequence)
-        return self._runner.launch(chunks, self._asked(chunks))
-
-    def _asked(self, chunks: list[Chunk]) -> dict[Chunk, int]:
-        """Chunks of prompts whose log-probabilities are asked for, and of how many of the likeliest tokens."""
-        asked = {}
-        for chunk in chunks:
-            count = self._runs[chunk.sequence].params.prompt_logprobs
-            of_prompt = self._runs[chunk.sequence].output.completion.prompt_logprobs is not None
-            if of_prompt and count is not None and chunk.start < len(chunk.sequence.prompt) - 1:
-                asked[chunk] = count
-        return asked
-
-    def _give_row(self, sequence: TokenSequence) -> None:
-        """Tells the sampler about a sequence that has just been given a row."""
-        if not sequence.restarted:
-            return
-        sequence.restarted = False
-        run = self._runs[sequence]
-        self._runner.sampler.add(
-            sequence.row, run.params, seed=run.seed, prompt_ids=sequence.prompt, output_ids=sequence.output
-        )
-
-    def _recompute_turned(self) -> None:
-        """A sequence that outgrows the trained length of a `longrope` model turns its keys otherwise: all are computed again."""
-        limit = self.decoder.rotary.recompute_after
-        if limit is None:
-            return
-        running, waiting = self._scheduler.running, self._scheduler.waiting
-        for sequence in [s for s in (*running, *waiting) if s.rotary_length <= limit < s.known]:
-            sequence.rotary_length = sequence.known
-            if sequence in running:
-                self._scheduler.preempt(sequence)
-
-    # --- reading a step ----------------------------------------------------------------------------------------------
-
-    def _read(self, launched: Launched) -> None:
-        if launched.done is not None:
-            launched.done.synchronize()
-            self._phase("wait")
-        for chunk, logprobs in launched.prompt_logprobs:
-            if (run := self._runs.get(chunk.sequence)) is not None:
-                prompt_logprobs.append(run.output.completion, chunk, logprobs)
-        ended = self._read_tokens(launched) if launched.sampled is not None else []
-        self._scheduler.publish(launched.chunks)
-        for sequence in ended:
-            self._scheduler.finish(sequence)
-            del self._runs[sequence]
-
-    def _read_tokens(self, launched: Launched) -> list[TokenSequence]:
-        """Hands each sequence its token; returns those that have ended."""
-        assert launched.sampled is not None
-        sampling = [chunk.sequence for chunk in launched.chunks if chunk.samples]
-        logprobs = launched.sampled.logprobs
-        token_ids = launched.sampled.token_ids.tolist()
-        self._phase("read")
-        ended = []
-        for i, (sequence, token_id) in enumerate(zip(sampling, token_ids, strict=False)):
-            sequence.pending -= 1
-            run = self._runs.get(sequence)
-            if run is None:  # it ended, or was cancelled, while this was computed
-                continue
-            sequence.output.append(token_id)
-            for follower in run.followers:
-                self._scheduler.add(follower)
-            run.followers = []
-            logprob = None
-            if logprobs is not None and run.params.logprobs is not None:
-                logprob = TokenLogprob.of(logprobs, i, token_id, run.params.logprobs)
-            if run.empty:
-                run.output.end("length")
-            if run.empty or run.output.push(token_id, logprob, last=len(sequence.output) >= sequence.max_tokens):
-                ended.append(sequence)
-        self._phase("text")
-        return ended
-
-    # --- setting up --------------------------------------------------------------------------------------------------
 
     def _load(self, opened: checkpoint.Checkpoint, fusions: Fusions) -> Decoder:
         decoder = Decoder(opened.config, device=self.device, dtype=self.dtype, fusions=fusions)

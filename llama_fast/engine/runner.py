@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..decoder.model import Decoder
+from ..decoder.model import Decoder, Fusions
 from . import prompt_logprobs
 from .cache import KVCache
 from .paged import PagedContext, StepInputs
@@ -55,7 +55,13 @@ class Runner:
             self.decode, self.cache, self.cache.device, padding_row=self.sampler.padding_row, longest=longest,
             console=console,
         )  # fmt: skip
-        self.graphs.use(self.decoder.fusions)
+        self.use(self.decoder.fusions)
+
+    def use(self, fusions: Fusions) -> None:
+        """Computes steps with these kernels from now on."""
+        self.decoder.fusions = fusions
+        if self.graphs is not None:
+            self.graphs.use(fusions)
 
     def launch(self, chunks: list[Chunk], asked: Mapping[Chunk, int]) -> Launched:
         """Computes the chunks and samples where they say so.
