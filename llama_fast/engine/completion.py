@@ -63,7 +63,7 @@ class Output:
     ) -> None:
         self.completion = completion
         self._min_tokens, self._include = params.min_tokens, params.include_stop_str_in_output
-        self._stop_ids = frozenset(params.stop_token_ids)
+        self._stop_ids = frozenset(params.stop_token_ids or ())
         self._eos_ids = frozenset() if params.ignore_eos else frozenset(eos_ids)
         self._detokenizer: DetokenizedStream | None = None
         if tokenizer is not None and params.detokenize:
@@ -97,8 +97,9 @@ class Output:
             completion.finish_reason, completion.stop_reason = reason, stop_reason
 
     def new_text(self) -> str:
-        start, self._given = self._given, len(self.completion.text)
-        return self.completion.text[start:]
+        text = self.completion.text  # once: another thread's step may add to it meanwhile
+        start, self._given = self._given, len(text)
+        return text[start:]
 
     def _settle(self, text: str) -> None:
         """Adds text up to the first stop string, which ends the completion; one that ends in the first `min_tokens` tokens does not."""

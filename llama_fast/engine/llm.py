@@ -4,15 +4,14 @@
     for out in llm.generate(["Once upon a time"], SamplingParams(temperature=0.8)):
         print(out.text)
 
-A step schedules tokens (`scheduler`), runs the decoder over the paged cache (`paged`, on a GPU as one `graphs` replay when all
-rows decode), and samples on the device (`sampling`). On a GPU the host reads the tokens of a step only after it has
-launched the next, so the GPU never waits for it; a sequence that ends has then computed one token too many, which is dropped.
+A step (`core`) schedules tokens (`scheduler`), runs the decoder and samples on the device (`runner`), and hands each request its
+token. On a GPU the host reads the tokens of a step only after it has launched the next, so the GPU never waits for it; a sequence that
+ends has then computed one token too many, which is dropped.
 """
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +23,27 @@ from torch import Tensor
 from ..decoder import checkpoint
 from ..decoder.model import Decoder, Fusions
 from ..decoder.tokenizer import Tokenizer, configured_eos_ids, has_tokenizer, no_tokenizer
-from . import prompt_logprobs
 from .cache import BlockPool, KVCache
-from .completion import Completion, Output, TokenLogprob
-from .paged import OneSequence, PagedContext, StepInputs
-from .placement import current, device_of, dtype_of, plan_memory, upload
-from .recorded_steps import DecodingGraphs
+from .completion import Completion, Output
+from .core import EngineCore
+from .memory import MemoryLedger
+from .paged import OneSequence
+from .placement import device_of, dtype_of, own_modes, plan_memory
 from .request import Piece, Prompt, Request, Run, as_prompts, token_ids_of
-from .sampling import Logprobs, Needs, Sampled, Sampler, SamplingParams
-from .scheduler import Chunk, Scheduler
+from .runner import Runner
+from .sampling import Sampler, SamplingParams
+from .scheduler import Scheduler
 from .scheduler import Sequence as TokenSequence
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "demo_model"
 
 
-@dataclass(frozen=True)
-class _Launched:
-    """A step on its way: what the host reads when it is done."""
-
-    chunks: list[Chunk]
-    sampled: Sampled | None
-    prompt_logprobs: list[tuple[Chunk, Logprobs]]
-    done: torch.cuda.Event | None
-
-
 class LLM:
     """A decoder, its cache and its tokenizer, ready to generate.
+
+    Any number of threads may use it at once. Their requests share the steps, and each gets the tokens it gets alone. There is no
+    thread of its own: who waits for tokens computes a step, while the others wait for its end. Where a step fails, the error is
+    raised to the thread that computed it, and ends its requests; those of others are computed again by whoever comes next.
 
     Args:
         model: a folder or the name of a model on the Hugging Face hub; None: the small one inside the package.
@@ -85,7 +79,8 @@ class LLM:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.device = device_of(device)
         self._console = Console(stderr=True, quiet=not progress)
-        opened = checkpoint.open_checkpoint(checkpoint.find(EMBEDDED_MODEL if model is None else model))
+        with own_modes(self.device):
+            opened = checkpoint.open_checkpoint(checkpoint.find(EMBEDDED_MODEL if model is None else model))
         self.config = config = opened.config
         self.dtype = dtype_of(dtype, opened.dtype, self.device)
         self._folder = opened.folder
@@ -102,35 +97,36 @@ class LLM:
         plain = self.device.type == "cpu" and not (fusions.norm_qkv_rope or fusions.norm_swiglu)
         # one query over 128 keys takes PyTorch 11 us on a CPU in float32, and 85 in bfloat16
         cache_dtype = torch.float32 if plain else self.dtype
-        blocks, self.ledger = plan_memory(
+        blocks, self._ledger = plan_memory(
             config, self.dtype, cache_dtype, self.device, **sizes | {"max_context": self.max_context}
         )
-        self.decoder = self._load(opened, fusions)
-        if plain:
-            self.decoder.pack()
-        self._cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=cache_dtype)
-        self._pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
-        self._scheduler = Scheduler(self._pool, max_batch=max_batch, step_tokens=step_tokens)
-        # a tokenizer may have more tokens than the model
-        eos_ids = [i for i in self._eos_ids if i < config.vocab_size]
-        self._sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
-        self._last_tokens = torch.zeros(max_batch + 1, dtype=torch.int64, device=self.device)
-        self._runs: dict[TokenSequence, Run] = {}
         # the longest sequence: a token past it would have no place
         self._longest = min(self.max_context, blocks * block_size)
         # where what a key is depends on how long its sequence is, equal beginnings are not equal
         self._prefixes_are_reusable = config.rope.rope_type not in ("dynamic", "longrope")
-        self._graphs: DecodingGraphs | None = None
-        if cuda_graphs and self.device.type == "cuda":
-            self._graphs = DecodingGraphs(
-                self._decode, self._cache, self.device, padding_row=self._sampler.padding_row, longest=self._longest,
-                console=self._console,
-            )  # fmt: skip
-            self._graphs.use(fusions)
-        self._late = self.device.type == "cuda" if read_late is None else read_late
-        self._launched: _Launched | None = None
+        late = self.device.type == "cuda" if read_late is None else read_late
+        with own_modes(self.device, inference=False):  # a decoder like any other module
+            self.decoder = self._load(opened, fusions)
+            if plain:
+                self.decoder.pack()
+            cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=cache_dtype)
+            # a tokenizer may have more tokens than the model
+            eos_ids = [i for i in self._eos_ids if i < config.vocab_size]
+            sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
+            runner = Runner(self.decoder, cache, sampler, reads_late=late, phase=self._phase)
+            if cuda_graphs and self.device.type == "cuda":
+                runner.use_graphs(longest=self._longest, console=self._console)
+        pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
+        scheduler = Scheduler(pool, max_batch=max_batch, step_tokens=step_tokens)
+        self._core = EngineCore(scheduler, runner, reads_late=late, phase=self._phase)
         # is told the name of each phase of a step as it ends on the host: see `profiler.phases`
         self.on_phase: Callable[[str], None] | None = None
+
+    @property
+    def ledger(self) -> MemoryLedger:
+        """What weights, cache, workspace and the graphs captured so far take of the device's memory."""
+        graphs = self._core.runner.graphs
+        return self._ledger if graphs is None else replace(self._ledger, graphs=graphs.bytes)
 
     # --- what users call ---------------------------------------------------------------------------------------------
 
@@ -148,21 +144,22 @@ class LLM:
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Iterable[SamplingParams] | None = None
     ) -> list[Completion]:
-        """The completions of prompts (strings or lists of token ids), in their order, whatever order they end in."""
+        """The completions of prompts (strings or lists of token ids), in their order, whatever order they end in.
+
+        Threads may call this, `stream` and the rest at once: see the class.
+        """
         many = as_prompts(prompts)
         params = SamplingParams() if params is None else params
         each = [params] * len(many) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(many):
             raise ValueError(f"params must be one or as many as the prompts, {len(many)}, got {len(each)}")
-        requests: list[Request] = []
+        requests = [self._request(prompt, one) for prompt, one in zip(many, each, strict=True)]
         try:
-            for prompt, one in zip(many, each, strict=True):
-                requests.append(self.submit(prompt, one))
+            self._core.add(requests)
             while not all(request.done for request in requests):
                 self.step()
         finally:
-            for request in requests:
-                self.cancel(request)
+            self._core.cancel(requests)
         return [request.completion for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
@@ -184,15 +181,18 @@ class LLM:
         """The reply to a conversation, `[{"role": "user", "content": "..."}, ...]`, by the model's own chat template."""
         return self.generate([self.tokenizer.chat(messages)], params)[0]
 
-    @torch.inference_mode()
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """The logits after each token of one sequence, (tokens, vocab), without the cache: to compare models."""
-        ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.device)
-        return self.decoder.logits(self.decoder(ids, OneSequence(len(ids), self.device)))
+        return self._core.between_steps(lambda: self._logits(token_ids))
+
+    def _logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
+        with own_modes(self.device):
+            ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.device)
+            return self.decoder.logits(self.decoder(ids, OneSequence(len(ids), self.device)))
 
     def forget_prefixes(self) -> None:
         """Forgets which beginnings the cache holds: the next requests compute all of their prompts."""
-        self._pool.forget()
+        self._core.between_steps(self._core.scheduler.pool.forget)
 
     def use_fusions(self, fusions: Fusions) -> None:
         """Computes decoding steps with other kernels from now on, over the same weights: to compare what they gain.
@@ -204,9 +204,7 @@ class LLM:
             raise ValueError(
                 "fusions: norm_qkv_rope and norm_swiglu need plain weights, and these are packed for the CPU"
             )
-        self.decoder.fusions = fusions
-        if self._graphs is not None:
-            self._graphs.use(fusions)
+        self._core.between_steps(lambda: self._core.runner.use(fusions))
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -217,6 +215,23 @@ class LLM:
             ValueError: the prompt is empty or longer than the context or the cache; `params` do not fit the model; or prompt or
                 `params` hold text (stop strings too), and the model has no tokenizer.
         """
+        request = self._request(prompt, params)
+        self._core.add([request])
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends what of a request still runs; its completions keep what they have."""
+        self._core.cancel([request])
+
+    def step(self) -> None:
+        """Computes the next tokens of the requests that were submitted, by whatever thread; nothing if there are none.
+
+        A step of another thread that ended meanwhile is as good. Where a step is interrupted or fails, what it was to compute is
+        computed again later: requests lose time, but no token.
+        """
+        self._core.step()
+
+    def _request(self, prompt: Prompt, params: SamplingParams | None) -> Request:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise ValueError(f"params must be SamplingParams, got {params!r}")
@@ -236,201 +251,19 @@ class LLM:
             reuse = self._prefixes_are_reusable and (params.prompt_logprobs is None or bool(runs))
             sequence = TokenSequence(list(ids), max(1, most), reuse_prefix=reuse)
             runs[sequence] = Run(output, params, seed, empty=most == 0)
-        first, *rest = runs
-        request = Request([run.output for run in runs.values()], list(runs))
+        request = Request(runs)
         if params.prompt_logprobs is not None:
             request.completion.prompt_logprobs = []
         if most == 0:  # nothing to compute, but the log-probabilities of the prompt if they are asked for
-            for sequence in list(runs) if params.prompt_logprobs is None else rest:
-                runs.pop(sequence).output.end("length")
-            rest = []
-        if runs:
-            runs[first].followers = rest
-            self._runs |= runs
-            self._scheduler.add(first)
+            for run in list(runs.values())[params.prompt_logprobs is not None :]:
+                run.end("length")
         return request
 
-    def cancel(self, request: Request) -> None:
-        """Ends what of a request still runs; its completions keep what they have."""
-        for sequence in request.sequences:
-            if run := self._runs.pop(sequence, None):
-                self._scheduler.finish(sequence)
-                run.output.end("cancelled")
-
-    def step(self) -> None:
-        """Computes the next tokens of the requests that were submitted; nothing if there are none.
-
-        Where it is interrupted, what it was to compute is computed again later: requests lose time, but no token.
-        """
-        try:
-            with current(self.device):
-                self._step()
-        except BaseException:  # a KeyboardInterrupt too
-            self._recover()
-            raise
-
-    # --- a step ------------------------------------------------------------------------------------------------------
-
-    def _step(self) -> None:
-        self._recompute_turned()
-        chunks = self._scheduler.schedule()
-        self._phase("schedule")
-        launched = self._launch(chunks) if chunks else None
-        if self._late:
-            launched, self._launched = self._launched, launched
-        if launched is not None:
-            self._read(launched)
+    # --- setting up --------------------------------------------------------------------------------------------------
 
     def _phase(self, name: str) -> None:
         if self.on_phase is not None:
             self.on_phase(name)
-
-    def _recover(self) -> None:
-        """After a step that came to no end: what the completions hold counts, whatever it was about to do."""
-        self._launched = None
-        self._scheduler.restart()
-        for sequence, run in list(self._runs.items()):
-            sequence.output[:] = run.output.completion.token_ids
-            if run.output.completion.finish_reason is not None:
-                self._scheduler.finish(sequence)
-                del self._runs[sequence]
-
-    @torch.inference_mode()
-    def _launch(self, chunks: list[Chunk]) -> _Launched:
-        for chunk in chunks:
-            self._give_row(chunk.sequence)
-        sampling = [chunk for chunk in chunks if chunk.samples]
-        needs = self._sampler.needs(chunk.sequence.row for chunk in sampling)
-        prompts = [chunk for chunk in chunks if chunk.size > 1]
-        asked = [chunk for chunk in chunks if self._wants_prompt_logprobs(chunk)]
-        of_prompts: list[tuple[Chunk, Logprobs]] = []
-        sampled = None
-        if self._graphs is not None and len(sampling) == len(chunks) and not prompts and not asked:
-            sampled = self._graphs.replay(chunks, needs)
-            if self._graphs.bytes != self.ledger.graphs:
-                self.ledger = replace(self.ledger, graphs=self._graphs.bytes)
-        else:
-            inputs = StepInputs.of(chunks, self._cache, self.device)
-            self._phase("inputs")
-            hidden = self._forward(inputs, chunks)
-            of_prompts = self._prompt_logprobs(chunks, asked, hidden)
-            if sampling:
-                ends = [end for chunk, end in zip(chunks, _ends(chunks), strict=True) if chunk.samples]
-                if len(ends) == len(hidden):
-                    sampled = self._sample(hidden, inputs.rows, needs)
-                else:
-                    last = upload(ends, self.device)
-                    sampled = self._sample(hidden[last], inputs.rows[last], needs)
-        for chunk in sampling:
-            chunk.sequence.pending += 1
-        if self.device.type == "cpu":
-            return _Launched(chunks, sampled, of_prompts, None)
-        on_host = None if sampled is None else sampled.to_host()
-        of_prompts = [(chunk, logprobs.to_host()) for chunk, logprobs in of_prompts]
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        self._phase("launch")
-        return _Launched(chunks, on_host, of_prompts, done)
-
-    def _forward(self, inputs: StepInputs, chunks: Sequence[Chunk] = ()) -> Tensor:
-        ids = inputs.token_ids
-        if self._late:
-            ids = torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
-        hidden: Tensor = self.decoder(ids, PagedContext(self._cache, inputs, chunks))
-        return hidden
-
-    def _sample(self, hidden: Tensor, rows: Tensor, needs: Needs) -> Sampled:
-        logits = self.decoder.logits(hidden)
-        self._phase("forward")
-        sampled = self._sampler.sample(logits, rows, needs)
-        self._last_tokens[rows] = sampled.token_ids
-        self._phase("sample")
-        return sampled
-
-    def _decode(self, inputs: StepInputs, needs: Needs) -> Sampled:
-        """A whole step of decoding rows: what a CUDA graph holds."""
-        return self._sample(self._forward(inputs), inputs.rows, needs)
-
-    def _give_row(self, sequence: TokenSequence) -> None:
-        """Tells the sampler about a sequence that has just been given a row."""
-        if not sequence.restarted:
-            return
-        sequence.restarted = False
-        run = self._runs[sequence]
-        self._sampler.add(
-            sequence.row, run.params, seed=run.seed, prompt_ids=sequence.prompt, output_ids=sequence.output
-        )
-
-    def _recompute_turned(self) -> None:
-        """A sequence that outgrows the trained length of a `longrope` model turns its keys otherwise: all are computed again."""
-        limit = self.decoder.rotary.recompute_after
-        if limit is None:
-            return
-        running, waiting = self._scheduler.running, self._scheduler.waiting
-        for sequence in [s for s in (*running, *waiting) if s.rotary_length <= limit < s.known]:
-            sequence.rotary_length = sequence.known
-            if sequence in running:
-                self._scheduler.preempt(sequence)
-
-    # --- log-probabilities of prompts --------------------------------------------------------------------------------
-
-    def _wants_prompt_logprobs(self, chunk: Chunk) -> bool:
-        run = self._runs[chunk.sequence]
-        return run.output.completion.prompt_logprobs is not None and chunk.start < len(chunk.sequence.prompt) - 1
-
-    def _prompt_logprobs(self, chunks: list[Chunk], asked: list[Chunk], hidden: Tensor) -> list[tuple[Chunk, Logprobs]]:
-        found = []
-        for chunk, end in zip(chunks, _ends(chunks), strict=True):
-            if chunk in asked:
-                count = self._runs[chunk.sequence].params.prompt_logprobs
-                assert count is not None
-                rows = hidden[end + 1 - chunk.size : end + 1]
-                found.append((chunk, prompt_logprobs.compute(self.decoder, chunk, rows, count)))
-        return found
-
-    # --- reading a step ----------------------------------------------------------------------------------------------
-
-    def _read(self, launched: _Launched) -> None:
-        if launched.done is not None:
-            launched.done.synchronize()
-            self._phase("wait")
-        for chunk, logprobs in launched.prompt_logprobs:
-            if (run := self._runs.get(chunk.sequence)) is not None:
-                prompt_logprobs.append(run.output.completion, chunk, logprobs)
-        ended = self._read_tokens(launched) if launched.sampled is not None else []
-        self._scheduler.publish(launched.chunks)
-        for sequence in ended:
-            self._scheduler.finish(sequence)
-            del self._runs[sequence]
-
-    def _read_tokens(self, launched: _Launched) -> list[TokenSequence]:
-        """Hands each sequence its token; returns those that have ended."""
-        assert launched.sampled is not None
-        sampling = [chunk.sequence for chunk in launched.chunks if chunk.samples]
-        logprobs = launched.sampled.logprobs
-        token_ids = launched.sampled.token_ids.tolist()
-        self._phase("read")
-        ended = []
-        for i, (sequence, token_id) in enumerate(zip(sampling, token_ids, strict=False)):
-            sequence.pending -= 1
-            run = self._runs.get(sequence)
-            if run is None:  # it ended, or was cancelled, while this was computed
-                continue
-            sequence.output.append(token_id)
-            for follower in run.followers:
-                self._scheduler.add(follower)
-            run.followers = []
-            logprob = None
-            if logprobs is not None and run.params.logprobs is not None:
-                logprob = TokenLogprob.of(logprobs, i, token_id, run.params.logprobs)
-            if run.empty:
-                run.output.end("length")
-            if run.empty or run.output.push(token_id, logprob, last=len(sequence.output) >= sequence.max_tokens):
-                ended.append(sequence)
-        self._phase("text")
-        return ended
-
-    # --- setting up --------------------------------------------------------------------------------------------------
 
     def _load(self, opened: checkpoint.Checkpoint, fusions: Fusions) -> Decoder:
         decoder = Decoder(opened.config, device=self.device, dtype=self.dtype, fusions=fusions)
@@ -438,8 +271,3 @@ class LLM:
             task = bar.add_task("loading")
             opened.fill(decoder, lambda done, total: bar.update(task, completed=done, total=total))
         return decoder.eval()
-
-
-def _ends(chunks: Sequence[Chunk]) -> list[int]:
-    """The index of each chunk's last token among the tokens of the step."""
-    return [end - 1 for end in itertools.accumulate(chunk.size for chunk in chunks)]

@@ -1,7 +1,7 @@
 """Where a model runs: on which device, in which dtype, and how the device's memory is shared out."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +53,33 @@ def dtype_of(dtype: str | torch.dtype, stored: torch.dtype, device: torch.device
 def current(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Makes a GPU the current one, whose streams events and graphs are recorded on; nothing for a CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def own_modes(device: torch.device, *, inference: bool = True) -> Iterator[None]:
+    """Inside, the modes that PyTorch keeps for each thread are the engine's, whatever the caller's are.
+
+    These are gradients and inference, autocast, the default device (which is a torch function mode, as others that a caller may
+    be in: none is heard here), and on a GPU the current device and stream. The default dtype and deterministic algorithms are
+    those of the whole process, and another thread's as well: nothing here depends on the one, and the other is kept.
+    """
+    stream = _own_stream(device) if device.type == "cuda" else contextlib.nullcontext()
+    autocast = torch.is_autocast_enabled(device.type)
+    plain = torch.autocast(device.type, enabled=False) if autocast else contextlib.nullcontext()
+    with stream, torch._C.DisableTorchFunction(), torch.inference_mode(inference), plain:
+        yield
+
+
+@contextlib.contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """Makes a GPU's default stream the current one, behind what the caller has queued on its own, which then waits for it."""
+    own, outer = torch.cuda.default_stream(device), torch.cuda.current_stream(device)
+    if outer != own:
+        own.wait_stream(outer)
+    with torch.cuda.stream(own):
+        yield
+    if outer != own:
+        outer.wait_stream(own)
 
 
 def upload(values: Sequence[int], device: torch.device) -> Tensor:

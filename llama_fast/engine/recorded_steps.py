@@ -95,7 +95,8 @@ class DecodingGraphs:
         torch.cuda.empty_cache()  # as the capture will: the difference is then what it takes
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # what other threads do on the GPU meanwhile is none of its business
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             sampled = self._step(inputs, needs)
         size = torch.cuda.memory_reserved() - before
         self.bytes += size

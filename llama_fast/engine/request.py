@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
-from .completion import Completion, Output
+from .completion import Completion, FinishReason, Output
 from .sampling import SamplingParams
 from .scheduler import Sequence as TokenSequence
 
@@ -20,23 +20,6 @@ class Piece:
     completion: Completion | None = None
 
 
-class Request:
-    """A prompt on its way through the engine: `completion` grows, and `done` says when it is whole."""
-
-    def __init__(self, outputs: list[Output], sequences: list[TokenSequence]) -> None:
-        self._outputs, self.sequences = outputs, sequences
-        self.completion = outputs[0].completion
-        self.completion.others = [output.completion for output in outputs[1:]]
-
-    @property
-    def done(self) -> bool:
-        return all(output.completion.finish_reason is not None for output in self._outputs)
-
-    def new_text(self) -> str:
-        """The text of the first output that was settled since this was last asked."""
-        return self._outputs[0].new_text()
-
-
 @dataclass(eq=False)
 class Run:
     """A sequence of a request, as the engine sees it."""
@@ -47,6 +30,29 @@ class Run:
     empty: bool  # no token may be generated: its one token is dropped
     # they start when its prompt is in the cache, and find it there
     followers: list[TokenSequence] = field(default_factory=list)
+    done: bool = False  # what it produced is whole: the last thing that is said of it, for other threads to read
+
+    def end(self, reason: FinishReason) -> None:
+        self.output.end(reason)
+        self.done = True
+
+
+class Request:
+    """A prompt on its way through the engine: `completion` grows, and `done` says when it is whole."""
+
+    def __init__(self, runs: dict[TokenSequence, Run]) -> None:
+        self.runs, self.sequences = runs, list(runs)
+        self._outputs = [run.output for run in runs.values()]
+        self.completion = self._outputs[0].completion
+        self.completion.others = [output.completion for output in self._outputs[1:]]
+
+    @property
+    def done(self) -> bool:
+        return all(run.done for run in self.runs.values())
+
+    def new_text(self) -> str:
+        """The text of the first output that was settled since this was last asked."""
+        return self._outputs[0].new_text()
 
 
 def as_prompts(prompts: Any) -> list[Prompt]:

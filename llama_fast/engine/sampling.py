@@ -140,8 +140,8 @@ class Sampler:
             row.fill_(-math.inf).index_fill_(0, self._ids(params.allowed_token_ids), 0)
         if params.logit_bias:
             biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
-            row.index_add_(0, self._ids(tuple(params.logit_bias)), self._upload(biases))
-        row.index_fill_(0, self._ids(params.banned_token_ids), -math.inf)
+            row.index_add_(0, self._ids([int(i) for i in params.logit_bias]), self._upload(biases))
+        row.index_fill_(0, self._ids(params.banned_token_ids or ()), -math.inf)
 
     def _ids(self, token_ids: Sequence[int]) -> Tensor:
         return self._upload(torch.tensor(token_ids, dtype=torch.int64))

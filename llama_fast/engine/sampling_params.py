@@ -4,8 +4,9 @@ import hashlib
 import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Real
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy, as in vLLM: dividing by them overflows
 
@@ -23,7 +24,7 @@ class SamplingParams:
         presence_penalty: subtracted from the logits of tokens in the output.
         frequency_penalty: the same, for each time the token is in the output.
         seed: the same seed gives the same tokens; None draws one when the request is submitted.
-        logit_bias: added to the logits of these tokens.
+        logit_bias: added to the logits of these tokens; tokens may be strings, as JSON has them.
         allowed_token_ids: only these tokens; None: all.
         banned_token_ids: never these tokens.
         stop: ends the output before the one of these strings that is complete first.
@@ -39,7 +40,8 @@ class SamplingParams:
         prompt_logprobs: the same for the prompt's tokens.
 
     Raises:
-        ValueError: a value is out of its range; the message names it.
+        ValueError: a value is of another kind or out of its range; the message names it. Numbers may be numpy's; None stands for the
+            default where that is nothing.
     """
 
     temperature: float = 1.0
@@ -50,11 +52,11 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
-    banned_token_ids: Sequence[int] = ()
-    stop: str | Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
+    banned_token_ids: Sequence[int] | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
@@ -66,41 +68,34 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        """Takes what vLLM takes, and what numpy has for it: the fields then hold plain numbers, tuples and one dict."""
         for name, (fits, text) in _REAL_NUMBERS.items():
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not math.isfinite(value) or not fits(float(value)):
-                raise ValueError(f"{name} must be {text}, got {value!r}")
+            self._set(name, _real(name, getattr(self, name), fits, text))
         for name, (low, or_none) in _INTEGERS.items():
             value = getattr(self, name)
-            fits_integer = isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**63
-            if not fits_integer and not (or_none and value is None):
-                raise ValueError(f"{name} must be an integer, at least {low}{' (or None)' * or_none}, got {value!r}")
+            if value is True and name in _COUNTS:  # OpenAI's and vLLM's way to ask for one
+                value = 1
+            if not (or_none and value is None):
+                expected = f"an integer, at least {low}{' (or None)' * or_none}"
+                self._set(name, _integer(name, value, expected, low=low))
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) must not be more than max_tokens ({self.max_tokens})")
-        for name in ("include_stop_str_in_output", "skip_special_tokens", "detokenize"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {value!r}")
-        self._freeze_collections()
+        self._set("stop", _strings("stop", self.stop))
         if self.stop and not self.detokenize:
             raise ValueError(f"stop must not be given with detokenize=False: there is no text, got {self.stop!r}")
-
-    def _freeze_collections(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(text, str) and text for text in stop):
-            raise ValueError(f"stop must be a string or several, none of them empty, got {self.stop!r}")
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        if not all(math.isfinite(bias) for bias in self.logit_bias.values()):
-            raise ValueError(f"logit_bias must be finite (banned_token_ids bans tokens), got {self.logit_bias!r}")
         for name in ("allowed_token_ids", "banned_token_ids", "stop_token_ids"):
-            ids = getattr(self, name)
-            object.__setattr__(self, name, None if ids is None else tuple(ids))
-            if ids is not None and not all(isinstance(i, int) and i >= 0 for i in ids):
-                raise ValueError(f"{name} must be token ids, integers from 0, got {ids!r}")
+            self._set(name, _token_ids(name, getattr(self, name)))
+        self._set("logit_bias", _biases(self.logit_bias))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return tuple(self.stop or ())
 
     @property
     def greedy(self) -> bool:
@@ -108,7 +103,7 @@ class SamplingParams:
 
     def ending_ids(self, eos_ids: Iterable[int]) -> frozenset[int]:
         """The tokens that end this request's output, for a model whose end tokens are `eos_ids`."""
-        return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(eos_ids))
+        return frozenset(self.stop_token_ids or ()) | (frozenset() if self.ignore_eos else frozenset(eos_ids))
 
     def check_vocabulary(self, vocab_size: int, eos_ids: Iterable[int] = ()) -> None:
         """Raises ValueError if a token id is outside the vocabulary, or if no token would be left to choose from."""
@@ -118,7 +113,7 @@ class SamplingParams:
         if self.allowed_token_ids is None and not self.banned_token_ids:
             return
         left = set(range(vocab_size)) if self.allowed_token_ids is None else set(self.allowed_token_ids)
-        left -= set(self.banned_token_ids)
+        left -= set(self.banned_token_ids or ())
         if not left:
             raise ValueError("allowed_token_ids and banned_token_ids leave no token to choose from")
         if self.min_tokens and not left - self.ending_ids(eos_ids):
@@ -132,6 +127,52 @@ class SamplingParams:
 
 def _derive_seed(seed: int, i: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {i}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _real(name: str, value: Any, fits: Callable[[float], bool], expected: str) -> float:
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number) or not fits(number):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return number
+
+
+def _integer(name: str, value: Any, expected: str, *, low: int = 0) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) < 2**63:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return int(value)
+
+
+def _token_ids(name: str, ids: Any) -> tuple[int, ...] | None:
+    """Also of an array or a tensor. None is none, but of `allowed_token_ids` all."""
+    if ids is None:
+        return None if name == "allowed_token_ids" else ()
+    each = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(each, Iterable) or isinstance(each, str | bytes | Mapping):
+        raise ValueError(f"{name} must be token ids, integers from 0, got {ids!r}")
+    return tuple(_integer(name, i, "token ids, integers from 0") for i in each)
+
+
+def _strings(name: str, given: Any) -> tuple[str, ...]:
+    given = () if given is None else given
+    several = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if not all(isinstance(text, str) and text for text in several):
+        raise ValueError(f"{name} must be a string or several, none of them empty, got {given!r}")
+    return several
+
+
+def _biases(given: Any) -> dict[int, float]:
+    """Tokens may be strings of digits, as JSON has them."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"logit_bias must be a mapping of token ids to numbers, got {given!r}")
+    biases = {}
+    for key, value in (given or {}).items():
+        token_id: Any = int(key) if isinstance(key, str) and key.isdecimal() else key
+        bias = _real("logit_bias", value, lambda _: True, "finite numbers (banned_token_ids bans tokens)")
+        biases[_integer("logit_bias", token_id, "of token ids, integers from 0")] = bias
+    return biases
 
 
 _REAL_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -152,3 +193,5 @@ _INTEGERS = {
     "logprobs": (0, True),
     "prompt_logprobs": (0, True),
 }
+_COUNTS = ("logprobs", "prompt_logprobs")
+_FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")

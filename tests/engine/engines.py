@@ -23,7 +23,7 @@ class Watch:
     def __init__(self, llm: LLM) -> None:
         self.steps: list[list[Chunk]] = []
         self.preemptions = 0
-        scheduler = llm._scheduler
+        scheduler = llm._core.scheduler
         schedule, preempt = scheduler.schedule, scheduler.preempt
 
         def watched_schedule() -> list[Chunk]:
@@ -44,6 +44,6 @@ class Watch:
 
 def assert_nothing_left(llm: LLM) -> None:
     """No request, and no block with a user."""
-    assert llm._scheduler.idle and not llm._runs
-    assert llm._pool.free == llm._cache.blocks and not any(llm._pool._users)
-    assert sorted(llm._scheduler._free_rows) == list(range(llm._scheduler.max_batch))
+    assert llm._core.scheduler.idle and not llm._core.runs
+    assert llm._core.scheduler.pool.free == llm._core.runner.cache.blocks and not any(llm._core.scheduler.pool._users)
+    assert sorted(llm._core.scheduler._free_rows) == list(range(llm._core.scheduler.max_batch))

@@ -267,12 +267,13 @@ def test_every_fusion_is_used_and_can_be_switched_off(folder, monkeypatch):
 
 @not_interpreted
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("where", ["_forward", "_sample", "_read_tokens"])
+@pytest.mark.parametrize("where", ["forward", "sample", "_read_tokens"])
 def test_an_interrupt_leaves_the_engine_usable(where, late, folder, alone, monkeypatch):
     """Ctrl-C in the middle of a step. What another caller has submitted goes on, with the tokens it gets alone."""
     llm = engine(folder("llama"), max_context=128, read_late=late, cuda_graphs=False)
     other = llm.submit(PROMPTS[4], EACH[4])
-    method, calls = getattr(llm, where), []
+    owner = llm._core if where == "_read_tokens" else llm._core.runner
+    method, calls = getattr(owner, where), []
 
     def interrupted(*args):
         calls.append(1)
@@ -280,10 +281,10 @@ def test_an_interrupt_leaves_the_engine_usable(where, late, folder, alone, monke
             raise KeyboardInterrupt
         return method(*args)
 
-    monkeypatch.setattr(llm, where, interrupted)
+    monkeypatch.setattr(owner, where, interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPTS, EACH)
-    assert len(llm._runs) == 1 and not other.done
+    assert len(llm._core.runs) == 1 and not other.done
     for _ in range(200):
         llm.step()
     assert other.completion.token_ids == alone("llama")[4]
@@ -297,15 +298,15 @@ def test_an_interrupt_after_the_last_token(late, folder, alone, monkeypatch):
     """The completion is whole, and its sequence has not been told: it must get no token more."""
     llm = engine(folder("llama"), max_context=128, read_late=late)
     request, other = llm.submit(PROMPTS[4], EACH[4]), llm.submit(PROMPTS[5], EACH[5])
-    publish, interrupts = llm._scheduler.publish, []
+    publish, interrupts = llm._core.scheduler.publish, []
 
     def interrupted(chunks):
-        if request.done and not interrupts:
+        if request.completion.finish_reason and not interrupts:
             interrupts.append(1)
             raise KeyboardInterrupt
         publish(chunks)
 
-    monkeypatch.setattr(llm._scheduler, "publish", interrupted)
+    monkeypatch.setattr(llm._core.scheduler, "publish", interrupted)
     for _ in range(200):
         with contextlib.suppress(KeyboardInterrupt):
             llm.step()
@@ -318,7 +319,7 @@ def test_an_interrupt_after_the_last_token(late, folder, alone, monkeypatch):
 def test_a_stream_that_is_left_early(folder, alone):
     llm = engine(folder("llama"), max_context=128)
     stream = llm.stream(PROMPTS[4], EACH[4])
-    assert next(stream).text and llm._pool.free < llm._cache.blocks
+    assert next(stream).text and llm._core.scheduler.pool.free < llm._core.runner.cache.blocks
     stream.close()
     assert_nothing_left(llm)
     pieces = list(llm.stream(PROMPTS[4], EACH[4]))
@@ -385,13 +386,13 @@ def test_too_large_for_the_memory(free, options, message, folder, monkeypatch):
 def test_the_cache_takes_what_is_free(folder, monkeypatch):
     """Without `max_cache_tokens` the cache shrinks to fit, and the ledger counts what it takes."""
     full = engine(folder("llama"), device="cpu")
-    assert full._cache.blocks == 16 * 256 // 16
-    assert full.ledger.kv_cache == full._cache._storage.nbytes
+    assert full._core.runner.cache.blocks == 16 * 256 // 16
+    assert full.ledger.kv_cache == full._core.runner.cache._storage.nbytes
     assert full.ledger.weights == sum(parameter.nbytes for parameter in full.decoder.parameters())
     room = full.ledger.weights + full.ledger.workspace + full.ledger.kv_cache // 2
     monkeypatch.setattr("llama_fast.engine.placement.available_bytes", lambda _: 2 * room)  # of which a CPU gives half
     small = engine(folder("llama"), device="cpu")
-    assert 100 < small._cache.blocks < 128 and small.ledger.needed <= room
+    assert 100 < small._core.runner.cache.blocks < 128 and small.ledger.needed <= room
 
 
 def test_auto(folder):

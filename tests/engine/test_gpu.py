@@ -84,12 +84,19 @@ def test_padding_rows_change_nothing(each, folder, monkeypatch):
     monkeypatch.setattr(graphs, "_FEWEST_BLOCKS", 2)
     monkeypatch.setattr(paged, "INTERPRETED", True)  # rows by their block tables, as Triton reads them
     plain, llm = (engine(folder("llama"), max_context=128, block_size=4, max_batch=5) for _ in range(2))
-    llm._graphs = graphs.DecodingGraphs(
-        llm._decode, llm._cache, llm.device, padding_row=llm._sampler.padding_row, longest=100, console=llm._console
+    llm._core.runner.graphs = graphs.DecodingGraphs(
+        llm._core.runner.decode,
+        llm._core.runner.cache,
+        llm.device,
+        padding_row=llm._core.runner.sampler.padding_row,
+        longest=100,
+        console=llm._console,
     )
-    monkeypatch.setattr(llm._graphs, "_capture", lambda inputs, needs: Emulated(llm._decode, inputs, needs))
+    monkeypatch.setattr(
+        llm._core.runner.graphs, "_capture", lambda inputs, needs: Emulated(llm._core.runner.decode, inputs, needs)
+    )
     assert joining(llm, each) == joining(plain, each)
-    rows, blocks, _ = zip(*llm._graphs._captured, strict=True)
+    rows, blocks, _ = zip(*llm._core.runner.graphs._captured, strict=True)
     assert set(rows) == {1, 2, 4, 8} and set(blocks) == {8, 25}  # 25 blocks hold the longest sequence
 
 
@@ -100,16 +107,21 @@ def test_fusions_that_come_back_find_their_graphs(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(paged, "INTERPRETED", True)
     llm = engine(folder("llama"), max_context=128, block_size=4)
-    llm._graphs = graphs.DecodingGraphs(
-        llm._decode, llm._cache, llm.device, padding_row=llm._sampler.padding_row, longest=100, console=llm._console
+    llm._core.runner.graphs = graphs.DecodingGraphs(
+        llm._core.runner.decode,
+        llm._core.runner.cache,
+        llm.device,
+        padding_row=llm._core.runner.sampler.padding_row,
+        longest=100,
+        console=llm._console,
     )
     captured = []
 
     def capture(inputs, needs):
         captured.append(llm.decoder.fusions)
-        return Emulated(llm._decode, inputs, needs)
+        return Emulated(llm._core.runner.decode, inputs, needs)
 
-    monkeypatch.setattr(llm._graphs, "_capture", capture)
+    monkeypatch.setattr(llm._core.runner.graphs, "_capture", capture)
     on, off = llm.decoder.fusions, replace(llm.decoder.fusions, residual=False)
     texts = []
     for fusions in (on, off, on, off):
@@ -139,20 +151,22 @@ class OnlyOn(TorchDispatchMode):
 def test_a_step_needs_nothing_of_the_host(name, fusions, folder):
     """On the meta device, where a value cannot be read at all: so a graph can hold it, and no step waits."""
     llm = engine(folder(name), device="cpu", max_batch=4, read_late=True)
-    llm.decoder = Decoder(llm.config, device=torch.device("meta"), fusions=fusions)
-    llm._cache = KVCache(llm.config, blocks=8, block_size=16, device=torch.device("meta"), dtype=torch.float32)
-    sampler = llm._sampler
+    llm._core.runner.decoder = Decoder(llm.config, device=torch.device("meta"), fusions=fusions)
+    llm._core.runner.cache = KVCache(
+        llm.config, blocks=8, block_size=16, device=torch.device("meta"), dtype=torch.float32
+    )
+    sampler = llm._core.runner.sampler
     needs = Needs(bias=True, penalties=True, min_tokens=True, random=True, width=VOCAB, min_p=True, logprobs=3)
     tables = dict(_bias=torch.float32, _in_prompt=torch.bool, _counts=torch.int32, _ending=torch.bool)
     for table, dtype in tables.items():
         setattr(sampler, table, torch.empty(5, VOCAB, dtype=dtype, device="meta"))
     for numbers in ("_reals", "_integers"):
         setattr(sampler, numbers, getattr(sampler, numbers).to("meta"))
-    llm._last_tokens = llm._last_tokens.to("meta")
+    llm._core.runner.last_tokens = llm._core.runner.last_tokens.to("meta")
     of_tokens = torch.empty(5, 4, dtype=torch.int64, device="meta")
     inputs = StepInputs(of_tokens, torch.empty(4 + 4 * 8, dtype=torch.int32, device="meta"), 4)
     with torch.inference_mode(), OnlyOn("meta") as seen:
-        assert llm._decode(inputs, needs).token_ids.shape == (4,)
+        assert llm._core.runner.decode(inputs, needs).token_ids.shape == (4,)
     assert {"attention_decode", "argmax", "searchsorted", "sort"} <= seen.ops
     assert ("norm_qkv_rope" in seen.ops) == (fusions.norm_qkv_rope and name != "qwen3" and name != "stablelm")
 
@@ -172,8 +186,8 @@ def test_graphs_give_the_tokens_of_no_graph(name, late, each, folder, monkeypatc
     expected = joining(engine(folder(name), cuda_graphs=False, **options), each)
     assert joining(llm, each) == expected
     assert joining(llm, each) == expected  # all of them captured before
-    assert llm._graphs is not None and len(llm._graphs._captured) >= 8
-    assert 0 < llm._graphs.bytes == llm.ledger.graphs and "CUDA graphs" in str(llm.ledger)
+    assert llm._core.runner.graphs is not None and len(llm._core.runner.graphs._captured) >= 8
+    assert 0 < llm._core.runner.graphs.bytes == llm.ledger.graphs and "CUDA graphs" in str(llm.ledger)
 
 
 @needs_gpu
@@ -190,7 +204,7 @@ def test_no_step_waits_for_the_gpu(folder, monkeypatch):
     llm = engine(folder("llama"), max_context=128)
     expected = llm.generate(PROMPTS, SAMPLED)  # compiles and captures, which waits
     llm.forget_prefixes()
-    launch = llm._launch
+    launch = llm._core._launch
 
     def watched(chunks):
         torch.cuda.set_sync_debug_mode("error")
@@ -199,7 +213,7 @@ def test_no_step_waits_for_the_gpu(folder, monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(llm, "_launch", watched)
+    monkeypatch.setattr(llm._core, "_launch", watched)
     assert [c.token_ids for c in llm.generate(PROMPTS, SAMPLED)] == [c.token_ids for c in expected]
 
 
@@ -209,7 +223,7 @@ def test_what_the_host_reads_is_pinned(folder):
     llm = engine(folder("llama"), max_context=128)
     llm.submit(PROMPTS[3], SamplingParams(logprobs=2))
     llm.step()
-    sampled = llm._launched.sampled
+    sampled = llm._core.launched.sampled
     assert sampled.token_ids.is_pinned() and sampled.logprobs.top.is_pinned()
 
 

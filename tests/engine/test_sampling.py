@@ -1,7 +1,9 @@
 """The choice of tokens: each warper against transformers' processor, draws against the exact distribution, and independence."""
 
 import math
+from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -301,6 +303,33 @@ def test_seeds_of_several_outputs() -> None:
     assert SamplingParams().seeds() != SamplingParams().seeds()
 
 
+REALS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+INTEGERS = ("top_k", "seed", "min_tokens", "max_tokens", "n", "logprobs", "prompt_logprobs")
+
+
+def test_what_vllm_takes_is_taken() -> None:
+    """And what numpy and JSON have for it. The fields then hold plain numbers and tuples, and compare."""
+    assert SamplingParams(
+        stop=None, stop_token_ids=None, logit_bias=None, banned_token_ids=None, allowed_token_ids=None, seed=None
+    ) == SamplingParams()  # fmt: skip
+    theirs = SamplingParams(
+        temperature=numpy.float32(0.5), top_p=numpy.float16(0.25), min_p=0, repetition_penalty=numpy.int64(2), top_k=numpy.int32(7),
+        seed=numpy.uint64(2**62), n=numpy.int8(2), min_tokens=numpy.int64(1), max_tokens=numpy.int64(9), logprobs=True,
+        prompt_logprobs=numpy.int16(3), stop=iter(["a", "b"]), stop_token_ids=numpy.array([3, 4]),
+        allowed_token_ids=torch.tensor([1, 2]), banned_token_ids={5}, logit_bias={"12": numpy.float32(0.5), numpy.int64(3): 1},
+    )  # fmt: skip
+    ours = SamplingParams(
+        temperature=0.5, top_p=0.25, min_p=0.0, repetition_penalty=2.0, top_k=7, seed=2**62, n=2, min_tokens=1, max_tokens=9,
+        logprobs=1, prompt_logprobs=3, stop=("a", "b"), stop_token_ids=(3, 4), allowed_token_ids=(1, 2),
+        banned_token_ids=(5,), logit_bias={12: 0.5, 3: 1.0},
+    )  # fmt: skip
+    assert theirs == ours == replace(theirs, n=2) and theirs.seeds() == ours.seeds()
+    for name in (*REALS, *INTEGERS):
+        assert type(getattr(theirs, name)) is (float if name in REALS else int)
+    ids = (*theirs.stop_token_ids, *theirs.allowed_token_ids, *theirs.logit_bias)
+    assert {type(i) for i in ids} == {int} and {type(bias) for bias in theirs.logit_bias.values()} == {float}
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
@@ -325,6 +354,37 @@ def test_seeds_of_several_outputs() -> None:
         (dict(stop_token_ids=[-1]), "stop_token_ids"),
         (dict(allowed_token_ids=["a"]), "allowed_token_ids"),
         (dict(logit_bias={1: math.inf}), "logit_bias"),
+        # what vLLM takes or fails on later: refused by name
+        *(({name: value}, name) for name in REALS for value in (math.nan, -math.inf, True, None, "1", 10**400)),
+        *(({name: value}, name) for name in INTEGERS for value in (False, 1.0, "1", math.nan, 2**63, [1])),
+        *(({name: None}, name) for name in ("top_k", "min_tokens", "n")),
+        *(({name: True}, name) for name in ("top_k", "seed", "min_tokens", "max_tokens", "n")),
+        *((dict(ignore_eos=value), "ignore_eos") for value in (None, 1, "no")),
+        *((dict(stop=value), "stop") for value in (5, b"a", [b"a"], "", ["a", None], [["a"]])),
+        *(
+            ({name: value}, name)
+            for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids")
+            for value in (5, "12", [1.0], [True], [None], {1: 2}, numpy.array(5), numpy.array([0.5]), [2**63])
+        ),
+        *(
+            (dict(logit_bias=value), "logit_bias")
+            for value in (
+                5,
+                [1],
+                "1",
+                {"a": 1.0},
+                {"-1": 1.0},
+                {"": 1.0},
+                {-1: 1.0},
+                {1.5: 1.0},
+                {None: 1.0},
+                {True: 1.0},
+                {1: math.nan},
+                {1: "1"},
+                {1: None},
+                {1: -math.inf},
+            )
+        ),
     ],
     ids=str,
 )

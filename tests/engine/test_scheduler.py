@@ -293,10 +293,10 @@ def random_request(rng: random.Random):
 
 def check_blocks(llm):
     """Each block has as many users as there are running sequences that list it, and is free if there are none."""
-    used = [block for sequence in llm._scheduler.running for block in sequence.blocks]
-    assert [used.count(block) for block in range(llm._cache.blocks)] == llm._pool._users
-    assert llm._pool.free == llm._pool._users.count(0)
-    assert all(not sequence.blocks for sequence in llm._scheduler.waiting)
+    used = [block for sequence in llm._core.scheduler.running for block in sequence.blocks]
+    assert [used.count(block) for block in range(llm._core.runner.cache.blocks)] == llm._core.scheduler.pool._users
+    assert llm._core.scheduler.pool.free == llm._core.scheduler.pool._users.count(0)
+    assert all(not sequence.blocks for sequence in llm._core.scheduler.waiting)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["read at once", "read late"])
@@ -305,7 +305,7 @@ def test_two_hundred_requests_with_faults(late, tmp_path, monkeypatch):
     rng = random.Random(11 + late)
     folder = save(make(), tmp_path)
     llm = engine(folder, max_cache_tokens=96, block_size=4, max_batch=6, step_tokens=24, read_late=late)
-    watch, launch, faults = Watch(llm), llm._launch, []
+    watch, launch, faults = Watch(llm), llm._core._launch, []
 
     def failing(chunks):
         fails, when = rng.random() < 0.04, rng.random()
@@ -315,7 +315,7 @@ def test_two_hundred_requests_with_faults(late, tmp_path, monkeypatch):
             raise DeviceFault
         return launched
 
-    monkeypatch.setattr(llm, "_launch", failing)
+    monkeypatch.setattr(llm._core, "_launch", failing)
     asked = [random_request(rng) for _ in range(200)]
     requests, cancelled = [], set()
     while len(requests) < len(asked) or not all(request.done for request in requests):

@@ -77,7 +77,7 @@ def _replayed(
 
 def _widest(side: EngineSide, prompts: Tensor, tokens: int) -> tuple[Captured, Needs]:
     """The graph of most rows: where prompts take several steps, those that came first also end first, and the last steps are smaller."""
-    graphs = side.llm._graphs
+    graphs = side.llm._core.runner.graphs
     assert graphs is not None
     graphs.last, seen = None, []
     side.watch(lambda _: seen.append(graphs.last))
@@ -150,7 +150,7 @@ def _step_by_ops(
 
     def step() -> None:
         with torch.inference_mode(), counter.listening():
-            llm._decode(captured.inputs, needs)
+            llm._core.runner.decode(captured.inputs, needs)
 
     try:
         _, trace = traced(step, device)

@@ -90,14 +90,17 @@ class Subject:
 
     def cache_dtype_of(self, side: Side) -> torch.dtype:
         """What keys and values are kept in: our engine's on a CPU are wider than its weights may be."""
-        return side.llm._cache.dtype if isinstance(side, EngineSide) else self.dtype
+        return side.llm._core.runner.cache.dtype if isinstance(side, EngineSide) else self.dtype
 
     @property
     def measured_contexts(self) -> tuple[int, ...]:
         """Those that the model was made for and that fit into memory."""
         longest = self.sizes.prompt_tokens + self.sizes.new_tokens
         if self.llm is not None:
-            longest = min(self.llm._longest, self.llm._cache.blocks * self.llm._cache.block_size // self.sizes.batch[0])
+            longest = min(
+                self.llm._longest,
+                self.llm._core.runner.cache.blocks * self.llm._core.runner.cache.block_size // self.sizes.batch[0],
+            )
         elif self.config is not None:
             longest = self.config.max_positions
         return tuple(context for context in self.sizes.contexts if context <= longest)
@@ -187,7 +190,7 @@ def _cache_bytes(config: DecoderConfig, sizes: Sizes, context: int) -> int:
 
 
 def _check_rows(llm: LLM, sizes: Sizes) -> None:
-    rows, tokens = llm._scheduler.max_batch, llm._cache.blocks * llm._cache.block_size
+    rows, tokens = llm._core.scheduler.max_batch, llm._core.runner.cache.blocks * llm._core.runner.cache.block_size
     needed = max(sizes.batch) * (sizes.prompt_tokens + sizes.new_tokens)
     if max(sizes.batch) > rows or needed > tokens:
         raise ValueError(
@@ -201,7 +204,8 @@ def _of_engine(llm: LLM, name: str, sizes: Sizes) -> Subject:
         f"{OURS}, batch {rows}: the prompts take {steps} steps, and rows that end before the last begins are in no step with it: "
         "its tokens come faster than a whole batch's; ask for more new tokens"
         for rows in sizes.batch
-        if rows > 1 and 2 * (steps := -(-rows * sizes.prompt_tokens // llm._scheduler.step_tokens)) > sizes.new_tokens
+        if rows > 1
+        and 2 * (steps := -(-rows * sizes.prompt_tokens // llm._core.scheduler.step_tokens)) > sizes.new_tokens
     ]
     return Subject(
         name, [EngineSide(llm)], llm.config, llm.dtype, llm.device, sizes, llm=llm, warnings=warnings

@@ -1,0 +1,190 @@
+"""The requests on their way, and the steps that serve them all, whichever threads they came from."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from . import prompt_logprobs
+from .completion import TokenLogprob
+from .placement import own_modes
+from .request import Request, Run
+from .runner import Launched, Runner
+from .scheduler import Chunk, Scheduler, Sequence
+from .turns import Turns
+
+_Result = TypeVar("_Result")
+
+
+class EngineCore:
+    """Everything here, and in the scheduler, the pool of blocks and the runner behind it, is read and changed in turn (`turns`).
+
+    There is no thread of its own: who waits for tokens computes a step, and those who wait beside it find its results.
+
+    Args:
+        scheduler, runner: of one engine.
+        reads_late: a step is read after the next one has been launched.
+        phase: is told the name of each phase of a step as it ends on the host.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, *, reads_late: bool, phase: Callable[[str], None]
+    ) -> None:  # fmt: skip
+        self.scheduler, self.runner = scheduler, runner
+        self.runs: dict[Sequence, Run] = {}
+        self.launched: Launched | None = None
+        self._reads_late, self._phase = reads_late, phase
+        self._turns = Turns()
+        self._cancelled: deque[Request] = deque()  # and not ended yet
+        self._steps = 0  # that came to their end
+
+    def between_steps(self, work: Callable[[], _Result]) -> _Result:
+        """What `work` returns, while no other thread is in the midst of a step."""
+        return self._turns.take(work)
+
+    def add(self, requests: list[Request]) -> None:
+        self._turns.take(lambda: self._add(requests))
+
+    def cancel(self, requests: list[Request]) -> None:
+        """At once; in the midst of a step of this thread (it drops a stream there, or hears a signal), when that is done."""
+        running = [request for request in requests if not request.done]
+        self._cancelled.extend(running)
+        if running and not self._turns.mine:
+            self._turns.take(self._end_cancelled)
+
+    def step(self) -> None:
+        """A step, unless one of another thread has ended meanwhile. What is interrupted or fails is computed again later."""
+        seen = self._steps
+        self._turns.take(lambda: self._step() if self._steps == seen else None)
+
+    # --- in turn -----------------------------------------------------------------------------------------------------
+
+    def _add(self, requests: list[Request]) -> None:
+        for request in requests:
+            runs = {sequence: run for sequence, run in request.runs.items() if not run.done}
+            if runs:
+                first, *rest = runs
+                runs[first].followers = rest
+                self.runs |= runs
+                self.scheduler.add(first)
+
+    def _end_cancelled(self) -> None:
+        while self._cancelled:
+            for sequence in self._cancelled[0].runs:
+                if sequence in self.runs:
+                    self.runs[sequence].output.end("cancelled")
+                    self._finish(sequence)
+            self._cancelled.popleft()
+
+    def _finish(self, sequence: Sequence) -> None:
+        """A sequence whose completion is whole."""
+        self.scheduler.finish(sequence)
+        self.runs.pop(sequence).done = True
+
+    def _step(self) -> None:
+        try:
+            with own_modes(self.runner.cache.device):
+                self._compute()
+        except BaseException:  # a KeyboardInterrupt too
+            self._recover()
+            raise
+        self._steps += 1
+        self._end_cancelled()
+
+    def _compute(self) -> None:
+        self._recompute_turned()
+        chunks = self.scheduler.schedule()
+        self._phase("schedule")
+        launched = self._launch(chunks) if chunks else None
+        if self._reads_late:
+            launched, self.launched = self.launched, launched
+        if launched is not None:
+            self._read(launched)
+
+    def _recover(self) -> None:
+        """After a step that came to no end: what the completions hold counts, whatever it was about to do."""
+        self.launched = None
+        self.scheduler.restart()
+        for sequence, run in list(self.runs.items()):
+            sequence.output[:] = run.output.completion.token_ids
+            if run.output.completion.finish_reason is not None:
+                self._finish(sequence)
+
+    def _recompute_turned(self) -> None:
+        """A sequence that outgrows the trained length of a `longrope` model turns its keys otherwise: all are computed again."""
+        limit = self.runner.decoder.rotary.recompute_after
+        if limit is None:
+            return
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        for sequence in [s for s in (*running, *waiting) if s.rotary_length <= limit < s.known]:
+            sequence.rotary_length = sequence.known
+            if sequence in running:
+                self.scheduler.preempt(sequence)
+
+    # --- launching a step --------------------------------------------------------------------------------------------
+
+    def _launch(self, chunks: list[Chunk]) -> Launched:
+        for chunk in chunks:
+            self._give_row(chunk.sequence)
+        return self.runner.launch(chunks, self._asked(chunks))
+
+    def _give_row(self, sequence: Sequence) -> None:
+        """Tells the sampler about a sequence that has just been given a row."""
+        if not sequence.restarted:
+            return
+        sequence.restarted = False
+        run = self.runs[sequence]
+        self.runner.sampler.add(
+            sequence.row, run.params, seed=run.seed, prompt_ids=sequence.prompt, output_ids=sequence.output
+        )
+
+    def _asked(self, chunks: list[Chunk]) -> dict[Chunk, int]:
+        """Chunks of prompts whose log-probabilities are asked for, and of how many of the likeliest tokens."""
+        asked = {}
+        for chunk in chunks:
+            run = self.runs[chunk.sequence]
+            wanted = run.output.completion.prompt_logprobs is not None  # of several outputs, the first has them
+            if wanted and chunk.start < len(chunk.sequence.prompt) - 1:
+                assert run.params.prompt_logprobs is not None
+                asked[chunk] = run.params.prompt_logprobs
+        return asked
+
+    # --- reading a step ----------------------------------------------------------------------------------------------
+
+    def _read(self, launched: Launched) -> None:
+        if launched.done is not None:
+            launched.done.synchronize()
+            self._phase("wait")
+        for chunk, logprobs in launched.prompt_logprobs:
+            if (run := self.runs.get(chunk.sequence)) is not None:
+                prompt_logprobs.append(run.output.completion, chunk, logprobs)
+        ended = self._read_tokens(launched) if launched.sampled is not None else []
+        self.scheduler.publish(launched.chunks)
+        for sequence in ended:
+            self._finish(sequence)
+
+    def _read_tokens(self, launched: Launched) -> list[Sequence]:
+        """Hands each sequence its token; returns those that have ended."""
+        assert launched.sampled is not None
+        sampling = [chunk.sequence for chunk in launched.chunks if chunk.samples]
+        logprobs = launched.sampled.logprobs
+        token_ids = launched.sampled.token_ids.tolist()
+        self._phase("read")
+        ended = []
+        for i, (sequence, token_id) in enumerate(zip(sampling, token_ids, strict=False)):
+            sequence.pending -= 1
+            run = self.runs.get(sequence)
+            if run is None:  # it ended, or was cancelled, while this was computed
+                continue
+            sequence.output.append(token_id)
+            for follower in run.followers:
+                self.scheduler.add(follower)
+            run.followers = []
+            logprob = None
+            if logprobs is not None and run.params.logprobs is not None:
+                logprob = TokenLogprob.of(logprobs, i, token_id, run.params.logprobs)
+            if run.empty:
+                run.output.end("length")
+            if run.empty or run.output.push(token_id, logprob, last=len(sequence.output) >= sequence.max_tokens):
+                ended.append(sequence)
+        self._phase("text")
+        return ended

@@ -1,0 +1,134 @@
+"""A step on the device: the decoder over the paged cache, then the choice of tokens.
+
+On a GPU a step of decoding rows alone is one CUDA graph (`recorded_steps`). The host waits for nothing here: what it reads of a
+step comes in pinned memory, once the step is `done`.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ..decoder.model import Decoder, Fusions
+from . import prompt_logprobs
+from .cache import KVCache
+from .paged import PagedContext, StepInputs
+from .placement import upload
+from .recorded_steps import DecodingGraphs
+from .sampling import Logprobs, Needs, Sampled, Sampler
+from .scheduler import Chunk
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step on its way: what the host reads when it is done."""
+
+    chunks: list[Chunk]
+    sampled: Sampled | None
+    prompt_logprobs: list[tuple[Chunk, Logprobs]]
+    done: torch.cuda.Event | None
+
+
+class Runner:
+    """Runs steps. What they depend on from one to the next is in `cache`, in `sampler`, and in the tokens last sampled.
+
+    Args:
+        decoder, cache, sampler: on one device.
+        reads_late: the host does not know the token last sampled in a row when it launches the next step.
+        phase: is told the name of each phase of a step as it ends on the host.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, sampler: Sampler, *, reads_late: bool, phase: Callable[[str], None]
+    ) -> None:  # fmt: skip
+        self.decoder, self.cache, self.sampler = decoder, cache, sampler
+        self.graphs: DecodingGraphs | None = None
+        self._reads_late, self._phase = reads_late, phase
+        self.last_tokens = torch.zeros(sampler.padding_row + 1, dtype=torch.int64, device=cache.device)
+
+    def use_graphs(self, *, longest: int, console: Console) -> None:
+        """From now on decoding steps are replayed as graphs, for sequences of at most `longest` tokens."""
+        self.graphs = DecodingGraphs(
+            self.decode, self.cache, self.cache.device, padding_row=self.sampler.padding_row, longest=longest,
+            console=console,
+        )  # fmt: skip
+        self.use(self.decoder.fusions)
+
+    def use(self, fusions: Fusions) -> None:
+        """Computes steps with these kernels from now on."""
+        self.decoder.fusions = fusions
+        if self.graphs is not None:
+            self.graphs.use(fusions)
+
+    def launch(self, chunks: list[Chunk], asked: Mapping[Chunk, int]) -> Launched:
+        """Computes the chunks and samples where they say so.
+
+        Args:
+            chunks: of sequences whose rows the sampler knows.
+            asked: chunks of prompts whose log-probabilities are asked for, with those of how many of the likeliest tokens.
+        """
+        sampling = [chunk for chunk in chunks if chunk.samples]
+        needs = self.sampler.needs(chunk.sequence.row for chunk in sampling)
+        of_prompts: list[tuple[Chunk, Logprobs]] = []
+        if self.graphs is not None and not asked and all(chunk.samples and chunk.size == 1 for chunk in chunks):
+            sampled: Sampled | None = self.graphs.replay(chunks, needs)
+        else:
+            inputs = StepInputs.of(chunks, self.cache, self.cache.device)
+            self._phase("inputs")
+            hidden = self.forward(inputs, chunks)
+            of_prompts = self._prompt_logprobs(chunks, asked, hidden)
+            sampled = self._sample_ends(chunks, hidden, inputs, needs) if sampling else None
+        for chunk in sampling:
+            chunk.sequence.pending += 1
+        if self.cache.device.type == "cpu":
+            return Launched(chunks, sampled, of_prompts, None)
+        on_host = None if sampled is None else sampled.to_host()
+        of_prompts = [(chunk, logprobs.to_host()) for chunk, logprobs in of_prompts]
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        self._phase("launch")
+        return Launched(chunks, on_host, of_prompts, done)
+
+    def decode(self, inputs: StepInputs, needs: Needs) -> Sampled:
+        """A whole step of decoding rows: what a CUDA graph holds."""
+        return self.sample(self.forward(inputs), inputs.rows, needs)
+
+    def forward(self, inputs: StepInputs, chunks: Sequence[Chunk] = ()) -> Tensor:
+        ids = inputs.token_ids
+        if self._reads_late:
+            ids = torch.where(ids < 0, self.last_tokens[(-1 - ids).clamp(min=0)], ids)
+        hidden: Tensor = self.decoder(ids, PagedContext(self.cache, inputs, chunks))
+        return hidden
+
+    def sample(self, hidden: Tensor, rows: Tensor, needs: Needs) -> Sampled:
+        logits = self.decoder.logits(hidden)
+        self._phase("forward")
+        sampled = self.sampler.sample(logits, rows, needs)
+        self.last_tokens[rows] = sampled.token_ids
+        self._phase("sample")
+        return sampled
+
+    def _sample_ends(self, chunks: list[Chunk], hidden: Tensor, inputs: StepInputs, needs: Needs) -> Sampled:
+        """Samples after the last token of each chunk that says so."""
+        ends = [end for chunk, end in zip(chunks, _ends(chunks), strict=True) if chunk.samples]
+        if len(ends) == len(hidden):
+            return self.sample(hidden, inputs.rows, needs)
+        last = upload(ends, self.cache.device)
+        return self.sample(hidden[last], inputs.rows[last], needs)
+
+    def _prompt_logprobs(
+        self, chunks: list[Chunk], asked: Mapping[Chunk, int], hidden: Tensor
+    ) -> list[tuple[Chunk, Logprobs]]:
+        return [
+            (chunk, prompt_logprobs.compute(self.decoder, chunk, hidden[end + 1 - chunk.size : end + 1], asked[chunk]))
+            for chunk, end in zip(chunks, _ends(chunks), strict=True)
+            if chunk in asked
+        ]
+
+
+def _ends(chunks: Sequence[Chunk]) -> list[int]:
+    """The index of each chunk's last token among the tokens of the step."""
+    return [end - 1 for end in itertools.accumulate(chunk.size for chunk in chunks)]
