@@ -6,7 +6,6 @@ rule's factor for gradients).
 """
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +14,10 @@ from transformers import AutoModelForCausalLM
 import llama_fast
 from llama_fast.fusion.verify import InFloat64
 from llama_fast.kernels.parity import GRADIENT_FACTOR, error_bound, relative_error
+from tests.checkpoints import DREAM, needs_dream
 from tests.fusion.models import make
 from tests.parity import not_interpreted
 
-CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "dream-260k"
 STEPS = 30
 
 pytestmark = not_interpreted
@@ -71,6 +70,6 @@ def test_random_weights(family, accumulate, device):
     assert_same_course(make(family, device), accumulate)
 
 
-@pytest.mark.skipif(not CHECKPOINT.exists(), reason="the checkpoint dream-260k is not beside this repository")
+@needs_dream
 def test_a_trained_model(device):
-    assert_same_course(AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).to(device), 1)
+    assert_same_course(AutoModelForCausalLM.from_pretrained(DREAM, dtype=torch.float32).to(device), 1)

@@ -9,11 +9,11 @@ from transformers import AutoTokenizer
 
 import llama_fast
 from llama_fast.decoder.tokenizer import Tokenizer
+from tests.checkpoints import DREAM, needs_dream
 from tests.decoder.made_tokenizers import MADE, SAMPLES, byte_level, llama2, write
 
 REPOSITORY = Path(llama_fast.__file__).parent.parent
 EMBEDDED = REPOSITORY / "llama_fast" / "demo_model"
-DREAM = REPOSITORY.parent / "shared" / "checkpoints" / "dream-260k"
 
 TEMPLATE = """\
 {{ bos_token }}{% for m in messages %}
@@ -24,13 +24,11 @@ TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %}>>{{ strftime_now('%Y') }}{{ tools is none }}{% endif %}"""
 
 
-@pytest.fixture(scope="module", params=[*MADE, "embedded", "dream-260k"])
+@pytest.fixture(scope="module", params=[*MADE, "embedded", pytest.param("dream-260k", marks=needs_dream)])
 def folder(request, tmp_path_factory) -> Path:
     if request.param == "embedded":
         return EMBEDDED
     if request.param == "dream-260k":
-        if not DREAM.is_dir():
-            pytest.skip("the checkpoint dream-260k is not beside this repository")
         return DREAM
     return write(tmp_path_factory.mktemp(request.param), MADE[request.param](), chat_template=TEMPLATE)
 

@@ -3,19 +3,18 @@
 import contextlib
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-import llama_fast
 from llama_fast.decoder import checkpoint
 from llama_fast.decoder.model import Fusions
 from llama_fast.engine.llm import LLM
 from llama_fast.engine.memory import NotEnoughMemoryError
 from llama_fast.engine.sampling import SamplingParams
 from llama_fast.kernels.launch import GPUS
+from tests.checkpoints import DREAM, needs_dream
 from tests.decoder.models import (
     CHECKED,
     MODELS,
@@ -30,7 +29,6 @@ from tests.decoder.models import (
 from tests.engine.engines import DEVICE, Watch, assert_nothing_left, engine
 from tests.parity import not_interpreted
 
-DREAM = Path(llama_fast.__file__).parents[2] / "shared" / "checkpoints" / "dream-260k"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=128, logprobs=VOCAB, prompt_logprobs=VOCAB)
 
 
@@ -62,10 +60,9 @@ def test_transformers(name, length, folder):
 
 
 @not_interpreted
+@needs_dream
 @pytest.mark.filterwarnings("ignore:max_context=256 is more than the 128 tokens")
 def test_dream_260k():
-    if not DREAM.is_dir():
-        pytest.skip("the checkpoint dream-260k is not beside this repository")
     model = transformers.AutoModelForCausalLM.from_pretrained(DREAM).eval()
     llm = engine(DREAM, max_context=256)
     assert_transformers(llm, model, llm.tokenizer.encode("Once upon a time, there was a"), model.config.vocab_size)

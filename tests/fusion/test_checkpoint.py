@@ -1,32 +1,27 @@
 """A trained model, which its own numbers make more of a test than random weights do."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llama_fast
+from tests.checkpoints import DREAM, needs_dream
 from tests.fusion.models import assert_within_rule, generate, logits, logits_in_float64
 from tests.parity import not_interpreted
 
-CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "dream-260k"
 PROMPTS = ["Once upon a time, there was a little girl", "The dog", "Tom and Lily went to the park. They saw"]
 
-pytestmark = [
-    not_interpreted,
-    pytest.mark.skipif(not CHECKPOINT.exists(), reason="the checkpoint dream-260k is not beside this repository"),
-]
+pytestmark = [not_interpreted, needs_dream]
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def model(request, device):
-    return AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=request.param).to(device).eval()
+    return AutoModelForCausalLM.from_pretrained(DREAM, dtype=request.param).to(device).eval()
 
 
 @pytest.fixture
 def tokenizer():
-    return AutoTokenizer.from_pretrained(CHECKPOINT)
+    return AutoTokenizer.from_pretrained(DREAM)
 
 
 def test_logits_tokens_and_the_way_back(model, tokenizer, device):
