@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import attention_pytorch
+from . import attention_pytorch, flops
 from .activation import tanh
 from .attention_common import LOG2E, block_d
 from .dot import dot
@@ -340,7 +340,7 @@ def _require_lengths(cache_lens: Tensor, k_cache: Tensor, block_table: Tensor | 
 attention_decode_op = register(
     "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_lens, Tensor? key_start,"
     " Tensor? block_table, float scale, int? window, float? softcap) -> Tensor",
-    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+    kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.attention_decode,
 )  # fmt: skip
 register_autocast(attention_decode_op)
 

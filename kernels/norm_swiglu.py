@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import flops
 from .activation import activate
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import register
@@ -88,7 +89,7 @@ def _fake(x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, e
 
 norm_swiglu_op = register(
     "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up_weight, Tensor? bias, float eps) -> Tensor",
-    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+    kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.norm_linear,
 )  # fmt: skip
 
 
