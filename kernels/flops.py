@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .attention_common import Pattern
+
 
 def linear(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     """Of `linear` and `linear_training`."""
@@ -38,22 +40,24 @@ def norm_linear(x: Tensor, norm_weight: Tensor, weight: Tensor, *_: Any, **__: A
     return linear(x, weight)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Any, key_start: Any, key_end: Any, *options: Any, **_: Any) -> int:
+def attention(q: Tensor, k: Tensor, v: Tensor, *options: Any, **_: Any) -> int:
     """Of whole sequences, or of each packed one."""
-    cu_seqlens_q, cu_seqlens_k, *_ = options
-    pairs = q.shape[-2] * k.shape[-2]
-    if cu_seqlens_q is not None and not isinstance(cu_seqlens_q, FakeTensor) and cu_seqlens_q.device.type != "meta":
-        pairs = int(
-            (cu_seqlens_q.diff().long() * cu_seqlens_k.diff()).sum()
-        )  # else at most all of them, as PyTorch has it
+    pattern, pairs = Pattern(*options), q.shape[-2] * k.shape[-2]
+    if pattern.cu_seqlens_q is not None and pattern.cu_seqlens_k is not None and _has_values(pattern.cu_seqlens_q):
+        pairs = int((pattern.cu_seqlens_q.diff().long() * pattern.cu_seqlens_k.diff()).sum())
     return 4 * prod(q.shape[:-2]) * q.shape[-1] * pairs
 
 
+def _has_values(x: Tensor) -> bool:
+    """Not so a stand-in for a tensor: then all pairs count, the most there can be, as PyTorch has it."""
+    return x.device.type != "meta" and not isinstance(x, FakeTensor)
+
+
 def attention_backward(
-    dout: Tensor, dlse: Any, q: Tensor, k: Tensor, v: Tensor, out: Any, lse: Any, *pattern: Any, **_: Any
+    dout: Tensor, dlse: Any, q: Tensor, k: Tensor, v: Tensor, out: Any, lse: Any, *options: Any, **_: Any
 ) -> int:
     """Five products for the two of forward."""
-    return attention(q, k, v, *pattern) * 5 // 2
+    return attention(q, k, v, *options) * 5 // 2
 
 
 def attention_decode(
