@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import attention_pytorch
+from . import attention_pytorch, flops
 from .activation import tanh
 from .attention_backward import attention_backward_op, plan_attention_backward
 from .attention_common import (
@@ -243,7 +243,7 @@ def _require_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 attention_op = register(
     f"attention(Tensor q, Tensor k, Tensor v, {PATTERN_SCHEMA}) -> (Tensor out, Tensor lse)",
-    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+    kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.attention,
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import attention_pytorch
+from . import attention_pytorch, flops
 from .activation import tanh
 from .attention_common import (
     LOG2E,
@@ -401,5 +401,5 @@ def _fake(
 attention_backward_op = register(
     "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
     f" {PATTERN_SCHEMA}) -> (Tensor dq, Tensor dk, Tensor dv)",
-    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+    kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.attention_backward,
 )  # fmt: skip

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import attention_pytorch
+from . import attention_pytorch, flops
 from .activation import tanh
 from .attention_common import LOG2E, block_d
 from .dot import dot
@@ -83,7 +83,7 @@ def attention_decode_kernel(
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One split: its sum of p v and, `STATS` elements behind the first of them, the largest score (base 2) and the sum of p.
+    """One split: its sum of p v and, `STATS` elements behind the first of them, the largest score and the sum of p.
 
     Not the log of that sum added to the score: where scores are large float32 would round it. With STATS None the split is
     the only one, and what it writes the result.
@@ -117,7 +117,6 @@ def attention_decode_kernel(
     else:
         p_block_table += i_b * table_stride
 
-    factor = scale * LOG2E if softcap is None else softcap * LOG2E
     b_max = tl.full([BLOCK_H], float("-inf"), dtype=tl.float32)
     b_sum = tl.zeros([BLOCK_H], dtype=tl.float32)
     acc = tl.zeros([BLOCK_H, BLOCK_D], dtype=tl.float32)
@@ -135,13 +134,13 @@ def attention_decode_kernel(
         b_k = tl.load(p_k + o_k[None, :], mask=m_d[:, None] & m_n[None, :], other=0.0)  # [BLOCK_D, BLOCK_N]
         b_v = tl.load(p_v + o_v[:, None], mask=m_n[:, None] & m_d[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
 
-        b_s = dot(b_q, b_k, None, INPUT_PRECISION)  # [BLOCK_H, BLOCK_N]
+        b_s = dot(b_q, b_k, None, INPUT_PRECISION) * scale  # [BLOCK_H, BLOCK_N]
         if softcap is not None:
-            b_s = tanh(b_s * (scale / softcap))
-        b_s = tl.where(m_n[None, :], b_s * factor, float("-inf"))
+            b_s = softcap * tanh(b_s / softcap)
+        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_s, 1))  # finite: the first key of a tile is always one of the row's
-        alpha = tl.exp2(b_max - b_new)
-        b_p = tl.exp2(b_s - b_new[:, None])
+        alpha = tl.exp2((b_max - b_new) * LOG2E)
+        b_p = tl.exp2((b_s - b_new[:, None]) * LOG2E)  # the difference first: it is exact where it matters
         b_sum = b_sum * alpha + tl.sum(b_p, 1)
         acc = dot(b_p.to(b_v.dtype), b_v, acc * alpha[:, None], INPUT_PRECISION)
         b_max = b_new
@@ -183,8 +182,8 @@ def attention_decode_combine_kernel(
         p_split = p_partial + (i_bh * splits + o_s[:, None]) * HEAD_DIM + o_d[None, :]
         b_out = tl.load(p_split, mask=m_s[:, None] & (o_d < HEAD_DIM)[None, :], other=0.0)  # [BLOCK_S, BLOCK_D]
         b_new = tl.maximum(b_max, tl.max(b_split_max, 0))  # finite: a split that counts has keys
-        alpha = tl.exp2(b_max - b_new)
-        b_w = tl.exp2(b_split_max - b_new)
+        alpha = tl.exp2((b_max - b_new) * LOG2E)
+        b_w = tl.exp2((b_split_max - b_new) * LOG2E)
         b_sum = b_sum * alpha + tl.sum(b_w * b_split_sum, 0)
         acc = acc * alpha + tl.sum(b_w[:, None] * b_out, 0)
         b_max = b_new
@@ -340,7 +339,7 @@ def _require_lengths(cache_lens: Tensor, k_cache: Tensor, block_table: Tensor | 
 attention_decode_op = register(
     "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_lens, Tensor? key_start,"
     " Tensor? block_table, float scale, int? window, float? softcap) -> Tensor",
-    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+    kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.attention_decode,
 )  # fmt: skip
 register_autocast(attention_decode_op)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 from .launch import INTERPRETED
 
@@ -22,19 +23,24 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def register(
-    schema: str, *, kernel: Callable[..., Any], pytorch: Callable[..., Any], fake: Callable[..., Any]
-) -> torch._ops.OpOverload:
+    schema: str, *, kernel: Callable[..., Any], pytorch: Callable[..., Any], fake: Callable[..., Any],
+    flops: Callable[..., int] | None = None,
+) -> torch._ops.OpOverload:  # fmt: skip
     """Registers `llama_fast::<schema>` and returns the op.
 
     `kernel` launches Triton, `pytorch` computes the same with PyTorch's ops (any dtype, float64 included), `fake` makes
-    empty outputs with the shapes, dtypes and strides that both return.
+    empty outputs with the shapes, dtypes and strides that both return. `flops` takes the same arguments, and says what
+    `torch.utils.flop_counter` counts for the op's matrix products.
     """
     name = schema.split("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CUDA")
     _LIBRARY.impl(name, kernel if INTERPRETED else pytorch, "CPU")
     torch.library.register_fake(f"llama_fast::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.llama_fast, name).default
+    packet = getattr(torch.ops.llama_fast, name)
+    if flops is not None:
+        register_flop_formula(packet, get_raw=True)(flops)
+    return packet.default
 
 
 def register_autograd(op: torch._ops.OpOverload, function: type[torch.autograd.Function]) -> None:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import flops
 from .cross_entropy import (
     Objective,
     gradient_kernel,
@@ -212,13 +213,13 @@ linear_cross_entropy_op = register(
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor labels, Tensor? bias, int ignore_index,"
     f" float label_smoothing, float z_loss, float? softcap, str reduction, int chunk, {_NEEDED})"
     " -> (Tensor loss, Tensor lse, Tensor count, Tensor dhidden, Tensor dweight, Tensor dbias)",
-    kernel=_forward, pytorch=_forward, fake=_fake,
+    kernel=_forward, pytorch=_forward, fake=_fake, flops=flops.linear_cross_entropy,
 )  # fmt: skip
 linear_cross_entropy_backward_op = register(
     "linear_cross_entropy_backward(Tensor dloss, Tensor hidden, Tensor weight, Tensor labels, Tensor? bias, Tensor lse,"
     f" int ignore_index, float label_smoothing, float z_loss, float? softcap, int chunk, {_NEEDED})"
     " -> (Tensor dhidden, Tensor dweight, Tensor dbias)",
-    kernel=_backward, pytorch=_backward, fake=_backward_fake,
+    kernel=_backward, pytorch=_backward, fake=_backward_fake, flops=flops.linear_cross_entropy_backward,
 )  # fmt: skip
 
 

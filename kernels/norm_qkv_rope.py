@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import flops
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import register
 from .linear import linear_op
@@ -188,7 +189,7 @@ def _fake(
 norm_qkv_rope_op = register(
     "norm_qkv_rope(Tensor x, Tensor norm_weight, Tensor qkv_weight, Tensor? qkv_bias, Tensor cos, Tensor sin,"
     " Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, float eps, int heads) -> Tensor",
-    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+    kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.norm_linear,
 )  # fmt: skip
 
 

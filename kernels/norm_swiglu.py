@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import flops
 from .activation import activate
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import register
@@ -87,7 +88,7 @@ def _fake(x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, e
 
 norm_swiglu_op = register(
     "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up_weight, Tensor? bias, float eps) -> Tensor",
-    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+    kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.norm_linear,
 )  # fmt: skip
 
 

@@ -187,6 +187,16 @@ def test_the_smaller_tiles(rows, device):
     assert_parity(*(on_copies(function, 4) for function in functions), case, gradients=False)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_tiny_and_large_rows(size, rows, dtype, device):
+    x, *rest = qkv_case(rows, device, dtype=dtype)
+    assert_norm_qkv_rope([size * x, *rest])
+    x, *rest = swiglu_case(rows, device, dtype=dtype)
+    assert_norm_swiglu([size * x, *rest])
+
+
 @pytest.mark.parametrize("rows", [1, 4])
 def test_equals_the_separate_ops(rows, device):
     x, norm_weight, weight, bias, cos, sin, k_cache, v_cache, slots = qkv_case(rows, device, bias=True)
