@@ -87,8 +87,10 @@ class Tokenizer:
             return frozenset()
         return frozenset(i for token, i in self._tokenizer.get_vocab().items() if is_byte_token(token))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """The tokens of a text. It starts with exactly one BOS if the model uses one, also where the text spells it.
+
+        Without `bos` none is added.
 
         Special tokens in the text are read as such. No end token is added.
 
@@ -100,7 +102,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is not UTF-8: its character {error.start} is {text[error.start]!r}") from None
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+        return ids if not bos or self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of tokens. Bytes that are no UTF-8 become U+FFFD; in a run of byte tokens, no others: see `byte_tokens`."""

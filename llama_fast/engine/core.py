@@ -134,8 +134,9 @@ class EngineCore:
         sequence.restarted = False
         run = self.runs[sequence]
         self.runner.sampler.add(
-            sequence.row, run.params, seed=run.seed, prompt_ids=sequence.prompt, output_ids=sequence.output
-        )
+            sequence.row, run.params, seed=run.seed, prompt_ids=sequence.prompt, output_ids=sequence.output,
+            bad_words=run.bad_words,
+        )  # fmt: skip
 
     def _asked(self, chunks: list[Chunk]) -> dict[Chunk, int]:
         """Chunks of prompts whose log-probabilities are asked for, and of how many of the likeliest tokens."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..decoder import checkpoint
 from ..decoder.model import Decoder, Fusions
 from ..decoder.tokenizer import Tokenizer, configured_eos_ids, has_tokenizer, no_tokenizer
+from .bad_words import spelled
 from .cache import BlockPool, KVCache
 from .completion import Completion, Output
 from .core import EngineCore
@@ -239,7 +240,8 @@ class LLM:
         if len(ids) > self._longest:
             what = "context" if self._longest == self.max_context else "KV cache (give a larger max_cache_tokens)"
             raise ValueError(f"the prompt has {len(ids)} tokens, and the {what} holds {self._longest}")
-        params.check_vocabulary(self.config.vocab_size, self._eos_ids)
+        bad_words = spelled(params.bad_words, self.tokenizer, self.config.vocab_size) if params.bad_words else ()
+        params.check_vocabulary(self.config.vocab_size, self._eos_ids, bad_words)
         room = self._longest - len(ids)
         most = room if params.max_tokens is None else min(params.max_tokens, room)
         runs: dict[TokenSequence, Run] = {}
@@ -250,7 +252,7 @@ class LLM:
             # the first computes all of the prompt if its log-probabilities are asked for
             reuse = self._prefixes_are_reusable and (params.prompt_logprobs is None or bool(runs))
             sequence = TokenSequence(list(ids), max(1, most), reuse_prefix=reuse)
-            runs[sequence] = Run(output, params, seed, empty=most == 0)
+            runs[sequence] = Run(output, params, seed, bad_words, empty=most == 0)
         request = Request(runs)
         if params.prompt_logprobs is not None:
             request.completion.prompt_logprobs = []

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
+from .bad_words import Words
 from .completion import Completion, FinishReason, Output
 from .sampling import SamplingParams
 from .scheduler import Sequence as TokenSequence
@@ -27,6 +28,7 @@ class Run:
     output: Output
     params: SamplingParams
     seed: int
+    bad_words: Words
     empty: bool  # no token may be generated: its one token is dropped
     # they start when its prompt is in the cache, and find it there
     followers: list[TokenSequence] = field(default_factory=list)

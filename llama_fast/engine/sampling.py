@@ -1,7 +1,7 @@
 """The choice of the next token, on the device, by what each request asks for (`SamplingParams`).
 
 The logits of a row pass, in the order of transformers' logits processors: bias, allowed and banned tokens; repetition, then
-frequency and presence penalties; end and stop tokens withheld before `min_tokens`; temperature; top-k; top-p; min-p. Ties at the
+frequency and presence penalties; end and stop tokens withheld before `min_tokens`; bad words; temperature; top-k; top-p; min-p. Ties at the
 border of top-k and top-p are all kept. Log-probabilities are those of the raw logits, before any of this, as vLLM's default.
 
 What runs beside a request cannot change its tokens:
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .bad_words import BadWords, Words
 from .sampling_params import GREEDY_BELOW, SamplingParams
 
 __all__ = ["Logprobs", "Needs", "Sampled", "Sampler", "SamplingParams", "logprobs_of"]
@@ -41,6 +42,7 @@ class Needs:
     random: bool = False
     width: int = 0  # how many of the likeliest tokens top-k and top-p look at; 0: neither is asked for
     min_p: bool = False
+    bad_words: tuple[int, int] | None = None  # the shape of their tables
     logprobs: int | None = None
 
 
@@ -96,18 +98,24 @@ class Sampler:
         self._in_prompt: Tensor | None = None  # bool
         self._counts: Tensor | None = None  # int32, of each token in the output
         self._ending: Tensor | None = None  # bool
+        self._bad_words: BadWords | None = None
         self.add(self.padding_row, SamplingParams(temperature=0.0), seed=0, prompt_ids=())
 
     def add(
-        self, row: int, params: SamplingParams, *, seed: int, prompt_ids: Sequence[int], output_ids: Sequence[int] = ()
-    ) -> None:
-        """Gives `row` to a request that has `output_ids` already (some, if it was preempted).
+        self, row: int, params: SamplingParams, *, seed: int, prompt_ids: Sequence[int], output_ids: Sequence[int] = (),
+        bad_words: Words = (),
+    ) -> None:  # fmt: skip
+        """Gives `row` to a request that has `output_ids` already (some, if it was preempted), with its `bad_words` as tokens.
 
         Raises:
             ValueError: `params` names a token outside the vocabulary, or leaves none to choose from.
         """
-        params.check_vocabulary(self.vocab_size, self._eos_ids)
-        needs = self._needs[row] = self._needs_of(params)
+        params.check_vocabulary(self.vocab_size, self._eos_ids, bad_words)
+        if bad_words and self._bad_words is None:
+            self._bad_words = BadWords(len(self._needs), self.vocab_size, upload=self._upload)
+        if self._bad_words is not None:
+            self._bad_words.put(row, bad_words, output_ids)
+        needs = self._needs[row] = self._needs_of(params, bad_words)
         reals = [params.temperature, params.top_p, math.log(params.min_p) if params.min_p else -math.inf]
         reals += [params.repetition_penalty, params.presence_penalty, params.frequency_penalty]
         top_k = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
@@ -163,10 +171,11 @@ class Sampler:
             random=any(needs.random for needs in each),
             width=min(1 << (width - 1).bit_length(), self.vocab_size) if width else 0,  # few widths, few graphs
             min_p=any(needs.min_p for needs in each),
+            bad_words=self._bad_words.shape if self._bad_words and any(needs.bad_words for needs in each) else None,
             logprobs=max(asked, default=None),
         )
 
-    def _needs_of(self, params: SamplingParams) -> Needs:
+    def _needs_of(self, params: SamplingParams, bad_words: Words) -> Needs:
         random = not params.greedy
         top_k = params.top_k if 0 < params.top_k < self.vocab_size else 0
         return Needs(
@@ -176,6 +185,7 @@ class Sampler:
             random=random,
             width=(top_k or (self.vocab_size if params.top_p < 1 else 0)) if random else 0,
             min_p=random and params.min_p > 0,
+            bad_words=self._bad_words.shape if self._bad_words and bad_words else None,
             logprobs=params.logprobs,
         )
 
@@ -188,7 +198,7 @@ class Sampler:
             needs: what `needs` says of these rows.
         """
         scores = logits
-        if needs.bias or needs.penalties or needs.min_tokens:
+        if needs.bias or needs.penalties or needs.min_tokens or needs.bad_words:
             scores = self._edit(logits.float(), rows, needs)
         token_ids = scores.argmax(-1)
         if needs.random:
@@ -200,6 +210,9 @@ class Sampler:
             assert self._counts is not None
             ones = torch.ones_like(rows, dtype=torch.int32)
             self._counts.view(-1).index_add_(0, rows * self.vocab_size + token_ids, ones)
+        if needs.bad_words:
+            assert self._bad_words is not None
+            self._bad_words.push(rows, token_ids)
         found = None if needs.logprobs is None else logprobs_of(logits, token_ids, needs.logprobs)
         return Sampled(token_ids, found)
 
@@ -216,6 +229,9 @@ class Sampler:
             integers = self._integers[rows]
             early = integers[:, _PRODUCED] < integers[:, _MIN_TOKENS]
             scores = scores.masked_fill(self._ending[rows] & early[:, None], -math.inf)
+        if needs.bad_words:
+            assert self._bad_words is not None
+            scores = self._bad_words.forbid(scores, rows)
         return scores
 
     @staticmethod

@@ -27,6 +27,8 @@ class SamplingParams:
         logit_bias: added to the logits of these tokens; tokens may be strings, as JSON has them.
         allowed_token_ids: only these tokens; None: all.
         banned_token_ids: never these tokens.
+        bad_words: these words are never completed, at the beginning of a text or after a space: of a word of several tokens the last is
+            forbidden where the others have just been generated.
         stop: ends the output before the one of these strings that is complete first.
         stop_token_ids: ends the output at these tokens, beside the model's own end tokens.
         ignore_eos: the model's end tokens do not end the output.
@@ -55,6 +57,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | Mapping[str, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     banned_token_ids: Sequence[int] | None = None
+    bad_words: str | Sequence[str] | None = None
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
@@ -83,7 +86,10 @@ class SamplingParams:
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) must not be more than max_tokens ({self.max_tokens})")
-        self._set("stop", _strings("stop", self.stop))
+        for name in ("stop", "bad_words"):
+            self._set(name, _strings(name, getattr(self, name)))
+        if not all(word.strip() for word in self.bad_words or ()):
+            raise ValueError(f"bad_words must hold more than spaces, got {self.bad_words!r}")
         if self.stop and not self.detokenize:
             raise ValueError(f"stop must not be given with detokenize=False: there is no text, got {self.stop!r}")
         for name in ("allowed_token_ids", "banned_token_ids", "stop_token_ids"):
@@ -105,17 +111,23 @@ class SamplingParams:
         """The tokens that end this request's output, for a model whose end tokens are `eos_ids`."""
         return frozenset(self.stop_token_ids or ()) | (frozenset() if self.ignore_eos else frozenset(eos_ids))
 
-    def check_vocabulary(self, vocab_size: int, eos_ids: Iterable[int] = ()) -> None:
-        """Raises ValueError if a token id is outside the vocabulary, or if no token would be left to choose from."""
+    def check_vocabulary(
+        self, vocab_size: int, eos_ids: Iterable[int] = (), bad_words: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """Raises ValueError if a token id is outside the vocabulary, or if no token would be left to choose from.
+
+        `bad_words` are those of the request as tokens. A token that none of them ends with must be left: such is always allowed.
+        """
         for name in ("logit_bias", "allowed_token_ids", "banned_token_ids", "stop_token_ids"):
             if wrong := [i for i in getattr(self, name) or () if not 0 <= i < vocab_size]:
                 raise ValueError(f"{name} must hold token ids under {vocab_size} (the vocabulary), got {wrong[:10]}")
-        if self.allowed_token_ids is None and not self.banned_token_ids:
+        if self.allowed_token_ids is None and not self.banned_token_ids and not bad_words:
             return
         left = set(range(vocab_size)) if self.allowed_token_ids is None else set(self.allowed_token_ids)
         left -= set(self.banned_token_ids or ())
+        left -= {word[-1] for word in bad_words}
         if not left:
-            raise ValueError("allowed_token_ids and banned_token_ids leave no token to choose from")
+            raise ValueError("allowed_token_ids, banned_token_ids and bad_words leave no token to choose from")
         if self.min_tokens and not left - self.ending_ids(eos_ids):
             raise ValueError("min_tokens must be 0 where allowed and banned tokens leave only such as end the output")
 

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from llama_fast.decoder.model import Decoder, Fusions
 from llama_fast.engine import paged
 from llama_fast.engine import recorded_steps as graphs
+from llama_fast.engine.bad_words import BadWords
 from llama_fast.engine.cache import KVCache
 from llama_fast.engine.paged import StepInputs
 from llama_fast.engine.sampling import Needs, SamplingParams
@@ -34,7 +35,7 @@ SAMPLED = [
     SamplingParams(seed=4, repetition_penalty=1.2, frequency_penalty=0.5, max_tokens=30),
     SamplingParams(seed=5, logit_bias={7: 3.0}, banned_token_ids=[9], max_tokens=12),
     SamplingParams(temperature=0.0, min_tokens=9, stop_token_ids=list(range(3, 40)), max_tokens=22),
-    SamplingParams(seed=7, logprobs=3, max_tokens=14),
+    SamplingParams(seed=7, logprobs=3, bad_words=["w5", "w7 w8"], max_tokens=14),
 ]
 
 
@@ -156,7 +157,9 @@ def test_a_step_needs_nothing_of_the_host(name, fusions, folder):
         llm.config, blocks=8, block_size=16, device=torch.device("meta"), dtype=torch.float32
     )
     sampler = llm._core.runner.sampler
-    needs = Needs(bias=True, penalties=True, min_tokens=True, random=True, width=VOCAB, min_p=True, logprobs=3)
+    everything = dict(bias=True, penalties=True, min_tokens=True, random=True, width=VOCAB, min_p=True, logprobs=3)
+    needs = Needs(**everything, bad_words=(1, 1))
+    sampler._bad_words = BadWords(5, VOCAB, upload=lambda values: values.to("meta"))
     tables = dict(_bias=torch.float32, _in_prompt=torch.bool, _counts=torch.int32, _ending=torch.bool)
     for table, dtype in tables.items():
         setattr(sampler, table, torch.empty(5, VOCAB, dtype=dtype, device="meta"))
