@@ -1,6 +1,6 @@
 """What a request has produced: tokens become text, and text ends where it should."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,22 +9,30 @@ from ..decoder.tokenizer import Tokenizer
 from .sampling import Logprobs, SamplingParams
 from .stop_strings import StopStrings
 
+TextOf = Callable[[int], str]
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log-probability of a token, and those of the likeliest tokens by id, from the raw logits."""
+    """The log-probability of a token, and those of the likeliest tokens by id, likeliest first, from the raw logits.
+
+    `rank` is 1 where no token is likelier; the ranks of `top` are their order. `texts` says what each token of these is alone.
+    """
 
     token_id: int
     logprob: float
+    rank: int
     top: dict[int, float]
+    texts: dict[int, str]
 
     @classmethod
-    def of(cls, logprobs: Logprobs, row: int, token_id: int, count: int) -> "TokenLogprob":
+    def of(cls, logprobs: Logprobs, row: int, token_id: int, count: int, text_of: TextOf) -> "TokenLogprob":
         """That of a row's `token_id`, with the `count` likeliest tokens. `logprobs` are on the host."""
         ids, values = logprobs.top_ids[row, :count].tolist(), logprobs.top[row, :count].tolist()
-        return cls(token_id, logprobs.chosen[row].item(), dict(zip(ids, values, strict=True)))
+        texts = {i: text_of(i) for i in (token_id, *ids)}
+        rank = int(logprobs.ranks[row])
+        return cls(token_id, logprobs.chosen[row].item(), rank, dict(zip(ids, values, strict=True)), texts)
 
 
 @dataclass
@@ -48,6 +56,11 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
     others: list["Completion"] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """The sum of the log-probabilities of all tokens, if they were asked for."""
+        return None if self.logprobs is None else sum(entry.logprob for entry in self.logprobs)
 
     @property
     def outputs(self) -> list["Completion"]:

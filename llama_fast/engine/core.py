@@ -1,11 +1,12 @@
 """The requests on their way, and the steps that serve them all, whichever threads they came from."""
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
 from . import prompt_logprobs
-from .completion import TokenLogprob
+from .completion import TextOf, TokenLogprob
 from .placement import own_modes
 from .request import Request, Run
 from .runner import Launched, Runner
@@ -22,17 +23,18 @@ class EngineCore:
 
     Args:
         scheduler, runner: of one engine.
+        text_of: what a token is alone, for those that have log-probabilities.
         reads_late: a step is read after the next one has been launched.
         phase: is told the name of each phase of a step as it ends on the host.
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, *, reads_late: bool, phase: Callable[[str], None]
+        self, scheduler: Scheduler, runner: Runner, *, text_of: TextOf, reads_late: bool, phase: Callable[[str], None]
     ) -> None:  # fmt: skip
         self.scheduler, self.runner = scheduler, runner
         self.runs: dict[Sequence, Run] = {}
         self.launched: Launched | None = None
-        self._reads_late, self._phase = reads_late, phase
+        self._text_of, self._reads_late, self._phase = functools.cache(text_of), reads_late, phase
         self._turns = Turns()
         self._cancelled: deque[Request] = deque()  # and not ended yet
         self._steps = 0  # that came to their end
@@ -157,7 +159,7 @@ class EngineCore:
             self._phase("wait")
         for chunk, logprobs in launched.prompt_logprobs:
             if (run := self.runs.get(chunk.sequence)) is not None:
-                prompt_logprobs.append(run.output.completion, chunk, logprobs)
+                prompt_logprobs.append(run.output.completion, chunk, logprobs, self._text_of)
         ended = self._read_tokens(launched) if launched.sampled is not None else []
         self.scheduler.publish(launched.chunks)
         for sequence in ended:
@@ -182,7 +184,7 @@ class EngineCore:
             run.followers = []
             logprob = None
             if logprobs is not None and run.params.logprobs is not None:
-                logprob = TokenLogprob.of(logprobs, i, token_id, run.params.logprobs)
+                logprob = TokenLogprob.of(logprobs, i, token_id, run.params.logprobs, self._text_of)
             if run.empty:
                 run.output.end("length")
             if run.empty or run.output.push(token_id, logprob, last=len(sequence.output) >= sequence.max_tokens):

@@ -119,7 +119,7 @@ class LLM:
                 runner.use_graphs(longest=self._longest, console=self._console)
         pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
         scheduler = Scheduler(pool, max_batch=max_batch, step_tokens=step_tokens)
-        self._core = EngineCore(scheduler, runner, reads_late=late, phase=self._phase)
+        self._core = EngineCore(scheduler, runner, text_of=self._text_of, reads_late=late, phase=self._phase)
         # is told the name of each phase of a step as it ends on the host: see `profiler.phases`
         self.on_phase: Callable[[str], None] | None = None
 
@@ -240,6 +240,7 @@ class LLM:
         if len(ids) > self._longest:
             what = "context" if self._longest == self.max_context else "KV cache (give a larger max_cache_tokens)"
             raise ValueError(f"the prompt has {len(ids)} tokens, and the {what} holds {self._longest}")
+        params = params.for_vocabulary(self.config.vocab_size)
         bad_words = spelled(params.bad_words, self.tokenizer, self.config.vocab_size) if params.bad_words else ()
         params.check_vocabulary(self.config.vocab_size, self._eos_ids, bad_words)
         room = self._longest - len(ids)
@@ -266,6 +267,9 @@ class LLM:
     def _phase(self, name: str) -> None:
         if self.on_phase is not None:
             self.on_phase(name)
+
+    def _text_of(self, token_id: int) -> str:
+        return self.tokenizer.decode([token_id], skip_special=False)
 
     def _load(self, opened: checkpoint.Checkpoint, fusions: Fusions) -> Decoder:
         decoder = Decoder(opened.config, device=self.device, dtype=self.dtype, fusions=fusions)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..decoder.model import Decoder
-from .completion import Completion, TokenLogprob
+from .completion import Completion, TextOf, TokenLogprob
 from .placement import LOGPROB_ROWS, upload
 from .sampling import Logprobs, logprobs_of
 from .scheduler import Chunk
@@ -21,17 +21,17 @@ def compute(decoder: Decoder, chunk: Chunk, hidden: Tensor, count: int) -> Logpr
         logprobs_of(decoder.logits(some), some_targets, count)
         for some, some_targets in zip(torch.split(rows, LOGPROB_ROWS), torch.split(targets, LOGPROB_ROWS), strict=True)
     ]
-    whole = (torch.cat([getattr(part, name) for part in parts]) for name in ("chosen", "top", "top_ids"))
+    whole = (torch.cat([getattr(part, name) for part in parts]) for name in ("chosen", "ranks", "top", "top_ids"))
     return Logprobs(*whole)
 
 
-def append(completion: Completion, chunk: Chunk, logprobs: Logprobs) -> None:
+def append(completion: Completion, chunk: Chunk, logprobs: Logprobs, text_of: TextOf) -> None:
     """Adds those of a chunk, which are on the host, to the completion."""
     found = completion.prompt_logprobs
     assert found is not None
     for i, token_id in enumerate(_following(chunk)):
         if chunk.start + i == len(found):  # a prompt that lost its blocks is computed twice
-            found.append(TokenLogprob.of(logprobs, i, token_id, logprobs.top.shape[1]))
+            found.append(TokenLogprob.of(logprobs, i, token_id, logprobs.top.shape[1], text_of))
 
 
 def _following(chunk: Chunk) -> list[int]:

@@ -51,12 +51,14 @@ class Logprobs:
     """Natural log-probabilities of the raw logits, float32: of each row's token, and of its `top_ids`, likeliest first."""
 
     chosen: Tensor  # (rows,)
+    ranks: Tensor  # (rows,) int64, of the row's token among all: 1 if none is likelier
     top: Tensor  # (rows, count)
     top_ids: Tensor  # (rows, count)
 
     def to_host(self) -> "Logprobs":
         """A copy in pinned memory, on its way."""
-        return Logprobs(*(field.to("cpu", non_blocking=True) for field in (self.chosen, self.top, self.top_ids)))
+        tensors = (self.chosen, self.ranks, self.top, self.top_ids)
+        return Logprobs(*(tensor.to("cpu", non_blocking=True) for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -333,8 +335,10 @@ def draw(scores: Tensor, uniform: Tensor) -> Tensor:
 def logprobs_of(logits: Tensor, token_ids: Tensor, count: int) -> Logprobs:
     """Log-probabilities of `token_ids` (rows,) and of the `count` likeliest tokens under `logits` (rows, vocab_size)."""
     logprobs = logits.float().log_softmax(-1)
+    chosen = logprobs.gather(-1, token_ids[:, None])
+    ranks = (logprobs > chosen).sum(-1) + 1
     top, top_ids = logprobs.topk(min(count, logits.shape[-1]))
-    return Logprobs(logprobs.gather(-1, token_ids[:, None])[:, 0], top, top_ids)
+    return Logprobs(chosen[:, 0], ranks, top, top_ids)
 
 
 def uniform(seed: Tensor, index: Tensor) -> Tensor:

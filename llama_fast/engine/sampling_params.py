@@ -4,7 +4,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -38,7 +38,7 @@ class SamplingParams:
         min_tokens: no end or stop token is chosen before so many tokens, and no stop string that ends in their text counts.
         max_tokens: at most so many tokens; None: until the context is full.
         n: so many outputs, each with a seed of its own.
-        logprobs: return the chosen token's log-probability and so many of the likeliest; None: none.
+        logprobs: return the chosen token's log-probability and so many of the likeliest; -1: of all tokens; None: none.
         prompt_logprobs: the same for the prompt's tokens.
 
     Raises:
@@ -110,6 +110,11 @@ class SamplingParams:
     def ending_ids(self, eos_ids: Iterable[int]) -> frozenset[int]:
         """The tokens that end this request's output, for a model whose end tokens are `eos_ids`."""
         return frozenset(self.stop_token_ids or ()) | (frozenset() if self.ignore_eos else frozenset(eos_ids))
+
+    def for_vocabulary(self, vocab_size: int) -> "SamplingParams":
+        """The same with a number for -1, which asks for the log-probabilities of all tokens."""
+        everything: dict[str, Any] = {name: vocab_size for name in _COUNTS if getattr(self, name) == -1}
+        return replace(self, **everything) if everything else self
 
     def check_vocabulary(
         self, vocab_size: int, eos_ids: Iterable[int] = (), bad_words: Sequence[Sequence[int]] = ()
@@ -202,8 +207,8 @@ _INTEGERS = {
     "min_tokens": (0, False),
     "max_tokens": (0, True),
     "n": (1, False),
-    "logprobs": (0, True),
-    "prompt_logprobs": (0, True),
+    "logprobs": (-1, True),
+    "prompt_logprobs": (-1, True),
 }
 _COUNTS = ("logprobs", "prompt_logprobs")
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")

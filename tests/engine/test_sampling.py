@@ -279,9 +279,12 @@ def test_logprobs_are_those_of_the_raw_logits(logits) -> None:
     raw = logits.double().log_softmax(-1)
     assert sampled.token_ids.tolist() == [7] * len(logits)
     torch.testing.assert_close(sampled.logprobs.chosen.double(), raw[:, 7], rtol=1e-6, atol=1e-6)
+    assert sampled.logprobs.ranks.tolist() == [1 + int((row > row[7]).sum()) for row in raw]
     values, ids = raw.topk(4)
     torch.testing.assert_close(sampled.logprobs.top.double(), values, rtol=1e-6, atol=1e-6)
     assert torch.equal(sampled.logprobs.top_ids, ids)
+    ties = logprobs_of(torch.tensor([[1.0, 2.0, 2.0, 0.0]], device=logits.device), sampled.token_ids[:1] * 0 + 2, 0)
+    assert ties.ranks.tolist() == [1]  # none is likelier
     assert logprobs_of(logits, sampled.token_ids, 0).top.shape == (len(logits), 0)
 
 
@@ -349,7 +352,7 @@ def test_what_vllm_takes_is_taken() -> None:
         (dict(n=0), "n must"),
         (dict(max_tokens=-1), "max_tokens"),
         (dict(max_tokens=2, min_tokens=3), "min_tokens"),
-        (dict(logprobs=-1), "logprobs"),
+        (dict(logprobs=-2), "logprobs"),
         (dict(stop=["a", ""]), "stop"),
         (dict(stop_token_ids=[-1]), "stop_token_ids"),
         (dict(allowed_token_ids=["a"]), "allowed_token_ids"),
