@@ -194,7 +194,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: Context, fusions: Fusions) -> Tensor:
         few = context.slots is not None and len(x) <= FEW_ROWS
-        if few and fusions.norm_qkv_rope and self.attention.query_norm is None and self.attention_norm.bias is None:
+        plain = self.attention.query_norm is None and self.attention_norm.bias is None
+        if few and fusions.norm_qkv_rope and plain and self.attention.head_dim % 2 == 0:
             q = self._append_fused(x, cos, sin, context)
         else:
             q, k, v = self.attention(self.attention_norm(x), cos, sin)

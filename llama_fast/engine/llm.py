@@ -29,7 +29,7 @@ from .completion import Completion, Output
 from .core import EngineCore
 from .memory import MemoryLedger
 from .paged import OneSequence
-from .placement import device_of, dtype_of, own_modes, plan_memory
+from .placement import LARGEST_HEAD_DIM, check_sizes, device_of, dtype_of, own_modes, plan_memory
 from .request import Piece, Prompt, Request, Run, as_prompts, token_ids_of
 from .runner import Runner
 from .sampling import Sampler, SamplingParams
@@ -71,18 +71,19 @@ class LLM:
         step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, cuda_graphs: bool = True,
         read_late: bool | None = None, progress: bool = True,
     ) -> None:  # fmt: skip
-        sizes: dict[str, Any] = dict(
+        sizes = check_sizes(
             max_batch=max_batch, max_cache_tokens=max_cache_tokens, max_context=max_context, step_tokens=step_tokens,
             block_size=block_size,
         )  # fmt: skip
-        for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.device = device_of(device)
         self._console = Console(stderr=True, quiet=not progress)
         with own_modes(self.device):
             opened = checkpoint.open_checkpoint(checkpoint.find(EMBEDDED_MODEL if model is None else model))
         self.config = config = opened.config
+        if config.head_dim > LARGEST_HEAD_DIM:
+            raise ValueError(
+                f"the model's head_dim must be at most {LARGEST_HEAD_DIM} (the attention's), got {config.head_dim}"
+            )
         self.dtype = dtype_of(dtype, opened.dtype, self.device)
         self._folder = opened.folder
         self._tokenizer = Tokenizer(self._folder) if has_tokenizer(self._folder) else None

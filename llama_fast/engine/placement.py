@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +16,22 @@ from .sampling import TABLE_BYTES
 
 LOGPROB_ROWS = 128  # prompt tokens whose logits are there at a time: 64 MB of float32 for 128k of vocabulary
 
+LARGEST_HEAD_DIM = 256  # of `ops.attention` and `ops.attention_decode`
+_SLOTS = 2**31  # fewer than these: kernels count a cache's tokens in 32 bits
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MEMORY_SHARE = {"cuda": 0.9, "cpu": 0.5}  # of what is free, that weights, cache and workspace may take
+
+
+def check_sizes(**sizes: int | None) -> dict[str, Any]:
+    """The sizes that a user names, as plain integers. Raises ValueError for what is none; those of cache and context may be None."""
+    for name, value in sizes.items():
+        if value is None and name in ("max_cache_tokens", "max_context"):
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= value < _SLOTS:
+            raise ValueError(f"{name} must be an integer, at least 1 and under 2**31, got {value!r}")
+        sizes[name] = int(value)
+    return sizes
 
 
 def device_of(device: str | torch.device) -> torch.device:
@@ -109,6 +125,8 @@ def plan_memory(
         blocks = max(1, min(wanted, room))
     else:
         blocks = -(-max_cache_tokens // block_size)
+    if (blocks + 1) * block_size >= _SLOTS:
+        raise ValueError(f"max_cache_tokens must leave the cache under 2**31 tokens, got {blocks * block_size}")
     ledger = MemoryLedger(weights, (blocks + 1) * block_bytes, workspace, available)
     ledger.check()
     return blocks, ledger

@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 import transformers
@@ -25,6 +26,7 @@ from tests.decoder.models import (
     expected,
     make,
     random_ids,
+    save,
 )
 from tests.engine.engines import DEVICE, Watch, assert_nothing_left, engine
 from tests.parity import not_interpreted
@@ -332,17 +334,50 @@ def test_a_stream_that_is_left_early(folder, alone):
         (dict(dtype=torch.float64), "dtype must be"),
         (dict(device="gpu"), 'device must be "auto", "cuda", "cuda:N" or "cpu", got \'gpu\''),
         (dict(device="meta"), "device must be"),
-        (dict(max_batch=0), "max_batch must be at least 1, got 0"),
-        (dict(step_tokens=0), "step_tokens must be at least 1, got 0"),
-        (dict(block_size=0), "block_size must be at least 1, got 0"),
-        (dict(max_context=0), "max_context must be at least 1, got 0"),
-        (dict(max_cache_tokens=0), "max_cache_tokens must be at least 1, got 0"),
+        *(
+            ({name: value}, rf"{name} must be an integer, at least 1 and under 2\*\*31, got {value!r}")
+            for name in ("max_batch", "step_tokens", "block_size", "max_context", "max_cache_tokens")
+            for value in (0, 2.0, True, "1", 2**31)
+        ),
+        *(({name: None}, f"{name} must be an integer") for name in ("max_batch", "step_tokens", "block_size")),
+        (dict(max_cache_tokens=2**31 - 1), "max_cache_tokens must leave the cache under 2"),
     ],
     ids=str,
 )
 def test_wrong_options(options, message, folder):
     with pytest.raises(ValueError, match=message):
         engine(folder("llama"), **options)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *(("llama", dict(head_dim=head_dim)) for head_dim in (2, 8, 10, 12, 16, 256)),
+        ("phi3", dict(hidden_size=68, num_key_value_heads=4, partial_rotary_factor=0.5)),  # head_dim 17
+        ("stablelm", dict(hidden_size=68, partial_rotary_factor=0.5)),
+        (
+            "llama",
+            dict(hidden_size=51, intermediate_size=37, num_attention_heads=3, num_key_value_heads=1, head_dim=18),
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_loaded_generates(name, settings, fused, tmp_path):
+    """No size that is accepted fails in a later step: not in a prompt, not when it decodes, in blocks of any size."""
+    model, prompt = make(name, **settings), random_ids(5)
+    fusions = Fusions(norm_qkv_rope=fused, norm_swiglu=fused)
+    llm = engine(save(model, tmp_path), fusions=fusions, max_context=numpy.int64(32), block_size=3, max_batch=1)
+    ids = torch.tensor([prompt])
+    theirs = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    assert llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=3))[0].token_ids == theirs[0, 5:].tolist()
+
+
+def test_heads_that_no_attention_takes_are_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="head_dim must be at most 256"):
+        engine(save(make(head_dim=258), tmp_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
