@@ -77,7 +77,7 @@ class LLM:
         )  # fmt: skip
         self.device = device_of(device)
         self._console = Console(stderr=True, quiet=not progress)
-        with own_modes(self.device):
+        with own_modes(self.device, inference=False):
             opened = checkpoint.open_checkpoint(checkpoint.find(EMBEDDED_MODEL if model is None else model))
         self.config = config = opened.config
         if config.head_dim > LARGEST_HEAD_DIM:
