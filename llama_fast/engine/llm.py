@@ -270,7 +270,7 @@ class LLM:
             self.on_phase(name)
 
     def _text_of(self, token_id: int) -> str:
-        return self.tokenizer.decode([token_id], skip_special=False)
+        return "" if self._tokenizer is None else self._tokenizer.decode([token_id], skip_special=False)
 
     def _load(self, opened: checkpoint.Checkpoint, fusions: Fusions) -> Decoder:
         decoder = Decoder(opened.config, device=self.device, dtype=self.dtype, fusions=fusions)

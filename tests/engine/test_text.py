@@ -209,6 +209,12 @@ def test_token_ids_need_no_tokenizer(untold, tokens):
     assert complete(untold, greedy(detokenize=False, stop_token_ids=[tokens[2]])).stop_reason == tokens[2]
 
 
+def test_log_probabilities_without_a_tokenizer_have_no_texts(untold, tokens):
+    params = SamplingParams(temperature=0.0, max_tokens=2, logprobs=2)
+    for entry in untold.generate([tokens], params)[0].logprobs:
+        assert len(entry.top) == 2 and set(entry.texts.values()) == {""}
+
+
 def test_text_needs_a_tokenizer(untold):
     for ask in (
         lambda: untold.generate("text"),
