@@ -42,17 +42,14 @@ from .attention_common import (
     empty_rows,
     fit_stages,
     key_tiles,
-    load_mask,
     load_rows,
-    next_tile,
+    may_attend,
     plan_tiles,
     read_pattern,
-    sequence_bounds,
-    sequence_of_tile,
     store_rows,
     tile_for,
+    tile_of_queries,
     tile_start,
-    visible,
 )
 from .dot import dot
 from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
@@ -84,9 +81,7 @@ def attend(
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
         if MASKED:
-            m_s = visible((o_m + shift)[:, None], o_n[None, :], k_hi, window, CAUSAL)
-            if p_mask is not None:
-                m_s &= load_mask(p_mask, o_m[:, None], o_n[None, :], mask_stride_m, mask_stride_n, q_hi, k_hi)
+            m_s = may_attend(p_mask, o_m, o_n, mask_stride_m, mask_stride_n, q_hi, k_hi, shift, window, CAUSAL)
             b_s = tl.where(m_s, b_s, float("-inf"))
         b_max_new = tl.maximum(b_max, tl.max(b_s, axis=1) * factor)  # base 2: the scale is folded into one multiply-add
         b_base = b_max_new
@@ -110,14 +105,9 @@ def attention_kernel(
     CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED_BLOCK: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    i_tile, i_pair = next_tile(TILES, PAIRS, SECTION)
-    i_tile = TILES - 1 - i_tile  # the last queries of a causal sequence have the most keys
-    i_b, i_h = (i_pair // HEADS).to(tl.int64), (i_pair % HEADS).to(tl.int64)
-    i_s = 0
-    if p_cu_q is not None:
-        i_s, i_tile = sequence_of_tile(p_cu_q, i_tile, SEQUENCES, BLOCK_M)
-    q_lo, q_hi, k_lo, k_hi = sequence_bounds(p_key_start, p_key_end, p_cu_q, p_cu_k, i_b, i_s, SEQUENCES, SEQ_Q, SEQ_K)
-    i_lo = q_lo + i_tile * BLOCK_M
+    i_b, i_h, i_lo, q_hi, k_lo, k_hi = tile_of_queries(
+        p_key_start, p_key_end, p_cu_q, p_cu_k, HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION, BLOCK_M
+    )
     if i_lo >= q_hi:
         return
     shift = k_hi - q_hi

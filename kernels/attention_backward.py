@@ -37,14 +37,16 @@ from .attention_common import (
     key_tiles,
     load_mask,
     load_rows,
+    may_attend,
     next_tile,
     plan_tiles,
+    query_tiles,
     read_pattern,
     sequence_bounds,
     sequence_of_tile,
-    split_tiles,
     store_rows,
     tile_for,
+    tile_of_queries,
     tile_start,
     visible,
 )
@@ -80,9 +82,7 @@ def add_to_dq(
         if b_q.dtype == tl.float32:
             b_exponent -= b_rest[:, None]
         if MASKED:
-            m_s = visible((o_m + shift)[:, None], o_n[None, :], k_hi, window, CAUSAL)
-            if p_mask is not None:
-                m_s &= load_mask(p_mask, o_m[:, None], o_n[None, :], mask_stride_m, mask_stride_n, q_hi, k_hi)
+            m_s = may_attend(p_mask, o_m, o_n, mask_stride_m, mask_stride_n, q_hi, k_hi, shift, window, CAUSAL)
             b_exponent = tl.where(m_s, b_exponent, float("-inf"))
         b_p = tl.exp2(b_exponent)
         b_dp = dot(b_dout, tl.trans(b_v), None, INPUT_PRECISION)
@@ -102,14 +102,9 @@ def attention_dq_kernel(
     CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED_BLOCK: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    i_tile, i_pair = next_tile(TILES, PAIRS, SECTION)
-    i_tile = TILES - 1 - i_tile
-    i_b, i_h = (i_pair // HEADS).to(tl.int64), (i_pair % HEADS).to(tl.int64)
-    i_s = 0
-    if p_cu_q is not None:
-        i_s, i_tile = sequence_of_tile(p_cu_q, i_tile, SEQUENCES, BLOCK_M)
-    q_lo, q_hi, k_lo, k_hi = sequence_bounds(p_key_start, p_key_end, p_cu_q, p_cu_k, i_b, i_s, SEQUENCES, SEQ_Q, SEQ_K)
-    i_lo = q_lo + i_tile * BLOCK_M
+    i_b, i_h, i_lo, q_hi, k_lo, k_hi = tile_of_queries(
+        p_key_start, p_key_end, p_cu_q, p_cu_k, HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION, BLOCK_M
+    )
     if i_lo >= q_hi:
         return
     shift = k_hi - q_hi
@@ -158,27 +153,6 @@ def attention_dq_kernel(
             CAUSAL, HEAD_DIM, BLOCK_D, BLOCK_N, INPUT_PRECISION, MASKED=False,
         )  # fmt: skip
     store_rows(p_dq + o_out, b_dq * scale, m_m[:, None], HEAD_DIM, BLOCK_D)
-
-
-@triton.jit
-def query_tiles(
-    j_lo, j_hi, q_lo, q_hi, shift, window, p_mask, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, MASKED_BLOCK: tl.constexpr
-):
-    """lo <= a <= b <= hi for the keys j_lo <= j < j_hi, as `key_tiles` for queries."""
-    lo = q_lo
-    hi = q_hi
-    full_lo = q_lo
-    full_hi = q_hi
-    if CAUSAL:
-        lo = tl.maximum(q_lo, j_lo - shift)
-        full_lo = tl.maximum(lo, j_hi - 1 - shift)
-    elif window is not None:
-        lo = tl.maximum(q_lo, j_lo - shift - window + 1)
-        full_lo = tl.maximum(lo, j_hi - shift - window)
-    if window is not None:
-        hi = tl.minimum(q_hi, j_hi - 1 - shift + window)
-        full_hi = tl.minimum(hi, j_lo - shift + window)
-    return split_tiles(lo, full_lo, full_hi, hi, p_mask, BLOCK, MASKED_BLOCK)
 
 
 @triton.jit

@@ -107,6 +107,22 @@ def sequence_bounds(p_key_start, p_key_end, p_cu_q, p_cu_k, i_b, i_s, SEQUENCES,
 
 
 @triton.jit
+def tile_of_queries(
+    p_key_start, p_key_end, p_cu_q, p_cu_k, HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION,
+    BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """The batch row, head and first query of this program, where the queries end, and the bounds of their keys."""
+    i_tile, i_pair = next_tile(TILES, PAIRS, SECTION)
+    i_tile = TILES - 1 - i_tile  # the last queries of a causal sequence have the most keys
+    i_b, i_h = (i_pair // HEADS).to(tl.int64), (i_pair % HEADS).to(tl.int64)
+    i_s = 0
+    if p_cu_q is not None:
+        i_s, i_tile = sequence_of_tile(p_cu_q, i_tile, SEQUENCES, BLOCK_M)
+    q_lo, q_hi, k_lo, k_hi = sequence_bounds(p_key_start, p_key_end, p_cu_q, p_cu_k, i_b, i_s, SEQUENCES, SEQ_Q, SEQ_K)
+    return i_b, i_h, q_lo + i_tile * BLOCK_M, q_hi, k_lo, k_hi
+
+
+@triton.jit
 def key_tiles(
     i_lo, i_hi, k_lo, k_hi, shift, window, p_mask,
     CAUSAL: tl.constexpr, BLOCK: tl.constexpr, MASKED_BLOCK: tl.constexpr,
@@ -125,6 +141,27 @@ def key_tiles(
     if window is not None:
         lo = tl.maximum(k_lo, i_lo + shift - window + 1)
         full_lo = tl.maximum(lo, i_hi + shift - window)
+    return split_tiles(lo, full_lo, full_hi, hi, p_mask, BLOCK, MASKED_BLOCK)
+
+
+@triton.jit
+def query_tiles(
+    j_lo, j_hi, q_lo, q_hi, shift, window, p_mask, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, MASKED_BLOCK: tl.constexpr
+):
+    """lo <= a <= b <= hi for the keys j_lo <= j < j_hi, as `key_tiles` for queries."""
+    lo = q_lo
+    hi = q_hi
+    full_lo = q_lo
+    full_hi = q_hi
+    if CAUSAL:
+        lo = tl.maximum(q_lo, j_lo - shift)
+        full_lo = tl.maximum(lo, j_hi - 1 - shift)
+    elif window is not None:
+        lo = tl.maximum(q_lo, j_lo - shift - window + 1)
+        full_lo = tl.maximum(lo, j_hi - shift - window)
+    if window is not None:
+        hi = tl.minimum(q_hi, j_hi - 1 - shift + window)
+        full_hi = tl.minimum(hi, j_lo - shift + window)
     return split_tiles(lo, full_lo, full_hi, hi, p_mask, BLOCK, MASKED_BLOCK)
 
 
@@ -185,6 +222,17 @@ def load_mask(p_mask, o_m, o_n, mask_stride_m, mask_stride_n, q_hi, k_hi):
     """The boolean mask for query rows `o_m` and keys `o_n`: one is a column, the other a row."""
     p = p_mask + o_m.to(tl.int64) * mask_stride_m + o_n.to(tl.int64) * mask_stride_n
     return tl.load(p, mask=(o_m < q_hi) & (o_n < k_hi), other=0) != 0
+
+
+@triton.jit
+def may_attend(
+    p_mask, o_m, o_n, mask_stride_m, mask_stride_n, q_hi, k_hi, shift, window, CAUSAL: tl.constexpr
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_N]: `visible` and the boolean mask, if there is one, for query rows `o_m` and keys `o_n`."""
+    m = visible((o_m + shift)[:, None], o_n[None, :], k_hi, window, CAUSAL)
+    if p_mask is not None:
+        m &= load_mask(p_mask, o_m[:, None], o_n[None, :], mask_stride_m, mask_stride_n, q_hi, k_hi)
+    return m
 
 
 @triton.jit
