@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from llama_fast.profiler.report import view
 from llama_fast.profiler.report.page import page
 from llama_fast.profiler.result import Part
 from tests.browser import element, opened
@@ -31,6 +32,17 @@ def test_a_side_that_is_faster_is_said_to_be():
     assert '<span class="bad">faster</span>' in page(replace(profile, runs=[theirs, ours]))
     same = replace(theirs, latency=ours.latency)
     assert '<span class="">as fast</span>' in page(replace(profile, runs=[ours, same]))
+
+
+def test_parts_that_a_busy_machine_spoiled_are_said_to_be_so():
+    quiet = synthetic(against=["transformers"])
+    busy = replace(quiet, runs=[replace(quiet.runs[0], waited=0.36), quiet.runs[1]])
+    doubt = "llama-fast (not to be believed: the machine was busy)</caption>"
+    for profile, times in ((quiet, 0), (busy, 1)):
+        html = page(profile)
+        assert html.count(f'<p class="bad">{view.BUSY}</p>') == times
+        assert html.count(doubt) == 4 * times  # two waterfalls, two tables of kernels
+        assert "transformers (not to be believed" not in html
 
 
 @pytest.fixture(scope="module")
