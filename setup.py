@@ -28,6 +28,7 @@ setup(
     package_data={
         "llama_fast": ["py.typed", "demo_model/*"],
         "llama_fast.kernels": ["tuned_plans.json"],
-        "llama_fast.profiler.report": ["page.css", "page.html.jinja"],
+        "llama_fast.profiler.report": ["*.css", "*.jinja"],
+        "llama_fast.benchmarks.report": ["*.css", "*.jinja"],
     },
 )

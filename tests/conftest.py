@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from llama_fast.kernels.launch import INTERPRETED
+from tests.browser import browser as browser
 
 # the same examples every run: a failure is the code's, not the draw's
 hypothesis.settings.register_profile("repeatable", derandomize=True)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import typer
 
-from llama_fast.benchmarks.report.publish import DOCS, ORIGIN, RESULTS, read_results, write_report
+from llama_fast.benchmarks.report.publish import DOCS, RESULTS, read_results, write_report
 
 
 def main(results: Path = RESULTS, out: Path = DOCS) -> None:
     """Writes the page from the files in RESULTS into OUT."""
     try:
-        print(write_report(read_results(results), out, origin=ORIGIN))
+        print(write_report(read_results(results), out))
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
 

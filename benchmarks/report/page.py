@@ -25,36 +25,46 @@ PAGE = "performance.md"
 FOLDER = "performance"
 """Beside the page, for its pictures."""
 
+_ORIGIN = (
+    "`python -m llama_fast.benchmarks.report` writes this page from the files in [benchmarks/results](../benchmarks/results). No "
+    "measurement on it comes from anywhere else, and a test fails when they differ. How it is measured: [benchmarking.md](benchmarking.md)."
+)
 
-def page(
-    devices: Sequence[Device], cases: Mapping[str, Iterable[WorkKey]], *, origin: str
-) -> tuple[str, list[Picture]]:
-    """The Markdown and its pictures. `cases` are all that the suite can measure on a device of type "cuda", and "cpu";
-    `origin` is the sentence that says where the figures are from.
+
+def page(devices: Sequence[Device], cases: Mapping[str, Iterable[WorkKey]]) -> tuple[str, list[Picture]]:
+    """The Markdown and its pictures. `cases` are all that the suite can measure on a device of type "cuda", and "cpu".
 
     Raises:
         ValueError: two files have results of the same work.
     """
     gpus = [device for device in devices if device.is_gpu]
     order = list(dict.fromkeys(key[0] for keys in cases.values() for key in keys))
-    shown = [arithmetic.picture(_rates(gpus))]  # beside a GPU a CPU is a line at the bottom
-    lines = [
-        "# Performance",
-        "",
-        origin,
-        "",
-        _state(devices),
-        "",
-        *arithmetic.opening(_rates(devices)),
-        "",
-        *_shown(shown[0]),
-    ]
+    allowed = arithmetic.picture(_rates(gpus))  # beside a GPU a CPU is a line at the bottom
+    measured, shown = _devices(devices, order)
+    opening = ["# Performance", "", _ORIGIN, "", _state(devices), "", *arithmetic.opening(_rates(devices)), ""]
+    lines = [*opening, *_shown(allowed), *measured, "", *_not_measured(devices, gpus, cases, order)]
+    return "\n".join(lines) + "\n", [allowed, *shown]
+
+
+def page_of_one_run(device: Device) -> tuple[str, list[Picture]]:
+    """The same of somebody's own measurement: what stands in it, in its order, and nothing of what could be measured besides."""
+    measured, shown = _devices([device], [contest.op for contest in device.contests])
+    quick = any(record.settings.get("quick") for record in device.only(Record).values())
+    said = (
+        "Measured by `llama-fast bench --quick`: few sizes, little time."
+        if quick
+        else "Measured by `llama-fast bench`."
+    )
+    return "\n".join(["# Performance", "", said + _on_cpus([] if device.is_gpu else [device]), *measured]) + "\n", shown
+
+
+def _devices(devices: Sequence[Device], order: list[str]) -> tuple[list[str], list[Picture]]:
+    lines, shown = [], []
     for device in devices:
         section, drawn = _device(device, by_op(device.contests, order))
         lines += ["", *section]
         shown += drawn
-    lines += ["", *_not_measured(devices, gpus, cases, order)]
-    return "\n".join(lines) + "\n", shown
+    return lines, shown
 
 
 def _rates(devices: Sequence[Device]) -> list[arithmetic.Rates]:
@@ -64,23 +74,28 @@ def _rates(devices: Sequence[Device]) -> list[arithmetic.Rates]:
 
 
 def _state(devices: Sequence[Device]) -> str:
-    gpus = [device.name for device in devices if device.is_gpu]
-    others = [device.name for device in devices if not device.is_gpu]
-    on_cpus = (
-        f" On CPUs ({', '.join(others)}) no Triton kernel runs: the ops are PyTorch's own there, arranged by llama-fast. Figures from "
-        "CPUs show that the suite works, and what the engine and its layers do; they say nothing about the kernels."
-    )
+    gpus = [cell(device.name) for device in devices if device.is_gpu]
+    others = [device for device in devices if not device.is_gpu]
     if gpus:
-        return f"Measured on: {', '.join(gpus)}." + (on_cpus if others else "")
+        return f"Measured on: {', '.join(gpus)}." + _on_cpus(others)
     return (
         "**No GPU has been measured yet.** No figure on this page says how fast a kernel of llama-fast is. What stands here: what "
-        "the hardware allows by its published rates, and what is not measured." + (on_cpus if others else "")
+        "the hardware allows by its published rates, and what is not measured." + _on_cpus(others)
+    )
+
+
+def _on_cpus(devices: Sequence[Device]) -> str:
+    if not devices:
+        return ""
+    return (
+        f" On CPUs ({', '.join(cell(device.name) for device in devices)}) no Triton kernel runs: the ops are PyTorch's own there, arranged by "
+        "llama-fast. Figures from CPUs show that the suite works, and what the engine and its layers do; they say nothing about the kernels."
     )
 
 
 def _device(device: Device, ops: dict[str, list[Contest]]) -> tuple[list[str], list[Picture]]:
     shown: list[Picture] = []
-    lines = [f"## {device.name}", "", *_machine(device), *_limits(device)]
+    lines = [f"## {cell(device.name)}", "", *_machine(device), *_limits(device)]
     if ops:
         lines += ["", *_summary(ops)]
     profiles = device.only(Profile)
@@ -94,7 +109,7 @@ def _device(device: Device, ops: dict[str, list[Contest]]) -> tuple[list[str], l
             shown.append(picture)
     for op, contests in ops.items():
         picture = pictures.throughput(device, op, contests)
-        lines += ["", f"### {op}, {device.name}"]
+        lines += ["", f"### {cell(op)}, {cell(device.name)}"]
         if picture:
             lines += ["", *_shown(picture)]
             shown.append(picture)
@@ -104,7 +119,7 @@ def _device(device: Device, ops: dict[str, list[Contest]]) -> tuple[list[str], l
 
 
 def _shown(picture: Picture) -> list[str]:
-    return [f"![{picture.title}]({FOLDER}/{picture.file})"]
+    return [f"![{cell(picture.title)}]({FOLDER}/{picture.file})"]
 
 
 def _machine(device: Device) -> list[str]:
@@ -216,7 +231,7 @@ def _summary_row(op: str, contests: list[Contest]) -> str:
     ratios = " | ".join(f"{geometric_mean(values):.2f}x" if values else "" for values in cells)
     shares = [ours.share_of_limit for each, ours in timed if each.has_limit]
     share = units.percent(geometric_mean(shares)) if shares else ""
-    return f"| {op} | {', '.join(contests[0].kind)} | {len(contests)} | {counts} | {ratios} | {share} |"
+    return f"| {cell(op)} | {', '.join(contests[0].kind)} | {len(contests)} | {counts} | {ratios} | {share} |"
 
 
 def _losses(ops: dict[str, list[Contest]], profiles: Mapping[str, Profile]) -> list[str]:
@@ -235,13 +250,13 @@ def _losses(ops: dict[str, list[Contest]], profiles: Mapping[str, Profile]) -> l
             "|---|---|---|---:|---:|---|---:|",
         ]
         lines += [
-            f"| {op} | {cell(shape)} | {kind} | {units.duration(ours)} | {units.duration(peer)} | {cell(who)} | {ours / peer:.2f}x |"
+            f"| {cell(op)} | {cell(shape)} | {kind} | {units.duration(ours)} | {units.duration(peer)} | {cell(who)} | {ours / peer:.2f}x |"
             for op, shape, kind, ours, peer, who in sorted(rows, key=lambda row: -row[3] / row[4])
         ]
     failed = [(each, each.ours) for each in every if each.verdict == "failed"]
     lines += [""] if rows and failed else []
     lines += [
-        f"- {each.op}, {each.shape}, {', '.join(each.kind)}: {cell(ours.failure or '')}"
+        f"- {cell(each.op)}, {cell(each.shape)}, {', '.join(each.kind)}: {cell(ours.failure or '')}"
         for each, ours in failed
         if ours
     ]
@@ -283,7 +298,7 @@ def _tables(contests: list[Contest]) -> list[str]:
 
 def _row(contest: Contest, result: Result, *, first: bool) -> str:
     shape = cell(contest.shape) if first else ""
-    name = f"**{OURS}**" if result.implementation == OURS else result.implementation
+    name = f"**{OURS}**" if result.implementation == OURS else cell(result.implementation)
     error, bound = ("" if value is None else f"{value:.1e}" for value in (result.error, result.bound))
     if not result.samples:
         return f"| {shape} | {name} | **no figure** | | | | | {error} | {bound} | {cell(result.failure or '')} |"
@@ -315,14 +330,19 @@ def _left_out(device: Device) -> list[str]:
             ops = skipped.setdefault((each.implementation, each.reason), [])
             if each.op not in ops:
                 ops.append(each.op)
-    lines = [f"- {name}: {cell(reason)} ({', '.join(ops)})" for (name, reason), ops in skipped.items()]
+    lines = [f"- {cell(name)}: {cell(reason)} ({', '.join(ops)})" for (name, reason), ops in skipped.items()]
     said = [record.warnings for record in device.only(Record).values()]
     said += [profile.trust.warnings for profile in device.only(Profile).values()]
     warnings = list(dict.fromkeys(warning for each in said for warning in each))
     if lines:
-        lines = ["", f"Not run on {device.name}:", "", *lines]
+        lines = ["", f"Not run on {cell(device.name)}:", "", *lines]
     if warnings:
-        lines += ["", "<details>", f"<summary>Warnings of the runs on {device.name}: {len(warnings)}</summary>", ""]
+        lines += [
+            "",
+            "<details>",
+            f"<summary>Warnings of the runs on {cell(device.name)}: {len(warnings)}</summary>",
+            "",
+        ]
         lines += [*(f"- {cell(warning)}" for warning in warnings), "", "</details>"]
     return lines
 
@@ -332,7 +352,7 @@ def _not_measured(
 ) -> list[str]:
     """Ops by hardware: how many of the suite's sizes have a result there."""
     wanted = [name for name in WANTED_GPUS if not any(name in device.name for device in gpus)]
-    columns = [(device.name, "cuda" if device.is_gpu else "cpu", _measured_keys(device)) for device in devices]
+    columns = [(cell(device.name), "cuda" if device.is_gpu else "cpu", _measured_keys(device)) for device in devices]
     columns += [(name, "cuda", set()) for name in wanted]
     if not any(kind == "cpu" for _, kind, _ in columns):
         columns.append(("a CPU", "cpu", set()))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 OURS = "llama-fast"
 LIMIT = "limit"
 
+_WIDTH = 8.6  # inches, as wide as a page's text: a wider picture is shrunk there, and its letters with it
+_FLOOR = 8  # times smaller than the largest: nothing can be told apart down there
+
 # Okabe and Ito's colours and some darker ones, which people with any colour vision can tell apart; each with a marker of its own
 _OURS_STYLES = (("#D55E00", "o"), ("#E69F00", "X"), ("#A65628", "*"))
 _PEERS = ("PyTorch", "torch.compile", "Liger", "torch.compile max-autotune", "transformers")
@@ -52,7 +55,7 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        names: what stands at x = 0, 1, 2, ...
+        names: what stands at x = 0, 1, 2, ...; then x runs down the page and y across it, so that long names lie flat.
         breaks: the x before which lines break, because a size of another kind follows.
         ticks: where x has labels, in tokens.
     """
@@ -66,6 +69,16 @@ class Panel:
     ticks: tuple[int, ...] = ()
     log_x: bool = False
     log_y: bool = False
+
+    @property
+    def values(self) -> list[float]:
+        """All y."""
+        return [y for series in self.series for _, y in series.points]
+
+    @property
+    def is_log(self) -> bool:
+        """Whether y is logarithmic: it was asked for, or some would lie on the floor of a linear axis."""
+        return self.log_y or 0 < _FLOOR * min(self.values) < max(self.values)
 
 
 @dataclass(frozen=True)
@@ -107,20 +120,26 @@ def draw(picture: Picture, path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(series.name for panel in picture.panels for series in panel.series))
-    longest = max((len(name) for panel in picture.panels for name in panel.names), default=0)
-    widths = [max(4.6, 0.8 + 0.04 * longest + 0.34 * len(panel.names)) for panel in picture.panels]
-    width = max(7.0, sum(widths))
-    columns = max(1, int(12 * width / (max(map(len, names)) + 8)))  # of about 12 characters an inch
-    height = 3.7 + 0.04 * longest + 0.18 * math.ceil(len(names) / columns)
+    alike = len({panel.names for panel in picture.panels}) == 1  # side by side: one column of names does for all
+    columns = min(len(picture.panels), 2 if picture.panels[0].names else 3) if alike else 1
+    rows = [picture.panels[i : i + columns] for i in range(0, len(picture.panels), columns)]
+    heights = [max(_height(panel) for panel in row) for row in rows]
+    legend_columns = max(1, int(12 * _WIDTH / (max(map(len, names)) + 8)))  # of about 12 characters an inch
+    legend_rows = math.ceil(len(names) / legend_columns)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # not what a user has set
         matplotlib.rcParams.update(_RC)
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, sum(heights) + 0.5 + 0.18 * legend_rows), layout="constrained")
         FigureCanvasSVG(figure)
         figure.suptitle(picture.title, fontsize=11)
-        grid = figure.subplots(1, len(picture.panels), squeeze=False, width_ratios=widths)
-        for axes, panel in zip(grid[0], picture.panels, strict=True):
+        grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+        for panel, (number, axes) in itertools.zip_longest(picture.panels, enumerate(grid.flat)):
+            if panel is None:
+                axes.remove()
+                continue
             _draw_panel(axes, panel, names)
+            if panel.names and number % columns:
+                axes.tick_params(labelleft=False)
         handles = {
             label: handle
             for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
@@ -129,7 +148,7 @@ def draw(picture: Picture, path: Path) -> None:
             [handles[name] for name in names],
             names,
             loc="outside lower center",
-            ncols=min(len(names), columns),
+            ncols=min(len(names), legend_columns),
             fontsize=8,
         )
         # no date, no version: the same data, the same file
@@ -142,36 +161,46 @@ def draw(picture: Picture, path: Path) -> None:
     path.write_text(svg.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif"), encoding="utf-8")
 
 
+def _height(panel: Panel) -> float:
+    return 0.75 + 0.27 * len(panel.names) if panel.names else 3.0
+
+
 def _draw_panel(axes: "Axes", panel: Panel, names: Sequence[str]) -> None:
     for series in panel.series:
         if series.name == LIMIT:
             _plot(axes, panel, series, color="#666666", linestyle="--", linewidth=1.2)
             continue
         color, marker = _style(series.name, names)
-        ours = series.name == OURS
-        look = dict(color=color, marker=marker, markersize=6 if ours else 5, linewidth=2.0 if ours else 1.0)
-        _plot(axes, panel, series, linestyle="-" if series.line else "", zorder=3 if ours else 2, **look)
-    axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        # ours are large and below: whoever is as fast is seen on them
+        size = 8 if series.name == OURS else 6.5 if series.name.startswith(OURS) else 5
+        look = dict(color=color, marker=marker, markersize=size, linewidth=2.5 if series.name == OURS else 1.0)
+        _plot(axes, panel, series, linestyle="-" if series.line else "", zorder=3 - size / 10, **look)
+    axes.set_title(panel.title)
+    x_axis, y_axis = (axes.yaxis, axes.xaxis) if panel.names else (axes.xaxis, axes.yaxis)
+    x_axis.set_label_text(panel.x_label)
+    y_axis.set_label_text(panel.y_label + ", logarithmic" * panel.is_log)
     if panel.names:
-        axes.set_xticks(
-            range(len(panel.names)), panel.names, rotation=40, ha="right", rotation_mode="anchor", fontsize=7.5
-        )
-        axes.set_xlim(-0.5, len(panel.names) - 0.5)
+        axes.set_yticks(range(len(panel.names)), panel.names, fontsize=8)
+        axes.set_ylim(len(panel.names) - 0.5, -0.5)
     if panel.log_x:
-        _log_scale(axes.set_xscale, axes.xaxis, steps=(1,))
+        _log_scale(axes.set_xscale, axes.xaxis, [x for series in panel.series for x, _ in series.points])
     if panel.ticks:
         axes.set_xticks(panel.ticks, [units.tokens(tick) for tick in panel.ticks])
-    if panel.log_y:
-        _log_scale(axes.set_yscale, axes.yaxis, steps=(1, 2, 5))
+    if panel.is_log:
+        _log_scale(axes.set_xscale if panel.names else axes.set_yscale, y_axis, panel.values)
+    elif panel.names:
+        axes.set_xlim(left=0)
     else:
         axes.set_ylim(bottom=0)
 
 
-def _log_scale(set_scale: Callable[[str], None], axis: "Axis", *, steps: tuple[int, ...]) -> None:
-    """With plain numbers instead of powers."""
+def _log_scale(set_scale: Callable[[str], None], axis: "Axis", values: Sequence[float]) -> None:
+    """With plain numbers instead of powers, as many as there is room for."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     set_scale("log")
+    decades = math.log10(max(values) / min(values))
+    steps = (1,) if decades > 3 else (1, 2, 5) if decades > 1 else (1, 1.5, 2, 3, 5, 7)
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_locator(NullLocator())
@@ -187,7 +216,8 @@ def _plot(axes: "Axes", panel: Panel, series: Series, **look: Any) -> None:
             continue
         if len(points) == 1 and series.name == LIMIT:
             points = [(points[0][0] - 0.3, points[0][1]), (points[0][0] + 0.3, points[0][1])]
-        axes.plot([x for x, _ in points], [y for _, y in points], label=label, **look)
+        along, across = zip(*points, strict=True)
+        axes.plot(*((across, along) if panel.names else (along, across)), label=label, **look)
         label = None
 
 

@@ -3,25 +3,22 @@
 The same files give the same page, byte for byte, and the same pictures with the same release of matplotlib.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from llama_fast.benchmarks.report.html import html_page
 from llama_fast.benchmarks.report.measured import File, by_device, read_file
-from llama_fast.benchmarks.report.page import FOLDER, PAGE, WorkKey, page
-from llama_fast.benchmarks.report.plots import draw, is_ours
+from llama_fast.benchmarks.report.page import FOLDER, PAGE, WorkKey, page, page_of_one_run
+from llama_fast.benchmarks.report.plots import Picture, draw, is_ours
 from llama_fast.benchmarks.suite.campaign import LOG, PACKED
-from llama_fast.benchmarks.suite.record import machine_folder
+from llama_fast.benchmarks.suite.record import Record, machine_folder
 from llama_fast.benchmarks.suite.run import KINDS, find_cases, work_key
 
 _HERE = Path(__file__).resolve().parents[1]  # of the checkout, also when it is imported through the link
 RESULTS = _HERE / "results"
 DOCS = _HERE.parent / "docs"
-ORIGIN = (
-    "`python -m llama_fast.benchmarks.report` writes this page from the files in [benchmarks/results](../benchmarks/results). No "
-    "measurement on it comes from anywhere else, and a test fails when they differ. How it is measured: [benchmarking.md](benchmarking.md)."
-)
 
 
 def read_results(folder: Path) -> dict[str, File]:
@@ -50,7 +47,7 @@ def suite_cases() -> dict[str, list[WorkKey]]:
     }
 
 
-def write_report(files: Mapping[str, File], folder: Path, *, origin: str = "Written by `llama-fast bench`.") -> Path:
+def write_report(files: Mapping[str, File], folder: Path) -> Path:
     """Writes the page of files, by name, and its pictures into a folder that is made if need be; returns the page's path.
 
     Pictures of a page that was there before are removed, but no others.
@@ -59,7 +56,23 @@ def write_report(files: Mapping[str, File], folder: Path, *, origin: str = "Writ
         ImportError: matplotlib is not installed.
         ValueError: two of them have results of the same work.
     """
-    text, pictures = page(by_device(files), suite_cases(), origin=origin)
+    return _write(folder, *page(by_device(files), suite_cases()))
+
+
+def write_report_of_one_run(record: Record, folder: Path) -> tuple[Path, Path]:
+    """Writes the page of one measurement and its pictures as `write_report` does, and one HTML file with all of it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    (device,) = by_device({"this run": record})
+    markdown = _write(folder, *page_of_one_run(device))
+    html = markdown.with_suffix(".html")
+    html.write_text(html_page(markdown), encoding="utf-8")
+    return markdown, html
+
+
+def _write(folder: Path, text: str, pictures: Sequence[Picture]) -> Path:
     shown = {folder / FOLDER / picture.file: picture for picture in pictures}
     for old in (folder / FOLDER).rglob("*.svg"):
         if old not in shown and is_ours(old.read_text(encoding="utf-8")):

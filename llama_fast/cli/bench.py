@@ -50,7 +50,9 @@ def run(
     ops: Annotated[str | None, typer.Option(help="Comma-separated: rms_norm,attention. All by default.")] = None,
     device: DeviceName = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all samples to this file.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page with plots to this folder.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with plots to this folder, as HTML and as Markdown.")
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Measure kernels, layers and whole models against PyTorch and the best alternatives.
@@ -117,11 +119,12 @@ def _keep(record: "Record", json_file: Path | None, report: Path | None) -> None
             write_json(json_file, record)
             console.print(f"{len(record.results)} results written to {escape(str(json_file))}", highlight=False)
         if report is not None:
-            from ..benchmarks.report.publish import write_report
-            from ..benchmarks.suite.record import machine_folder
+            from ..benchmarks.report.publish import write_report_of_one_run
 
-            page = write_report({machine_folder(record.machine): record}, report)
-            console.print(f"report written to {escape(str(page))}", highlight=False)
+            markdown, html = write_report_of_one_run(record, report)
+            console.print(
+                f"report written to {escape(str(html))} and {escape(str(markdown))}", highlight=False, soft_wrap=True
+            )
     except OSError as error:
         raise fail(str(error)) from None
 

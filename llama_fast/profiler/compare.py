@@ -162,6 +162,9 @@ def _notes(before: Profile, after: Profile, runs: Sequence[RunChange]) -> list[s
         )
         if a != b
     ]  # fmt: skip
+    for which, profile in (("first", before), ("second", after)):
+        if view.is_disturbed(profile):
+            notes.append(f"the machine was too busy during the {which} profile: its figures are not to be believed")
     for run in runs:
         if run.side != runs[0].side and (slower := run.regressions):
             names = " and ".join(change.name for change in slower)

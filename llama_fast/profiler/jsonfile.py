@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,7 +26,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, kind: type[T]) -> T:
-    """Reads what `write_json` has written of a `kind`.
+    """Reads what `write_json` has written of a `kind`. Only a field with a default may be missing: older files lack it.
 
     Raises:
         ValueError: the file is something else, or of another version.
@@ -46,7 +46,8 @@ def read_json(path: str | Path, kind: type[T]) -> T:
 def _read(value: Any, kind: Any) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         types = get_type_hints(kind)
-        return kind(**{field.name: _read(value[field.name], types[field.name]) for field in fields(kind)})
+        there = [field for field in fields(kind) if field.name in value or field.default is MISSING]
+        return kind(**{field.name: _read(value[field.name], types[field.name]) for field in there})
     if get_origin(kind) in (list, tuple):
         return get_origin(kind)(_read(each, get_args(kind)[0]) for each in value)
     classes = [each for each in get_args(kind) if is_dataclass(each)]

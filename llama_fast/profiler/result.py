@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .measure.limits import Limits
+from .measure.quiet import is_busy
 from .measure.timing import quantile
 
 
@@ -128,6 +129,8 @@ class Run:
         side: "llama-fast", "transformers", "transformers, fused", "transformers, static cache + compile".
         first_token, token: where TTFT and ITL (their medians) go.
         kernels: of one decoding step; `prompt_kernels`: of the prompt's computation.
+        waited: the share of the measured time in which threads were ready and other work had the CPUs, all threads together and 1
+            at most; of the rounds, or of what timed the operators if that was disturbed more. None: not known.
     """
 
     side: str
@@ -139,6 +142,12 @@ class Run:
     token: Waterfall
     kernels: list[Kernel]
     prompt_kernels: list[Kernel]
+    waited: float | None = None
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other work took so much that the parts of its latency are not to be believed."""
+        return is_busy(self.waited)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .measure.contexts import Tick, ablations, context_points
 from .measure.latency import Rounds, run_rounds
 from .measure.limits import Limits, measure_limits
 from .measure.phases import typical
+from .measure.quiet import mean_share
 from .measure.sides import Side
 from .measure.subject import Subject, first_line, open_subject
 from .measure.trust import trust
@@ -85,6 +86,7 @@ def profile(
     evidence = trust(
         subject, timed, prompts, before=before, after=after, command=_command(subject, model, against, dtype, device)
     )  # fmt: skip
+    evidence.warnings[:0] = _disturbed(runs)
     evidence.warnings.extend(_what_is_left(runs))
     return Profile(
         subject.name, str(subject.dtype).removeprefix("torch."), str(subject.device), machine(subject.device), limits, runs,
@@ -101,7 +103,7 @@ def _timed(subject: Subject, batch: int, tick: Tick) -> tuple[Tensor, list[Round
     def time_operators(rounds: Rounds) -> None:
         name = rounds.side.name
         if name not in operators:
-            operators[name] = Operators(rounds.side, prompts, sizes.new_tokens)
+            operators[name] = Operators(rounds.side, prompts, sizes.new_tokens, repeats=sizes.rounds)
         operators[name].time()
 
     after_round: Any = {"after_round": time_operators} if subject.device.type == "cpu" else {}
@@ -136,13 +138,15 @@ def _run(
     else:
         least = _least(subject, limits, rounds.side, len(prompts))
         first_token, token, kernels, prompt_kernels = _on_cpu(limits, rounds, operators[rounds.side.name], *least)
+    of_operators = operators[rounds.side.name].waited if rounds.side.name in operators else []
+    waited = [share for each in (rounds.waited, of_operators) if (share := mean_share(each)) is not None]
     cold = latency.cold_ttft - latency.ttft.median
     if cold > 0:
         note = "the first request only, and in no sum"
         first_token.hidden.append(Part("compile, capture, warm up", cold, "compile", note))
     return Run(
         rounds.side.name, sizes.prompt_tokens, sizes.new_tokens, len(prompts), latency, first_token, token, kernels,
-        prompt_kernels,
+        prompt_kernels, max(waited, default=None),
     )  # fmt: skip
 
 
@@ -202,6 +206,15 @@ def _least(subject: Subject, limits: Limits, side: Side, batch: int) -> tuple[fl
     middle = sizes.prompt_tokens + sizes.new_tokens // 2
     step = decoding_step_work(subject.config, batch, middle, dtype, cache_dtype=subject.cache_dtype_of(side))
     return limits.floor_s(prompt, dtype), limits.floor_s(step, dtype)
+
+
+def _disturbed(runs: Sequence[Run]) -> list[str]:
+    return [
+        f"{run.side}, batch {run.batch}: the machine is too busy. For {run.waited:.0%} of the time other work had the CPU that it "
+        "waited for, though rounds were repeated: its latencies are too long, and their parts are not to be believed"
+        for run in runs
+        if run.is_disturbed
+    ]
 
 
 def _what_is_left(runs: Sequence[Run]) -> list[str]:

@@ -63,6 +63,14 @@ def test_a_table_for_each_piece_of_work(cases: list[FakeCase], tmp_path: Path) -
     assert [len(record.results), record.limits, record.settings["quick"]] == [6, LIMITS, True]
 
 
+def test_the_report_is_a_page_for_a_browser_and_one_in_markdown(cases: list[FakeCase], tmp_path: Path) -> None:
+    done = bench("--quick", "--device", "cpu", "--report", str(tmp_path / "out"))
+    html, markdown = (tmp_path / "out" / f"performance.{kind}" for kind in ("html", "md"))
+    assert done.exit_code == 0 and f"report written to {html} and {markdown}" in done.output
+    assert "FAIL: error 5.0e-01 exceeds 3.0e-07" in html.read_text(encoding="utf-8")
+    assert html.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 def test_a_real_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the way, but for the peers that compile."""
     from llama_fast.benchmarks import peers

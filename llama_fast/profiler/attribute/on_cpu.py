@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ..measure.quiet import Patience
 from ..measure.sides import EngineSide, Generation, Side, TransformersSide
 from .counting import Op, OpCounter
 from .kernels import Entry, cpu_entries
@@ -17,19 +18,27 @@ class Operators:
     Attributes:
         prompt: entries of the prompt's computation, once for each `time`.
         decoding: entries of each decoding step.
+        waited: the share of the timed steps in which other work had the CPUs, once for each `time`; None: not known.
     """
 
-    def __init__(self, side: Side, prompts: Tensor, new_tokens: int) -> None:
+    def __init__(self, side: Side, prompts: Tensor, new_tokens: int, *, repeats: int = 0) -> None:
         self._side, self._prompts, self._new_tokens = side, prompts, min(new_tokens, _TIMED)
         counter = OpCounter(module_of(side))
         _, self._counted = count(side, prompts, min(new_tokens, _COUNTED), counter)
         self.prompt: list[list[Entry]] = []
         self.decoding: list[list[Entry]] = []
+        self.waited: list[float | None] = []
+        self._patience = Patience(repeats)
 
     def time(self) -> None:
-        """Generates some tokens, and times each operator."""
-        counter = OpCounter(module_of(self._side), only_time=True)
-        _, timed = count(self._side, self._prompts, self._new_tokens, counter)
+        """Generates some tokens, and times each operator; again if other work disturbs it, `repeats` times in all."""
+
+        def once() -> list[list[Op]]:
+            counter = OpCounter(module_of(self._side), only_time=True)
+            return count(self._side, self._prompts, self._new_tokens, counter)[1]
+
+        timed, waited = self._patience.undisturbed(once)
+        self.waited.append(waited)
         counted = self._counted
         self.prompt.append(cpu_entries(counted[0], timed[0]))
         self.decoding += [cpu_entries(counted[min(i, len(counted) - 1)], timed[i]) for i in range(1, len(timed))]

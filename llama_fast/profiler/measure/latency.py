@@ -1,5 +1,6 @@
 """Rounds of generation, the sides in turns, and what they took."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..result import Distribution, Latency
 from .phases import Phases, phases_of_tokens
+from .quiet import Patience
 from .sides import Generation, Side
 
 OnFailure = Callable[[Side, RuntimeError], None]
@@ -24,12 +26,14 @@ class Rounds:
     Attributes:
         cold_ttft: time to first token of its first request.
         generations: the timed rounds; `phases` of each, token by token.
+        waited: the share of each round's time in which threads were ready and other work had the CPUs; None: not known.
     """
 
     side: Side
     cold_ttft: float = 0.0
     generations: list[Generation] = field(default_factory=list)
     phases: list[list[dict[str, float]]] = field(default_factory=list)
+    waited: list[float | None] = field(default_factory=list)
 
     def latency(self, batch: int) -> Latency:
         times = [generation.times for generation in self.generations]
@@ -65,6 +69,7 @@ def run_rounds(
 ) -> list[Rounds]:  # fmt: skip
     """Times `rounds` of each side in turns, after a warm-up of its own. `after_round` is called between them, untimed.
 
+    What other work disturbs is repeated, as often in all as there are rounds; the try that was disturbed least counts.
     A side's first request here is its cold one: compilers, captures and caches of the process that others have filled stay filled.
     A side that fails in its warm-up is left out, if `on_failure` returns.
     """
@@ -78,14 +83,17 @@ def run_rounds(
             on_failure(side, error)
         else:
             all_rounds.append(rounds_of)
+    patience = Patience(rounds * len(all_rounds))
     for i in range(rounds):
         shift = i % len(all_rounds)  # nobody is always first
         in_turn = all_rounds[shift:] + all_rounds[:shift]
         for each in in_turn:
             tick(f"{each.side.name}: round {i + 1} of {rounds}")
-            generation, phases = watched(each.side, prompts, new_tokens, texts)
+            once = functools.partial(watched, each.side, prompts, new_tokens, texts)
+            (generation, phases), waited = patience.undisturbed(once)
             each.generations.append(generation)
             each.phases.append(phases)
+            each.waited.append(waited)
         for each in in_turn:  # each after another, as in its round: caches are as cold
             after_round(each)
     return all_rounds

@@ -13,12 +13,17 @@ from ..result import ContextPoint, Distribution, Profile, Run, Waterfall
 from . import view
 
 
+def templates(*packages: str) -> jinja2.Environment:
+    """The templates of these packages, and what all pages share: the head and the style. Whatever is filled in is escaped."""
+    loaders = [jinja2.PackageLoader(package, ".") for package in (*packages, "llama_fast.profiler.report")]
+    return jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )  # fmt: skip
+
+
 def page(profile: Profile) -> str:
     """The page's HTML. Whatever comes from outside (names of models, kernels, machines) is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("llama_fast.profiler.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    environment = templates()
     environment.filters |= {
         "duration": units.duration, "size": units.size, "flops": units.flops, "number": units.number,
         "percent": units.percent, "tokens": units.tokens, "us": lambda seconds: units.number(1e6 * seconds),

@@ -28,6 +28,8 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 def show(profile: Profile, console: Console) -> None:
     """Prints the whole summary."""
     console.print(Text(view.title(profile), style="bold"))
+    if view.is_disturbed(profile):
+        console.print(Text(view.BUSY, style="bold red"))
     for part in _parts(profile):
         console.print(part)
         console.print()
@@ -38,11 +40,15 @@ def _parts(profile: Profile) -> Iterator[RenderableType]:
     for runs in groups:
         yield _latency(runs)
     subject = groups[0][0]
-    yield _waterfall(f"Where a token's {duration(subject.token.measured)} go", subject.token)
-    yield _waterfall(f"Where the first token's {duration(subject.first_token.measured)} go", subject.first_token)
+    yield _waterfall(f"Where a token's {duration(subject.token.measured)} go{view.doubt(subject)}", subject.token)
+    yield _waterfall(
+        f"Where the first token's {duration(subject.first_token.measured)} go{view.doubt(subject)}", subject.first_token
+    )
     if subject.kernels:
         what = "Kernels" if profile.machine.get("gpu") else "Operators"
-        yield _kernels(f"{what} of one decoding step, by what could be won", subject.kernels, profile.limits)
+        yield _kernels(
+            f"{what} of one decoding step, by what could be won{view.doubt(subject)}", subject.kernels, profile.limits
+        )
     if profile.contexts:
         yield _contexts(profile.contexts)
     if profile.ablations:

@@ -35,6 +35,19 @@ def setting_name(run: Run) -> str:
     return f"{run.prompt_tokens:,} prompt tokens, {run.new_tokens:,} new, batch {run.batch}"
 
 
+BUSY = "The machine was too busy: the parts below are not to be believed."
+
+
+def is_disturbed(profile: Profile) -> bool:
+    """Whether other work spoiled any of its runs."""
+    return any(run.is_disturbed for run in profile.runs)
+
+
+def doubt(run: Run) -> str:
+    """For the titles of what a busy machine spoils; empty on a quiet one."""
+    return " (not to be believed: the machine was busy)" if run.is_disturbed else ""
+
+
 def metrics(latency: Latency) -> dict[str, Distribution]:
     """By the names of vLLM's benchmarks."""
     return {"TTFT": latency.ttft, "ITL": latency.itl, "TPOT": latency.tpot, "E2EL": latency.e2el}
@@ -198,6 +211,10 @@ def facts(profile: Profile) -> list[tuple[str, str, bool | None]]:
     if trust.common_tokens is not None:
         same = f"{trust.common_tokens} of {trust.tokens} tokens"
         found.append(("greedy agreement with transformers", same, None))
+    waited = [(run, run.waited) for run in profile.runs if run.waited is not None]
+    shares = ", ".join(f"{run.side}, batch {run.batch}: {percent(share)}" for run, share in waited)
+    quiet = not any(run.is_disturbed for run, _ in waited) if waited else None
+    found.append(("time that it waited for a CPU that other work had", shares or "not known on this system", quiet))
     found.append(("two runs give the same bits", "yes" if trust.same_bits else "no", trust.same_bits))
     steady = f"first and last quarter of the tokens {'agree within' if trust.warm else 'differ by more than'} 5 %"
     found.append(("warm", f"{'yes' if trust.warm else 'no'}: {steady}", trust.warm))

@@ -11,7 +11,7 @@ import torch
 from llama_fast.benchmarks.report.measured import by_device
 from llama_fast.benchmarks.report.page import page
 from llama_fast.benchmarks.report.plots import _style, shows
-from llama_fast.benchmarks.report.publish import DOCS, ORIGIN, RESULTS, read_results, suite_cases, write_report
+from llama_fast.benchmarks.report.publish import DOCS, RESULTS, read_results, suite_cases, write_report
 from llama_fast.benchmarks.shapes import LLAMA_3_2_1B
 from llama_fast.benchmarks.suite.campaign import pack
 from llama_fast.benchmarks.suite.pytest_groups import GroupRun, SuiteRuns
@@ -38,7 +38,7 @@ CASES = {
 
 
 def text_of(*results, file=FILE, **more):
-    return page(by_device({file: record(*results, **more)}), CASES, origin="")[0]
+    return page(by_device({file: record(*results, **more)}), CASES)[0]
 
 
 def row(text, implementation):
@@ -48,7 +48,7 @@ def row(text, implementation):
 
 
 def test_the_committed_page_and_pictures_are_those_of_the_committed_files():
-    text, pictures = page(by_device(read_results(RESULTS)), suite_cases(), origin=ORIGIN)
+    text, pictures = page(by_device(read_results(RESULTS)), suite_cases())
     assert (DOCS / "performance.md").read_text(encoding="utf-8") == text, "run python -m llama_fast.benchmarks.report"
     files = {path.relative_to(DOCS / "performance").as_posix(): path for path in (DOCS / "performance").rglob("*.svg")}
     assert sorted(files) == sorted(picture.file for picture in pictures)
@@ -98,12 +98,12 @@ def suite_ops():
 
 def test_the_pictures_are_linked_and_know_their_data(tmp_path):
     path = write_report({FILE: rich_record()}, tmp_path)
-    _, pictures = page(by_device({FILE: rich_record()}), CASES, origin="")
+    _, pictures = page(by_device({FILE: rich_record()}), CASES)
     linked = re.findall(r"!\[.*?\]\((.*?)\)", path.read_text(encoding="utf-8"))
     assert sorted(linked) == sorted(f"performance/{picture.file}" for picture in pictures)
     changed = rich_record()
     changed.results[0].samples[:] = [1.0]
-    _, others = page(by_device({FILE: changed}), CASES, origin="")
+    _, others = page(by_device({FILE: changed}), CASES)
     for picture, other in zip(pictures, others, strict=True):
         svg = (tmp_path / "performance" / picture.file).read_text(encoding="utf-8")
         assert shows(svg, picture)
@@ -213,7 +213,7 @@ def test_what_files_say_is_shown_as_it_is_and_not_as_html():
         "nvidia-h100-80gb-hbm3/tests.json": SuiteRuns(H100_MACHINE, True, [GroupRun(["tests"], 1.0, 1, 1, 0, [odd])]),
         "nvidia-h100-80gb-hbm3/profile.json": replace(synthetic(model="<b>"), machine=H100_MACHINE),
     }  # fmt: skip
-    text, _ = page(by_device(files), CASES, origin="")
+    text, _ = page(by_device(files), CASES)
     assert set(re.findall(r"</?(\w+)>", text)) == {"details", "summary"}
     # a table, and the lists of losses, of who is missing, of warnings, of failed tests
     assert text.count("TypeError: &lt;class 'int'> \\| &lt;b>") == 5
@@ -240,7 +240,7 @@ def test_a_latency_that_another_side_wins_is_among_the_losses():
     ttft = Distribution(tuple(each / 2 for each in ours.latency.ttft.samples))
     won = replace(profile, runs=[ours, replace(theirs, latency=replace(theirs.latency, ttft=ttft))])
     for each, expected in ((profile, 0), (won, 1)):
-        text, _ = page(by_device({FILE: each}), CASES, origin="")
+        text, _ = page(by_device({FILE: each}), CASES)
         losses = text.partition("**Where llama-fast loses**")[2].partition("Latency of whole models")[0]
         assert (
             losses.count("| profile | example/Imagined-1B, 512 prompt tokens, 128 new, batch 1 | TTFT, bfloat16 | ")
@@ -260,7 +260,7 @@ def test_without_files_the_page_says_that_nothing_was_measured(tmp_path):
 
 def test_the_arithmetic_as_it_is_printed():
     """The line with the numbers gives what it says, which is what the profiler counts for a step."""
-    text, _ = page([], CASES, origin="")
+    text, _ = page([], CASES)
     formula, printed = re.search(r"For Llama-3.2-1B: 2 B x (.*) = (.*) GB", text).groups()
     counted = 2 * eval(formula.replace("x", "*").replace("[", "(").replace("]", ")"))
     config = DecoderConfig.from_huggingface(LLAMA_3_2_1B.config())
@@ -273,7 +273,7 @@ def test_the_arithmetic_as_it_is_printed():
 def test_the_limits_of_a_device_stand_in_the_arithmetic():
     text = text_of(result("rms_norm", "8192 x 4096", "llama-fast", 1e-4))
     # 2.472 GB and 15.01 GB at 3 TB/s
-    _, pictures = page(by_device({FILE: record()}), CASES, origin="")
+    _, pictures = page(by_device({FILE: record()}), CASES)
     model, _, batch = pictures[0].panels
     assert model.series[0].name == "NVIDIA H100 80GB HBM3, measured"
     # 3 TB/s over 2 x 1,235,814,400 parameters and, for each of 1024 tokens, 2 x 16 layers x 8 heads x 64 numbers of 2 bytes
@@ -285,7 +285,7 @@ def test_the_limits_of_a_device_stand_in_the_arithmetic():
 
 def test_a_cpu_is_no_line_beside_the_gpus():
     files = {FILE: record(), "cpu-amd-epyc-2-threads/a.json": record(gpu=False)}
-    text, pictures = page(by_device(files), CASES, origin="")
+    text, pictures = page(by_device(files), CASES)
     names = {series.name for panel in pictures[0].panels for series in panel.series}
     assert "NVIDIA H100 80GB HBM3, measured" in names and not any("AMD" in name for name in names)
     assert "| AMD EPYC, 2 threads | 20.0 GB/s | 400 GFLOP/s | 20 FLOP/B |" in text
@@ -298,7 +298,7 @@ def test_two_files_with_results_of_the_same_work_are_refused():
     with pytest.raises(
         ValueError, match=r"a\.json and .*b\.json both have results of rms_norm, 8192 x 4096.*remove one"
     ):
-        page(by_device(records), CASES, origin="")
+        page(by_device(records), CASES)
 
 
 def test_files_are_read_from_their_machines_folders(tmp_path):
@@ -344,7 +344,7 @@ def test_a_profile_adds_latencies_and_speed_over_context(tmp_path):
     folder = tmp_path / machine_folder(profile.machine)
     folder.mkdir()
     write_json(folder / "profile.json", profile)
-    text, pictures = page(by_device(read_results(tmp_path)), CASES, origin="")
+    text, pictures = page(by_device(read_results(tmp_path)), CASES)
     assert [picture.file for picture in pictures] == ["limits.svg", f"{folder.name}/decoding.svg"]
     read = read_json(folder / "profile.json", Profile)
     ours = read.runs[0]
@@ -371,7 +371,7 @@ def test_a_sweep_and_a_run_of_the_tests_are_told(tmp_path):
     write_json(folder / "sweep.json", Sweep(H100_MACHINE, "sm_90", 132, True, None, keys))
     runs = [GroupRun(["tests/kernels"], 60.0, 900, 1, 7, ["test_rope: AssertionError\nlong"])]
     write_json(folder / "tests.json", SuiteRuns(H100_MACHINE, False, runs))
-    text, pictures = page(by_device(read_results(tmp_path)), CASES, origin="")
+    text, pictures = page(by_device(read_results(tmp_path)), CASES)
     assert [picture.file for picture in pictures] == ["limits.svg"]
     assert "A sweep tried 3 plans for 2 sizes, and replaced 1 of the arithmetic's choices." in text
     assert "| linear | 16 x 4096 x 4096 | block_m 16, num_warps 4 | 0.75x |" in text
@@ -388,7 +388,7 @@ def test_day_and_commit_are_told_and_a_changed_checkout_is_not_its_commit():
         )
         for i, commit in enumerate(commits)
     }
-    text, _ = page(by_device(files), CASES, origin="")
+    text, _ = page(by_device(files), CASES)
     assert "| commit | 0123456789ab<br>0123456789ab-dirty |" in text and "| date | 2030-01-02 |" in text
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", machine(torch.device("cpu"))["date"])
 
@@ -412,7 +412,7 @@ def test_what_moved_between_the_files_of_a_device_stands_as_a_span():
         return Record(H100_MACHINE | {"gpu_state": H100_MACHINE["gpu_state"] | {"clocks.sm": clock}}, H100_LIMITS, {})
 
     files = {f"nvidia-h100-80gb-hbm3/{name}.json": part(clock) for name, clock in (("a", "1980 MHz"), ("b", "345 MHz"))}
-    text, _ = page(by_device(files), CASES, origin="")
+    text, _ = page(by_device(files), CASES)
     assert "| SM clock before each part | 345 to 1980 MHz |" in text
     assert "| memory clock | 2619 MHz |" in text
     assert "| `nvidia-h100-80gb-hbm3/a.json`, `nvidia-h100-80gb-hbm3/b.json` | 3.00 TB/s |" in text

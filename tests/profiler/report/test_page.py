@@ -3,16 +3,15 @@
 import io
 import itertools
 import json
-import os
-import shutil
-import subprocess
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
+from llama_fast.profiler.report import view
 from llama_fast.profiler.report.page import page
 from llama_fast.profiler.result import Part
+from tests.browser import element, opened
 from tests.profiler.profiles import synthetic
 
 SECTIONS = ("latency", "waterfall", "kernels", "context", "ablation", "trust", "machine")
@@ -35,30 +34,15 @@ def test_a_side_that_is_faster_is_said_to_be():
     assert '<span class="">as fast</span>' in page(replace(profile, runs=[ours, same]))
 
 
-def _browser_there():
-    """Whether Chromium and its driver are there; Debian's are installed where they are missing and that can be done."""
-    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
-        quiet = dict(check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300)
-        subprocess.run(["apt-get", "update", "-q"], **quiet)
-        subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", "chromium", "chromium-driver"], **quiet)
-        missing = [name for name in missing if shutil.which(name) is None]
-    return not missing
-
-
-@pytest.fixture(scope="module")
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if not _browser_there():
-        pytest.skip("Debian's chromium and chromium-driver are not installed and cannot be")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+def test_parts_that_a_busy_machine_spoiled_are_said_to_be_so():
+    quiet = synthetic(against=["transformers"])
+    busy = replace(quiet, runs=[replace(quiet.runs[0], waited=0.36), quiet.runs[1]])
+    doubt = "llama-fast (not to be believed: the machine was busy)</caption>"
+    for profile, times in ((quiet, 0), (busy, 1)):
+        html = page(profile)
+        assert html.count(f'<p class="bad">{view.BUSY}</p>') == times
+        assert html.count(doubt) == 4 * times  # two waterfalls, two tables of kernels
+        assert "transformers (not to be believed" not in html
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +50,6 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "profile.html"
     path.write_text(page(synthetic(batches=(1, 8))), encoding="utf-8")
     return path
-
-
-def opened(browser, path, width, scheme="light"):
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
-    )
-    browser.get(path.as_uri())
-    return browser
-
-
-def element(browser, selector):
-    return browser.find_element("css selector", selector)
 
 
 def pictures(browser, *selectors):

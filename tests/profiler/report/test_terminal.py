@@ -53,6 +53,19 @@ def test_bars_are_steps():
     assert len(bars[0][1]) == 2 < len(bars[-1][1])
 
 
+@pytest.mark.parametrize(("waited", "busy"), [(None, False), (0.01, False), (0.36, True)])
+def test_parts_that_a_busy_machine_spoiled_are_said_to_be_so(waited, busy):
+    profile = synthetic(machine="cpu")
+    profile = replace(profile, runs=[replace(profile.runs[0], waited=waited), *profile.runs[1:]])
+    text = shown(profile)
+    assert max(map(len, text.splitlines())) <= 80
+    text = " ".join(text.split())
+    assert text.count("(not to be believed: the machine was busy)") == (3 if busy else 0)
+    assert (view.BUSY in text) == busy
+    known = "not known on this system" if waited is None else f"llama-fast, batch 1: {units.percent(waited)}"
+    assert known in text
+
+
 def test_names_from_outside_are_no_markup():
     text = shown(synthetic(model="[red]odd[/]/model", against=["[bold]side[/]"]))
     assert "[red]odd[/]/model" in text and "[bold]side[/]" in text
