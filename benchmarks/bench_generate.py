@@ -31,7 +31,15 @@ from llama_fast.decoder.config import DecoderConfig
 from llama_fast.engine.llm import EMBEDDED_MODEL
 from llama_fast.fusion.verify import InFloat64
 from llama_fast.profiler.measure.limits import Limits
-from llama_fast.profiler.measure.sides import STATIC, EngineSide, Side, fused_side, static_side, transformers_side
+from llama_fast.profiler.measure.sides import (
+    STATIC,
+    EngineSide,
+    Side,
+    fused_side,
+    static_side,
+    transformers_side,
+    without_bars,
+)
 from llama_fast.profiler.measure.work import Work, decoding_step_work, prompt_work
 
 test_speed = speed_test
@@ -218,13 +226,12 @@ def _shares_of_best(reference: Any, prompt: Tensor, text: list[int]) -> Tensor:
 
 def _engine(model: Any, setting: Setting) -> Side:
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of writing the weights
     longest = setting.prompt + setting.new
     size = sum(x.numel() * x.element_size() for x in model.parameters())
     with tempfile.TemporaryDirectory(dir=_folder_in_memory(size)) as folder:
-        model.save_pretrained(folder)
+        with without_bars():
+            model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
         llm = LLM(
             folder, dtype=setting.dtype, device=model.device, max_batch=setting.batch, max_context=longest,

@@ -196,9 +196,11 @@ def write_random_checkpoint(shape: ModelShape, folder: Path, device: torch.devic
 
     from llama_fast.benchmarks.models import build_model
     from llama_fast.engine.llm import EMBEDDED_MODEL
+    from llama_fast.profiler.measure.sides import without_bars
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    build_model(shape, device, dtype).save_pretrained(folder)
+    with without_bars():
+        build_model(shape, device, dtype).save_pretrained(folder)
     AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
 
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .common import Command, GroupWithDefault, Threads, console, errors, fail, require_writable
+from .common import Command, GroupWithDefault, Threads, console, errors, fail, read_measured, require_writable
 
 if TYPE_CHECKING:
     import torch
@@ -145,14 +145,11 @@ def compare(
     from ..benchmarks.report.tables import print_comparison
     from ..benchmarks.suite import compare as job
     from ..benchmarks.suite.record import Record
-    from ..profiler.jsonfile import read_json
 
+    old, new = (read_measured(path, Record, "`llama-fast bench --json`") for path in (before, after))
     try:
-        found = job.compare(
-            read_json(before, Record), read_json(after, Record),
-            minimum=minimum, absolute=absolute, across_machines=across_machines,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
+        found = job.compare(old, new, minimum=minimum, absolute=absolute, across_machines=across_machines)
+    except ValueError as error:
         raise fail(str(error)) from None
     print_comparison(found, console)
     raise typer.Exit(1 if found.is_regression else 0)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,6 +18,8 @@ Threads = Annotated[
         "--threads", min=1, help="CPU threads; PyTorch's choice by default.", callback=lambda n: _use_threads(n)
     ),
 ]
+
+T = TypeVar("T")
 
 console = Console()
 errors = Console(stderr=True)
@@ -48,6 +50,21 @@ def require_writable(option: str, path: Path, *, folder: bool = True) -> None:
         raise fail(f"{option}: the folder {there} does not exist")
     if not os.access(there, os.W_OK | os.X_OK):
         raise fail(f"{option}: no permission to write to {there}")
+
+
+def read_measured(path: Path, kind: type[T], made_by: str) -> T:
+    """What another command has measured and written. Raises the exit for the user if it cannot be read or is something else."""
+    from ..profiler.jsonfile import read_json
+
+    try:
+        return read_json(path, kind)
+    except FileNotFoundError:
+        reason = f"{path} does not exist"
+    except OSError as error:
+        reason = f"{path} cannot be read: {error.strerror}"
+    except ValueError as error:
+        reason = str(error)
+    raise fail(f"{reason}. Give a file that {made_by} has written")
 
 
 def write_whole(path: Path, text: str) -> None:

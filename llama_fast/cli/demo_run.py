@@ -17,6 +17,7 @@ from ..environment import implementation_on
 from ..fusion import FuseReport, fuse, unfuse
 from ..fusion.verify import InFloat64
 from ..kernels.parity import error_bound, relative_error
+from ..profiler.measure.sides import without_bars
 
 PROMPT = "Once upon a time, there was a brave owl named Mia."
 
@@ -148,7 +149,8 @@ def _load(model_path: str | Path, device: torch.device, dtype: torch.dtype) -> t
 
     folder = find(model_path)  # transformers would ask an absent hub for each file, six times
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    with without_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model = model.to(device).eval()
     return model, tokenizer
 

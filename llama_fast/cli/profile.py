@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from .common import Command, GroupWithDefault, Threads, console, errors, fail, require_writable, write_whole
+from .common import (
+    Command,
+    GroupWithDefault,
+    Threads,
+    console,
+    errors,
+    fail,
+    read_measured,
+    require_writable,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from ..profiler.result import Profile
@@ -100,14 +110,14 @@ def compare(
 ) -> None:
     """Say what changed beyond the noise, kernel by kernel. Exit status 1: TTFT or ITL got slower, or parity was lost."""
     from ..profiler import compare as job
-    from ..profiler.jsonfile import read_json
     from ..profiler.report.terminal import show_comparison
     from ..profiler.result import Profile
 
+    files = (path / "profile.json" if path.is_dir() else path for path in (before, after))
+    old, new = (read_measured(file, Profile, "`llama-fast profile`") for file in files)
     try:
-        old, new = (read_json(path / "profile.json" if path.is_dir() else path, Profile) for path in (before, after))
         found = job.compare(old, new, minimum=minimum, across_machines=across_machines)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise fail(str(error)) from None
     show_comparison(found, console)
     raise typer.Exit(1 if found.is_regression else 0)

@@ -32,15 +32,23 @@ def read_json(path: str | Path, kind: type[T]) -> T:
         ValueError: the file is something else, or of another version.
         OSError: it cannot be read.
     """
+    wrong = f"{path} is no {kind.__name__} file of llama-fast"
     try:
-        value = json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{wrong}: it is no JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{wrong}: it holds no object")
+    try:
         schema = value.pop("schema")
         if schema != SCHEMA:
             raise ValueError(f"{path} is of schema {schema}, and this version reads schema {SCHEMA}")
         read: T = _read(value, kind)
         return read
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no {kind.__name__} file of llama-fast: {type(error).__name__} {error}") from None
+    except KeyError as error:
+        raise ValueError(f"{wrong}: it has no field {error}") from None
+    except TypeError as error:
+        raise ValueError(f"{wrong}: a field is of another kind ({error})") from None
 
 
 def _read(value: Any, kind: Any) -> Any:

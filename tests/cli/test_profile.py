@@ -90,7 +90,10 @@ def test_without_options_the_profiler_chooses_and_a_new_folder_is_named(asked, t
         (["--out", "/no/such/folder/out"], "--out: the folder /no/such/folder does not exist"),
         (["--out", __file__], "is a file, and must be a folder"),
         (["--nonsense"], "--nonsense"),
-        (["compare", "/no/such/a.json", "/no/such/b.json"], "/no/such/a.json"),
+        (
+            ["compare", "/no/such/a.json", "/no/such/b.json"],
+            "/no/such/a.json does not exist. Give a file that `llama-fast profile`",
+        ),
         (["compare", __file__, __file__], "is no Profile file of llama-fast"),
     ],
 )
@@ -131,10 +134,10 @@ def test_compare_says_what_changed_by_its_exit_status(tmp_path):
     invoke("compare", tmp_path / "d", tmp_path / "a", "--across-machines")
 
 
-def test_the_embedded_model_is_profiled_for_real(tmp_path):
+def test_the_embedded_model_is_profiled_for_real(tmp_path, capfd):
     """Nothing stands in for the measuring here."""
     out = tmp_path / "out"
-    invoke(
+    result = invoke(
         "--prompt-tokens", 48, "--new-tokens", 24, "--context", 32, "--rounds", 3, "--device", "cpu", "--out", out
     )  # fmt: skip
     profile = read_json(out / "profile.json", Profile)
@@ -142,5 +145,6 @@ def test_the_embedded_model_is_profiled_for_real(tmp_path):
         assert sum(part.seconds for part in waterfall.parts) == pytest.approx(waterfall.measured, rel=1e-3)
     assert all(kernel.samples for kernel in profile.runs[0].kernels)
     assert json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert "Loading weights" not in result.output + capfd.readouterr().err  # a bar of transformers
     assert "embedded model" in (out / "profile.html").read_text(encoding="utf-8")
     assert "no regression" in invoke("compare", out, out).stdout

@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -208,8 +209,26 @@ def load_transformers(folder: str, *, dtype: torch.dtype, device: torch.device) 
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError as error:
         raise ImportError(f'{error.name} is not installed: pip install "llama-fast[transformers]"') from error
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    with without_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers draws no progress bar of its own between our lines; that of a download, which may take long, stays."""
+    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    enable_progress_bars()  # of downloads, which it has switched off too
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def is_fused(model: Any) -> bool:

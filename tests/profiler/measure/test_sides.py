@@ -5,16 +5,18 @@ from itertools import pairwise
 import pytest
 import torch
 
-from llama_fast.engine.llm import LLM
+from llama_fast.engine.llm import EMBEDDED_MODEL, LLM
 from llama_fast.fusion import fuse
 from llama_fast.profiler.measure.sides import (
     EngineSide,
     fused_side,
     is_fused,
+    load_transformers,
     plain_side,
     sharing_weights,
     static_side,
     transformers_side,
+    without_bars,
 )
 from tests.decoder.models import make, save
 from tests.engine.engines import Watch
@@ -126,3 +128,25 @@ def test_a_model_that_is_fused_already_is_named_so():
     fuse(model)
     assert transformers_side(model).name == "transformers, fused"
     assert fused_side(model).model is model
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_transformers_draws_no_bars_while_it_loads_and_may_again_afterwards(model, tmp_path, capfd, enabled):
+    """Downloads, which may take long, keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(tmp_path)
+    logging.enable_progress_bar()
+    try:
+        if not enabled:
+            logging.disable_progress_bar()
+        with without_bars():
+            model.save_pretrained(tmp_path)
+            assert are_progress_bars_disabled() == (not enabled)
+        load_transformers(str(tmp_path), dtype=torch.float32, device=torch.device("cpu"))
+        assert logging.is_progress_bar_enabled() == enabled
+    finally:
+        logging.enable_progress_bar()
+    assert capfd.readouterr().err == ""
