@@ -54,8 +54,9 @@ def test_the_parts_sum_to_what_was_measured_and_little_is_left(embedded):
     for run in profile.runs:
         parts = {part.name: part.seconds for part in run.token.parts}
         # on an idle machine under 3 %; operators and rounds are timed in turns, but not at once
-        assert abs(parts["rest"]) < 0.25 * run.token.measured, run.side
-        assert parts.get("between operators", 0.0) < 0.5 * run.token.measured, run.side
+        little = abs(parts["rest"]) < 0.25 * run.token.measured
+        little &= parts.get("between operators", 0.0) < 0.5 * run.token.measured
+        assert little or run.is_disturbed, run.side  # a busy machine spoils the parts, and is said to
         assert parts["floor"] > 0.02 * run.token.measured
         if run.side == "llama-fast":
             assert {"schedule", "inputs of the step", "sampling", "read back", "detokenise"} < parts.keys()
