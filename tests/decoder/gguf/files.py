@@ -1,6 +1,5 @@
 """GGUF files as llama.cpp's converter writes them: tiny models of transformers in any type of tensor, and vocabularies alone."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ def write_model(path: Path, model: Any, kind: str = "F32", **more: Any) -> None:
     config = model.config
     architecture = config.model_type
     writer = GGUFWriter(path, architecture)
-    add_metadata(writer, architecture, hyperparameters(config) | more)
-    add_byte_level(writer, "llama-bpe", padded=config.vocab_size)
+    tokenizer = byte_level("llama-bpe", padded=config.vocab_size)
+    add_metadata(writer, architecture, hyperparameters(config) | tokenizer | more)
     if "rope_freqs" in more:
         writer.add_tensor("rope_freqs.weight", more["rope_freqs"])
     for name, parameter in model.state_dict().items():
@@ -138,7 +137,7 @@ WORDS = [*_WORDS.split(), *_SPACED]
 CONTROL, USER_DEFINED = ["<|begin|>", "<|im_start|>", "<|im_end|>"], ["<think>", "<|x|>"]
 
 
-def add_byte_level(writer: GGUFWriter, pre: str | None, *, padded: int = 0) -> None:
+def byte_level(pre: str, *, padded: int = 0) -> dict[str, Any]:
     """256 bytes, the words and their beginnings, special tokens; token 0 begins a text. `padded`: as many tokens, at least."""
     tokens, merges = [*CONTROL, *sorted(pre_tokenizers.ByteLevel.alphabet())], []
     for word in WORDS:
@@ -148,15 +147,15 @@ def add_byte_level(writer: GGUFWriter, pre: str | None, *, padded: int = 0) -> N
                 tokens.append(text[: i + 1])
                 merges.append(f"{text[:i]} {text[i]}")
     tokens += [*USER_DEFINED, *(f"[PAD{i}]" for i in range(padded - len(tokens) - len(USER_DEFINED)))]
-    types = {token: TokenType.CONTROL for token in CONTROL} | {token: TokenType.USER_DEFINED for token in USER_DEFINED}
-    writer.add_tokenizer_model("gpt2")
-    if pre is not None:
-        writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([types.get(token, TokenType.NORMAL) for token in tokens])
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
+    types = dict.fromkeys(CONTROL, TokenType.CONTROL) | dict.fromkeys(USER_DEFINED, TokenType.USER_DEFINED)
+    return tokenizer_keys(
+        model="gpt2", pre=pre, tokens=tokens, merges=merges, bos_token_id=0, eos_token_id=2,
+        token_type=[int(types.get(token, TokenType.NORMAL)) for token in tokens],
+    )  # fmt: skip
+
+
+def tokenizer_keys(**values: Any) -> dict[str, Any]:
+    return {f"tokenizer.ggml.{key}": value for key, value in values.items()}
 
 
 # Pieces from the best score to the worst; that one of "ababa" is joined from the left shows in the ids
@@ -200,31 +199,32 @@ _PIECES += [
 _CHARACTERS = "▁etaoinshrdlubcfgmpvwxyzHITAB0123456789.,!?'()é中文你好\n"
 
 
-def add_sentencepiece(writer: GGUFWriter, *, prefix: bool = True, pieces: Sequence[str] = _PIECES) -> None:
+def sentencepiece(**more: Any) -> dict[str, Any]:
     """Unknown, begin, end, 256 bytes, the pieces, their characters, and a token that the user defined."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *_CHARACTERS, "<think>"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *_PIECES, *_CHARACTERS, "<think>"]
     types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
     types += [TokenType.NORMAL] * (len(tokens) - len(types) - 1) + [TokenType.USER_DEFINED]
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(tokens) - 259)])
-    writer.add_token_types(types)
-    if not prefix:
-        writer.add_add_space_prefix(False)
+    scores = [0.0] * 259 + [-float(i) for i in range(len(tokens) - 259)]
+    return tokenizer_keys(
+        model="llama", pre="default", tokens=tokens, scores=scores, token_type=list(map(int, types)), **more
+    )
 
 
 VOCABULARIES = ["llama-bpe", "qwen2", "smollm", "gpt-2", "default", "sentencepiece", "sentencepiece without prefix"]
 
 
-def write_vocabulary(path: Path, name: str) -> Path:
-    """A file with a vocabulary and no model."""
+def vocabulary(name: str) -> dict[str, Any]:
+    if name.startswith("sentencepiece"):
+        return sentencepiece(**({} if name == "sentencepiece" else dict(add_space_prefix=False)))
+    return byte_level(name)
+
+
+def write_vocabulary(path: Path, name: str, **more: Any) -> Path:
+    """A file with a vocabulary and no model. `more` as in `write_model`, and names without a dot are the tokenizer's."""
     writer = GGUFWriter(path, "llama")
     keys = ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"]
-    add_metadata(writer, "llama", {f".{key}": 8 for key in keys} | {".attention.layer_norm_rms_epsilon": 1e-5})
-    if name.startswith("sentencepiece"):
-        add_sentencepiece(writer, prefix=name == "sentencepiece")
-    else:
-        add_byte_level(writer, name)
+    values = {f".{key}": 8 for key in keys} | {".attention.layer_norm_rms_epsilon": 1e-5} | vocabulary(name)
+    values |= {key if "." in key else f"tokenizer.ggml.{key}": value for key, value in more.items()}
+    add_metadata(writer, "llama", values)
     close(writer)
     return path
