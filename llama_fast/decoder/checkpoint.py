@@ -88,6 +88,8 @@ def find(path_or_id: str | Path) -> Path:
         return path
     if path.exists():
         raise ValueError(f"{path} is a file: give the folder of the model, or a .gguf file")
+    if path.suffix == ".gguf":
+        raise ValueError(f"there is no file {path}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise ValueError(f"there is no folder {path}, and {name!r} is not the name of a model on the hub")
     tried = [f"there is no folder {path}"]

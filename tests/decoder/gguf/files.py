@@ -111,30 +111,13 @@ def quantised(weight: Tensor, type_: GGMLQuantizationType) -> Any:
 
 # Every word is a token, and so is every beginning of one: a rule that does not cut them as llama.cpp does shows in the ids
 _WORDS = (
-    "123456 1234 12 99 007 ½² 'sa 'S 'll 'LL 're it's don't I'M the ing hello Hello (hello x=y a1 1a a_b !! !? ... -> == "
+    "123456 1234 12 99 007 ½² 'sa 'Sa 'LLa 'Dx 'S 'll 'LL 're it's don't I'M the ing hello Hello (hello x=y a1 1a a_b !! !? ... -> == "
     "$9 +1 <a> ^2 ~x |x `x é ñandu Ünï cafe\u0301 中文 中1 你好 ，你 日本語 こん 😀😀 👍🏽 привет \u0660\u0661"
 )  # fmt: skip
-_SPACED = [
-    " 1",
-    " 12",
-    " a",
-    " the",
-    " hello",
-    " 'sa",
-    " (",
-    " !",
-    " 中文",
-    " é",
-    "  ",
-    "   ",
-    "    ",
-    "     ",
-    " \n",
-    "\n\n",
-]
-_SPACED += ["!\n", "!\n\n", " !\n", "\r\n", "\t\t", "\n a", "  a", " \u00a0", "\u3000a", "a b", "1 2", "\n1", "a\n"]
-WORDS = [*_WORDS.split(), *_SPACED]
+_SPACED = " `/ 1/ 12/ a/ the/ hello/ 'sa/ (/ !/ 中文/ é/  /   /    /     / \n/\n\n/!\n/!\n\n/ !\n/\r\n/\t\t/\n a/  a/ \u00a0/\u3000a/a b/1 2/\n1/a\n"
+WORDS = [*_WORDS.split(), *_SPACED.split("/")]
 CONTROL, USER_DEFINED = ["<|begin|>", "<|im_start|>", "<|im_end|>"], ["<think>", "<|x|>"]
+UNMARKED = "<|endoftext|>"  # a token that is special by its name alone
 
 
 def byte_level(pre: str, *, padded: int = 0) -> dict[str, Any]:
@@ -146,7 +129,8 @@ def byte_level(pre: str, *, padded: int = 0) -> dict[str, Any]:
             if text[: i + 1] not in tokens:
                 tokens.append(text[: i + 1])
                 merges.append(f"{text[:i]} {text[i]}")
-    tokens += [*USER_DEFINED, *(f"[PAD{i}]" for i in range(padded - len(tokens) - len(USER_DEFINED)))]
+    tokens += [*USER_DEFINED, UNMARKED]
+    tokens += [f"[PAD{i}]" for i in range(padded - len(tokens))]
     types = dict.fromkeys(CONTROL, TokenType.CONTROL) | dict.fromkeys(USER_DEFINED, TokenType.USER_DEFINED)
     return tokenizer_keys(
         model="gpt2", pre=pre, tokens=tokens, merges=merges, bos_token_id=0, eos_token_id=2,
@@ -158,62 +142,29 @@ def tokenizer_keys(**values: Any) -> dict[str, Any]:
     return {f"tokenizer.ggml.{key}": value for key, value in values.items()}
 
 
-# Pieces from the best score to the worst; that one of "ababa" is joined from the left shows in the ids
-_PIECES = [
-    "▁t",
-    "he",
-    "in",
-    "▁a",
-    "▁▁",
-    "▁the",
-    "▁▁▁▁",
-    "ab",
-    "ba",
-    "aba",
-    "ababa",
-    "el",
-    "lo",
-    "ello",
-    "Hello",
-    "▁Hello",
-]
-_PIECES += [
-    "▁▁▁",
-    "12",
-    "123",
-    "▁1",
-    "中文",
-    "▁中",
-    "你好",
-    "!!",
-    "▁(",
-    "it",
-    "'s",
-    "it's",
-    "ing",
-    "▁12",
-    "é1",
-    "\n▁",
-    "▁é",
-]
+# Pieces from the best score to the worst, which is not the order of their ids
+_PIECES = "▁t he in ▁a ▁▁ ▁the ▁▁▁▁ ab ba aba ababa el lo ello Hello ▁Hello ▁▁▁ 12 123 ▁1 中文 ▁中 你好 !! ▁( it 's it's ing ▁12 é1 \n▁ ▁é"
 _CHARACTERS = "▁etaoinshrdlubcfgmpvwxyzHITAB0123456789.,!?'()é中文你好\n"
 
 
 def sentencepiece(**more: Any) -> dict[str, Any]:
     """Unknown, begin, end, 256 bytes, the pieces, their characters, and a token that the user defined."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *_PIECES, *_CHARACTERS, "<think>"]
-    types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
-    types += [TokenType.NORMAL] * (len(tokens) - len(types) - 1) + [TokenType.USER_DEFINED]
-    scores = [0.0] * 259 + [-float(i) for i in range(len(tokens) - 259)]
+    best_first = [*_PIECES.split(" "), *_CHARACTERS]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(best_first), "<think>"]
+    types = dict.fromkeys(tokens, TokenType.NORMAL) | dict.fromkeys(tokens[3:259], TokenType.BYTE)
+    types |= {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
+    types |= {"<think>": TokenType.USER_DEFINED}
+    ranks = {piece: i for i, piece in enumerate(best_first)}
     return tokenizer_keys(
-        model="llama", pre="default", tokens=tokens, scores=scores, token_type=list(map(int, types)), **more
-    )
+        model="llama", pre="default", tokens=tokens, scores=[-float(ranks.get(token, 0)) for token in tokens],
+        token_type=[int(types[token]) for token in tokens], **more,
+    )  # fmt: skip
 
 
 VOCABULARIES = ["llama-bpe", "qwen2", "smollm", "gpt-2", "default", "sentencepiece", "sentencepiece without prefix"]
 
 
-def vocabulary(name: str) -> dict[str, Any]:
+def vocabulary_of(name: str) -> dict[str, Any]:
     if name.startswith("sentencepiece"):
         return sentencepiece(**({} if name == "sentencepiece" else dict(add_space_prefix=False)))
     return byte_level(name)
@@ -223,7 +174,7 @@ def write_vocabulary(path: Path, name: str, **more: Any) -> Path:
     """A file with a vocabulary and no model. `more` as in `write_model`, and names without a dot are the tokenizer's."""
     writer = GGUFWriter(path, "llama")
     keys = ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"]
-    values = {f".{key}": 8 for key in keys} | {".attention.layer_norm_rms_epsilon": 1e-5} | vocabulary(name)
+    values = {f".{key}": 8 for key in keys} | {".attention.layer_norm_rms_epsilon": 1e-5} | vocabulary_of(name)
     values |= {key if "." in key else f"tokenizer.ggml.{key}": value for key, value in more.items()}
     add_metadata(writer, "llama", values)
     close(writer)

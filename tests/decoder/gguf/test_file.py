@@ -53,15 +53,23 @@ def test_a_float_is_the_decimal_that_was_meant(tmp_path):
     assert open_file(write(tmp_path / "a.gguf", eps=1e-5, base=500000.0)).metadata["eps"] == 1e-5
 
 
-def test_a_large_tensor_is_dequantised_in_pieces(tmp_path):
-    """More rows than one piece, the last of them short."""
+def test_a_large_tensor_is_dequantised_in_pieces(tmp_path, monkeypatch):
+    """So there are a few MB beside it; the last piece is short."""
     data = gguf.quantize(np.random.default_rng(0).standard_normal((2500, 32), np.float32), GGMLQuantizationType.Q8_0)
     writer = GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_tensor("w", data, raw_dtype=GGMLQuantizationType.Q8_0)
     close(writer)
     tensor = open_file(tmp_path / "a.gguf").tensors["w"]
     assert tensor.dtype is None and tensor.shape == (2500, 32)
-    assert torch.equal(tensor.read(), torch.from_numpy(gguf.dequantize(data, GGMLQuantizationType.Q8_0)))
+    expected, pieces, dequantize = gguf.dequantize(data, GGMLQuantizationType.Q8_0), [], gguf.dequantize
+    monkeypatch.setattr(gguf, "dequantize", lambda rows, kind: pieces.append(len(rows)) or dequantize(rows, kind))
+    assert torch.equal(tensor.read(), torch.from_numpy(expected))
+    assert max(pieces) < 2500 and sum(pieces) == 2500
+
+
+def test_what_is_not_quantised_is_not_copied(tmp_path):
+    tensor = open_file(write(tmp_path / "a.gguf", np.ones((4, 8), np.float32))).tensors["tensor 0"]
+    assert tensor.read().data_ptr() == tensor.data.ctypes.data
 
 
 def cut(path, size):

@@ -193,6 +193,8 @@ def test_how_a_file_is_found(tmp_path):
     assert checkpoint.find(tmp_path / "a.gguf") == tmp_path / "a.gguf"
     with pytest.raises(ValueError, match=r"give the file itself: .*a\.gguf"):
         LLM(tmp_path)
+    with pytest.raises(ValueError, match=r"there is no file .*b\.gguf"):
+        LLM(tmp_path / "b.gguf")
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(ValueError, match=r"a\.txt is a file: give the folder of the model, or a \.gguf file"):
         LLM(tmp_path / "a.txt")

@@ -7,7 +7,7 @@ import pytest
 
 from llama_fast.decoder.tokenizer import Tokenizer
 from llama_fast.engine.llm import EMBEDDED_MODEL
-from tests.decoder.gguf.files import VOCABULARIES, write_vocabulary
+from tests.decoder.gguf.files import VOCABULARIES, vocabulary_of, write_vocabulary
 from tests.decoder.gguf.llama_cpp import PYTHON, RECORDED, SMOLLM2, llama_cpp_ids
 from tests.decoder.gguf.strings import strings
 from tests.parity import not_interpreted
@@ -99,8 +99,19 @@ def test_how_a_text_begins(name, more, bos_id, tmp_path):
 def test_what_ends_a_text(tmp_path):
     """What the metadata names, and tokens that are called as such."""
     write_vocabulary(tmp_path / "a.gguf", "qwen2", eos_token_id=7, eot_token_id=9, eom_token_id=11)
-    tokens = Tokenizer(tmp_path / "a.gguf")
-    assert tokens.eos_ids == (2, 7, 9, 11) and tokens.token(2) == "<|im_end|>"
+    tokenizer = Tokenizer(tmp_path / "a.gguf")
+    assert tokenizer.eos_ids[1:4] == (7, 9, 11)
+    assert [tokenizer.token(tokenizer.eos_ids[i]) for i in (0, 4)] == ["<|im_end|>", "<|endoftext|>"]
+
+
+def test_tokens_without_a_text(tmp_path):
+    """They stay apart, as in llama.cpp, and are in no text."""
+    keys = vocabulary_of("qwen2")
+    tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    path = write_vocabulary(tmp_path / "a.gguf", "qwen2", tokens=[*tokens, "", ""], token_type=[*types, 1, 1])
+    tokenizer = Tokenizer(path)
+    assert tokenizer.vocab_size == len(tokens) + 2
+    assert_ids(tokenizer, IDS["strings"], IDS["qwen2"])
 
 
 def test_the_chat_template(tmp_path):
@@ -114,13 +125,6 @@ def test_the_chat_template(tmp_path):
     write_vocabulary(tmp_path / "b.gguf", "qwen2")
     with pytest.raises(ValueError, match=r"b\.gguf has no chat template"):
         Tokenizer(tmp_path / "b.gguf").chat([])
-
-
-def test_of_overlapping_pieces_the_left_is_joined(tmp_path):
-    """x y z with xy = yz, where the scores say nothing: llama.cpp joins x and y."""
-    tokenizer = Tokenizer(write_vocabulary(tmp_path / "a.gguf", "sentencepiece"))
-    pieces = [tokenizer.token(i) for i in tokenizer.encode("abababa")]
-    assert pieces[-2:] != ["ab", "ababa"], pieces
 
 
 @pytest.mark.parametrize(
