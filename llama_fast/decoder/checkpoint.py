@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 def find(path_or_id: str | Path) -> Path:
-    """The folder or .gguf file of a model: `path_or_id` itself, or that of a model on the Hugging Face hub, `organisation/name`.
+    """The folder or .gguf file of a model: `path_or_id` itself, or that of one on the Hugging Face hub, `organisation/name`.
 
     What the hub's local cache holds is used as it is; else it is downloaded. Raises ValueError that says what was tried.
     """
@@ -147,7 +147,7 @@ def load(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Decoder:
-    """The decoder stored in `folder`, or in a .gguf file, with weights of `dtype` (None: the checkpoint's own). Errors: `open_checkpoint`."""
+    """The decoder stored in a folder or a .gguf file, with weights of `dtype` (None: its own). Errors: `open_checkpoint`."""
     checkpoint = open_checkpoint(folder)
     decoder = Decoder(checkpoint.config, device=torch.device(device), dtype=dtype or checkpoint.dtype)
     checkpoint.fill(decoder, progress)

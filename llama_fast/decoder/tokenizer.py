@@ -24,8 +24,8 @@ TOKENIZER_FILE = "tokenizer.json"
 class Tokenizer:
     """The tokenizer in a model's folder, or in its .gguf file.
 
-    Of a folder it reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` or
-    `config.json` for the end tokens, and `chat_template.jinja`. Only the first must be there.
+    Of a folder it reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`,
+    `generation_config.json` or `config.json` for the end tokens, and `chat_template.jinja`. Only the first must be there.
 
     Args:
         folder: where the files are, or the .gguf file.

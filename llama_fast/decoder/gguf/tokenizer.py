@@ -3,11 +3,11 @@
     gpt2     byte-level BPE with merges; `tokenizer.ggml.pre` names the rule by which a text is cut to words before
     llama    SentencePiece's BPE: pieces with scores, no merges, no words, bytes where no piece fits
 
-A merge of `llama` is the one of two neighbours whose joined piece has the highest score, the leftmost of equals. So a list of
-merges in the order of scores does the same, as long as no two pieces share a score.
+In `llama` those two neighbours are joined whose joined piece has the highest score, the leftmost of equals. A list of merges in
+the order of the scores does the same, as long as no two pieces share one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,27 +29,26 @@ _ENDS = (
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# The rules of cutting to words: each pattern cuts what those before it have left whole
+# The rules of cutting to words by their names: each pattern cuts what those before it have left whole
 _RULES = {
-    "llama3": (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST,),
-    "qwen2": (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST,),
-    "smollm": (r"\p{N}", _GPT2),
-    "gpt2": (_GPT2,),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-}
-_RULE_OF = {
-    name: rule
-    for rule, names in {
-        "llama3": "llama3 llama-v3 llama-bpe falcon3 pixtral lfm2 dbrx smaug-bpe",
-        "qwen2": "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan",
-        "smollm": "smollm starcoder refact command-r codeshell exaone minerva-7b",
-        "gpt2": "gpt-2 phi-2 mpt olmo jais exaone4 trillion mellum",
-        "default": "default",
-    }.items()
+    name: patterns
+    for names, patterns in (
+        (
+            "llama-bpe llama3 llama-v3 falcon3 pixtral lfm2 dbrx smaug-bpe",
+            [_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST],
+        ),
+        (
+            "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan",
+            [_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST],
+        ),
+        ("smollm starcoder refact command-r codeshell exaone minerva-7b", [r"\p{N}", _GPT2]),
+        ("gpt-2 phi-2 mpt olmo jais exaone4 trillion mellum", [_GPT2]),
+        ("default", [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
+    )
     for name in names.split()
 }
-# These take a word that is a token as it is, whatever its merges, and begin a text with BOS unless the file says otherwise
-_WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2"}
+# With these a word that is a token is taken as it is, whatever the merges, and BOS begins a text unless the file says otherwise
+_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"}
 
 
 @dataclass(frozen=True)
@@ -69,45 +68,50 @@ def read_tokenizer(path: Path) -> GGUFTokenizer:
     """
     metadata = open_file(path).metadata
     keys = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
-    kind, pre = keys.get("model"), keys.get("pre", "default")
+    kind = keys.get("model")
     if kind not in ("gpt2", "llama"):
         raise ValueError(f"{path}: tokenizer.ggml.model must be gpt2 or llama, got {kind!r}")
     try:
         # as llama.cpp calls those without a text, which would not be unique
         tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(keys["tokens"])]
-        backend = (_byte_level if kind == "gpt2" else _sentencepiece)(tokens, keys)
+        types = keys.get("token_type", [_NORMAL] * len(tokens))
+        backend = _byte_level(tokens, keys) if kind == "gpt2" else _sentencepiece(tokens, types, keys)
+        _add_special(backend, tokens, types)
     except KeyError as error:
         raise ValueError(f"{path} has no tokenizer.ggml.{error.args[0]}") from error
     except Exception as error:  # the library raises plain Exception for every fault of a vocabulary
         raise ValueError(f"the tokenizer of {path} cannot be built: {error}") from error
-    _add_special(backend, tokens, keys)
-
-    defaults = {"bos": 1, "eos": 2} if kind == "llama" else {}
-    ids = {name: keys.get(f"{name}_token_id", defaults.get(name)) for name in ("bos", "eos", "eot", "eom")}
-    for name, token_id in ids.items():
-        if token_id is not None and token_id >= len(tokens):
-            raise ValueError(f"{path}: {name}_token_id is {token_id}, and there are {len(tokens)} tokens")
-    if ids["bos"] is not None and keys.get("add_bos_token", kind == "llama" or pre in _WHOLE_WORDS):
-        backend.post_processor = processors.TemplateProcessing(
-            single=["bos", "$A"], special_tokens=[("bos", ids["bos"])]
-        )
-    ends = [ids[name] for name in ("eos", "eot", "eom")] + [backend.token_to_id(token) for token in _ENDS]
+    ids = _named_ids(path, keys, len(tokens))
+    if "bos" in ids and keys.get("add_bos_token", kind == "llama" or keys.get("pre") in _WHOLE_WORDS):
+        begin = processors.TemplateProcessing(single=["bos", "$A"], special_tokens=[("bos", ids["bos"])])
+        backend.post_processor = begin
+    ends = {ids[name] for name in ("eos", "eot", "eom") if name in ids}
     return GGUFTokenizer(
         backend=backend,
-        named={f"{name}_token": tokens[token_id] for name in ("bos", "eos") if (token_id := ids[name]) is not None},
+        named={f"{name}_token": tokens[ids[name]] for name in ("bos", "eos") if name in ids},
         chat_template=metadata.get("tokenizer.chat_template"),
-        eos_ids=sorted({token_id for token_id in ends if token_id is not None}),
+        eos_ids=sorted(ends | {i for i, token in enumerate(tokens) if token in _ENDS}),
     )
+
+
+def _named_ids(path: Path, keys: Mapping[str, Any], size: int) -> dict[str, int]:
+    """The tokens that the metadata names; those of `llama` have a place of their own where it does not."""
+    ids = {"bos": 1, "eos": 2} if keys["model"] == "llama" else {}
+    ids |= {name: keys[key] for name in ("bos", "eos", "eot", "eom") if (key := f"{name}_token_id") in keys}
+    for name, token_id in ids.items():
+        if token_id >= size:
+            raise ValueError(f"{path}: {name}_token_id is {token_id}, and there are {size} tokens")
+    return ids
 
 
 def _byte_level(tokens: list[str], keys: Mapping[str, Any]) -> tokenizers.Tokenizer:
     pre = keys.get("pre", "default")
-    if pre not in _RULE_OF:
-        raise ValueError(f"tokenizer.ggml.pre must be one of {', '.join(sorted(_RULE_OF))}, got {pre!r}")
+    if pre not in _RULES:
+        raise ValueError(f"tokenizer.ggml.pre must be one of {', '.join(_RULES)}, got {pre!r}")
     merges = [tuple(merge.split(" ")) for merge in keys["merges"]]
     model = models.BPE(_vocabulary(tokens), merges, ignore_merges=pre in _WHOLE_WORDS)
     backend = tokenizers.Tokenizer(model)
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _RULES[_RULE_OF[pre]]]
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _RULES[pre]]
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -115,11 +119,13 @@ def _byte_level(tokens: list[str], keys: Mapping[str, Any]) -> tokenizers.Tokeni
     return backend
 
 
-def _sentencepiece(tokens: list[str], keys: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    types = keys.get("token_type", [_NORMAL] * len(tokens))
-    cut_out = {token for token, type_ in zip(tokens, types, strict=True) if type_ in _CUT_OUT and _SPACE not in token}
+def _sentencepiece(tokens: list[str], types: list[int], keys: Mapping[str, Any]) -> tokenizers.Tokenizer:
     vocabulary = _vocabulary(tokens)
-    merges = list(_merges(vocabulary, keys["scores"], cut_out))
+    # a special token is cut out of a text before it is read, but not one with spaces, which are written as such by then
+    met = [piece for piece, type_ in zip(tokens, types, strict=True) if type_ not in _CUT_OUT or _SPACE in piece]
+    merges = list(
+        _merges(sorted(met, key=lambda piece: -keys["scores"][vocabulary[piece]]), vocabulary, keys["scores"])
+    )
     unknown = tokens[keys.get("unknown_token_id", 0)]
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, byte_fallback=True))
     prefix = keys.get("add_space_prefix", True)
@@ -132,19 +138,16 @@ def _sentencepiece(tokens: list[str], keys: Mapping[str, Any]) -> tokenizers.Tok
     return backend
 
 
-def _merges(vocabulary: Mapping[str, int], scores: Sequence[float], cut_out: set[str]) -> Iterator[tuple[str, str]]:
-    """Every way to join two pieces to a third, best score first. Tokens that are cut out of a text before are not met in it."""
-    ranked = sorted(vocabulary.keys() - cut_out, key=lambda piece: (-scores[vocabulary[piece]], vocabulary[piece]))
+def _merges(ranked: Iterable[str], vocabulary: Mapping[str, int], scores: Sequence[float]) -> Iterator[tuple[str, str]]:
+    """Every way to join two pieces to one of `ranked`, which begin with the best. (The order of those to one does not matter.)"""
     before = None
     for piece in ranked:
         pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
         pairs = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
-        if not pairs:
-            continue
-        if before is not None and scores[vocabulary[before]] == scores[vocabulary[piece]]:
+        if pairs and before is not None and scores[vocabulary[before]] == scores[vocabulary[piece]]:
             raise ValueError(f"its pieces {before!r} and {piece!r} have one score, which is not supported")
-        before = piece
-        yield from pairs  # in any order: random vocabularies gave no text for which it mattered
+        before = piece if pairs else before
+        yield from pairs
 
 
 def _vocabulary(tokens: list[str]) -> dict[str, int]:
@@ -155,10 +158,9 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
     return vocabulary
 
 
-def _add_special(backend: tokenizers.Tokenizer, tokens: list[str], keys: Mapping[str, Any]) -> None:
+def _add_special(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
     """Tokens that are cut out of a text before all else; those that the user defined are shown when it is decoded."""
-    for token, type_ in zip(tokens, keys.get("token_type", [_NORMAL] * len(tokens)), strict=True):
-        if type_ in _CUT_OUT or token in _ENDS:
+    for token, type_ in zip(tokens, types, strict=True):
+        if token in _ENDS or type_ in _CUT_OUT:
             shown = type_ == _USER_DEFINED and token not in _ENDS
-            added = AddedToken(token, special=not shown, normalized=False)
-            (backend.add_tokens if shown else backend.add_special_tokens)([added])
+            backend.add_tokens([AddedToken(token, special=not shown, normalized=False)])
