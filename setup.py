@@ -13,6 +13,7 @@ setup(
         "llama_fast.cli",
         "llama_fast.data",
         "llama_fast.decoder",
+        "llama_fast.decoder.gguf",
         "llama_fast.engine",
         "llama_fast.fusion",
         "llama_fast.kernels",

@@ -45,12 +45,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every", type=int, default=1, metavar="N", help="of each test's cases only the first and each N-th"
     )
+    parser.addoption("--nightly", action="store_true", help="also the cases that are too slow for every change")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept, left_out = [], []
     cases: Counter[str] = Counter()
     for item in items:
+        if item.get_closest_marker("nightly") and not config.getoption("--nightly"):
+            left_out.append(item)
+            continue
         test = item.nodeid.partition("[")[0]
         (left_out if cases[test] % config.getoption("--every") else kept).append(item)
         cases[test] += 1

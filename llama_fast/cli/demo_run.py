@@ -17,7 +17,7 @@ from ..environment import implementation_on
 from ..fusion import FuseReport, fuse, unfuse
 from ..fusion.verify import InFloat64
 from ..kernels.parity import error_bound, relative_error
-from ..profiler.measure.sides import without_bars
+from ..profiler.measure.sides import load_transformers
 
 PROMPT = "Once upon a time, there was a brave owl named Mia."
 
@@ -89,7 +89,8 @@ def run_demo(
     if new_tokens < 2 or rounds < 1:
         raise ValueError(f"new_tokens must be at least 2 and rounds at least 1, got {new_tokens} and {rounds}")
     progress(f"loading {model_path}")
-    model, tokenizer = _load(model_path, device, dtype)
+    # found first: transformers would ask an absent hub for each file, six times
+    model, tokenizer = load_transformers(str(find(model_path)), dtype=dtype, device=device)
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
     if not inputs.input_ids.numel():
         raise ValueError("the prompt is empty: give at least one token")
@@ -142,17 +143,6 @@ def _fuse_the_same(model: Any, report: FuseReport) -> None:
     if {(layer.name, layer.kind) for layer in found} != {(layer.name, layer.kind) for layer in report.swapped}:
         unfuse(model)
         fuse(model)
-
-
-def _load(model_path: str | Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = find(model_path)  # transformers would ask an absent hub for each file, six times
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with without_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    model = model.to(device).eval()
-    return model, tokenizer
 
 
 def _generate(model: Any, tokenizer: Any, inputs: Any, new_tokens: int, streamer: Any = None) -> Tensor:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from ..engine.llm import LLM
     from ..engine.sampling import SamplingParams
 
-ModelArgument = Annotated[str | None, typer.Argument(help="A folder or a hub id; the embedded model by default.")]
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="A folder, a .gguf file or a hub id; the embedded model by default.")
+]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0: all.")]

@@ -38,7 +38,9 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def run(
-    model: Annotated[str | None, typer.Argument(help="A folder or a hub id; the embedded model by default.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A folder, a .gguf file or a hub id; the embedded model by default.")
+    ] = None,
     prompt_tokens: Annotated[
         str | None, typer.Option(help="512 by default, or what the model has room for.", show_default=False)
     ] = None,

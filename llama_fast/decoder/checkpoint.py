@@ -2,6 +2,7 @@
 
     Hugging Face   config.json, and model.safetensors or pytorch_model.bin, in one file or in shards with an index
     Meta           params.json, and consolidated.00.pth, .01.pth, ...: one file a model-parallel rank
+    llama.cpp      one .gguf file, quantised or not: see `gguf/`
 
 Names and shapes are compared before any weight is read; then each tensor goes from the (memory-mapped) file straight to
 its place in the decoder (`checkpoint_layout.py`), so there is never a second copy of the model.
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 
 from .checkpoint_layout import Slot, huggingface_slots, meta_slots
 from .config import DecoderConfig
+from .gguf.file import is_gguf, open_file
+from .gguf.model import ROPE_FACTORS, config_of, slots_of
 from .model import Decoder
 
 Progress = Callable[[int, int], None]  # bytes that were read, bytes in all
@@ -57,7 +60,7 @@ class StoredTensor:
 class Checkpoint:
     """An opened checkpoint: its config, the dtype of its weights, and where each of them goes. No weight is read yet."""
 
-    folder: Path
+    folder: Path  # or a .gguf file, which holds its tokenizer too
     config: DecoderConfig
     dtype: torch.dtype
     tensors: Mapping[str, StoredTensor]
@@ -76,15 +79,17 @@ class Checkpoint:
 
 
 def find(path_or_id: str | Path) -> Path:
-    """The folder of a model: `path_or_id` itself, or that of a model on the Hugging Face hub, `organisation/name`.
+    """The folder or .gguf file of a model: `path_or_id` itself, or that of one on the Hugging Face hub, `organisation/name`.
 
     What the hub's local cache holds is used as it is; else it is downloaded. Raises ValueError that says what was tried.
     """
     path, name = Path(path_or_id).expanduser(), str(path_or_id)
-    if path.is_dir():
+    if path.is_dir() or is_gguf(path):
         return path
     if path.exists():
-        raise ValueError(f"{path} is a file: give the folder of the model")
+        raise ValueError(f"{path} is a file: give the folder of the model, or a .gguf file")
+    if path.suffix == ".gguf":
+        raise ValueError(f"there is no file {path}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise ValueError(f"there is no folder {path}, and {name!r} is not the name of a model on the hub")
     tried = [f"there is no folder {path}"]
@@ -112,12 +117,14 @@ def _from_hub(name: str, offline: bool) -> Path:
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Reads the config and the list of tensors in `folder`, and compares them.
+    """Reads the config and the list of tensors in `folder`, which may be a .gguf file, and compares them.
 
     Raises ValueError where the config is not understood, a file is missing, or tensors are missing, extra, misshapen or
     quantised (all of them are listed, up to ten of each).
     """
     folder = Path(folder)
+    if is_gguf(folder):
+        return _open_gguf(folder)
     is_meta, files = _weight_files(folder)
     tensors = _stored(files, numbered=is_meta)
     if is_meta:
@@ -140,7 +147,7 @@ def load(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Decoder:
-    """The decoder stored in `folder`, with weights of `dtype` (None: the checkpoint's own). Errors: `open_checkpoint`."""
+    """The decoder stored in a folder or a .gguf file, with weights of `dtype` (None: its own). Errors: `open_checkpoint`."""
     checkpoint = open_checkpoint(folder)
     decoder = Decoder(checkpoint.config, device=torch.device(device), dtype=dtype or checkpoint.dtype)
     checkpoint.fill(decoder, progress)
@@ -182,6 +189,20 @@ def _open_meta(folder: Path, tensors: Mapping[str, StoredTensor], ranks: int) ->
             f"{folder}: {ranks} model-parallel files cannot share {config.num_kv_heads} key and value heads"
         )
     return config, meta_slots(config, ranks, by_rows)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    """A quantised model counts as one of bfloat16, whose 8 bits hold more than is left of any weight."""
+    file = open_file(path)
+    config = config_of(file)
+    slots = slots_of(config)
+    tensors = {
+        name: StoredTensor(tensor.shape, tensor.dtype or torch.float32, tensor.read)
+        for name, tensor in file.tensors.items()
+        if name != ROPE_FACTORS
+    }
+    _compare(path, tensors, slots, tied=config.tied_embeddings)
+    return Checkpoint(path, config, file.tensors["token_embd.weight"].dtype or torch.bfloat16, tensors, slots)
 
 
 def _untied_if_different(config: DecoderConfig, tensors: Mapping[str, StoredTensor]) -> DecoderConfig:
@@ -237,9 +258,10 @@ def _weight_files(folder: Path) -> tuple[bool, list[Path]]:
     if files := sorted(folder.glob("consolidated.*.pth")):
         ranks = [f"consolidated.{rank:02d}.pth" for rank in range(len(files))]
         return True, _existing(folder, ["params.json", *ranks])[1:]
+    ggufs = sorted(folder.glob("*.gguf"))
     raise ValueError(
         f"{folder} holds no weights: looked for model.safetensors, pytorch_model.bin (each in one file or with "
-        "an index), and consolidated.*.pth"
+        "an index), and consolidated.*.pth" + (f"; give the file itself: {ggufs[0]}" if ggufs else "")
     )
 
 

@@ -14,19 +14,21 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .byte_tokens import is_byte_token, whole_characters
+from .gguf.file import is_gguf
+from .gguf.tokenizer import read_tokenizer
 from .special_tokens import DeclaredTokens
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """The tokenizer in a model's folder.
+    """The tokenizer in a model's folder, or in its .gguf file.
 
-    It reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` or
-    `config.json` for the end tokens, and `chat_template.jinja`. Only the first must be there.
+    Of a folder it reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`,
+    `generation_config.json` or `config.json` for the end tokens, and `chat_template.jinja`. Only the first must be there.
 
     Args:
-        folder: where the files are.
+        folder: where the files are, or the .gguf file.
 
     Attributes:
         bos_id: the token a text starts with, None if the model uses none.
@@ -40,14 +42,20 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._tokenizer = _load(self.folder)
-        config = _read_json(self.folder / "tokenizer_config.json")
-        self._named = self._add_declared(config)
+        config: dict[str, Any]
+        if is_gguf(self.folder):
+            read = read_tokenizer(self.folder)
+            self._tokenizer, self._named = read.backend, dict(read.named)
+            config, eos_ids = {"chat_template": read.chat_template}, set(read.eos_ids)
+        else:
+            self._tokenizer = _load(self.folder)
+            config, eos_ids = _read_json(self.folder / "tokenizer_config.json"), configured_eos_ids(self.folder)
+            self._named = self._add_declared(config)
         generation = _read_json(self.folder / "generation_config.json")
         model = _read_json(self.folder / "config.json")
         self.bos_id = self._bos_id(generation.get("bos_token_id", model.get("bos_token_id")))
         own = [self._id_of(self._named["eos_token"])] if "eos_token" in self._named else []
-        self.eos_ids = tuple(sorted({*configured_eos_ids(self.folder), *own}))
+        self.eos_ids = tuple(sorted({*eos_ids, *own}))
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -152,7 +160,7 @@ class Tokenizer:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    return (folder / TOKENIZER_FILE).is_file()
+    return is_gguf(folder) or (folder / TOKENIZER_FILE).is_file()
 
 
 def no_tokenizer(folder: Path) -> ValueError:

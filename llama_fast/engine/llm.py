@@ -47,7 +47,7 @@ class LLM:
     raised to the thread that computed it, and ends its requests; those of others are computed again by whoever comes next.
 
     Args:
-        model: a folder or the name of a model on the Hugging Face hub; None: the small one inside the package.
+        model: a folder, a .gguf file, or the name of a model on the Hugging Face hub; None: the small one inside the package.
         dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto": the checkpoint's own on a GPU; float32 on a CPU, unless
             the checkpoint is bfloat16 and the CPU multiplies it in hardware.
         device: "cuda", "cuda:1", "cpu", or "auto": a GPU if there is one.

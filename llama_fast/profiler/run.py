@@ -43,8 +43,8 @@ def profile(
     """Measures where the time of a generated token goes, and how far it is from what the machine can do.
 
     Args:
-        model: a folder or a name on the Hugging Face hub, which our engine runs; an `LLM`; a model of transformers, fused or not; None:
-            the small model inside the package.
+        model: a folder, a .gguf file or a name on the Hugging Face hub, which our engine runs; an `LLM`; a model of
+            transformers, fused or not; None: the small model inside the package.
         prompt_tokens, new_tokens: of a request; None: 512 and 128, or what a shorter context leaves.
         batch: numbers of requests that arrive together; each is a setting of its own.
         contexts: lengths at which a decoding step is measured; None: three within a request; (): none. What must be read is also

@@ -209,7 +209,10 @@ def test_defaults_adapt_to_the_context(tmp_path):
         (dict(against=["transformers-static"]), "'transformers-static' needs a GPU"),
         (dict(device="tpu"), "device must be"),
         (dict(dtype="int4"), "dtype must be"),
-        (dict(model=7), "model must be a folder, a name on the hub, an LLM or a transformers model, got 7"),
+        (
+            dict(model=7),
+            "model must be a folder, a .gguf file, a name on the hub, an LLM or a transformers model, got 7",
+        ),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_measured(options, message, monkeypatch):

@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ...decoder.gguf.file import is_gguf
 from ...engine.llm import LLM
 from ...engine.sampling import SamplingParams
 
@@ -200,7 +202,7 @@ def static_side(model: "PreTrainedModel", *, tokenizer: Any = None) -> Transform
 
 
 def load_transformers(folder: str, *, dtype: torch.dtype, device: torch.device) -> tuple["PreTrainedModel", Any]:
-    """The causal language model in a folder, and its tokenizer.
+    """The causal language model in a folder or a .gguf file, and its tokenizer.
 
     Raises:
         ImportError: transformers is not installed.
@@ -209,9 +211,11 @@ def load_transformers(folder: str, *, dtype: torch.dtype, device: torch.device) 
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError as error:
         raise ImportError(f'{error.name} is not installed: pip install "llama-fast[transformers]"') from error
+    path = Path(folder)
+    place, file = (path.parent, {"gguf_file": path.name}) if is_gguf(path) else (folder, {})
     with without_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **file)
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(place, **file)
 
 
 @contextmanager

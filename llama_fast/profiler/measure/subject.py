@@ -160,7 +160,9 @@ def open_subject(
     elif isinstance(model, nn.Module) and hasattr(model, "generate"):
         subject = _of_transformers(model, sizes)
     else:
-        raise ValueError(f"model must be a folder, a name on the hub, an LLM or a transformers model, got {model!r}")
+        raise ValueError(
+            f"model must be a folder, a .gguf file, a name on the hub, an LLM or a transformers model, got {model!r}"
+        )
     for name in dict.fromkeys(against):
         subject.sides.append(_against(subject, name))
     return subject
