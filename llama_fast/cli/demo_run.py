@@ -89,6 +89,7 @@ def run_demo(
     if new_tokens < 2 or rounds < 1:
         raise ValueError(f"new_tokens must be at least 2 and rounds at least 1, got {new_tokens} and {rounds}")
     progress(f"loading {model_path}")
+    model: Any
     # found first: transformers would ask an absent hub for each file, six times
     model, tokenizer = load_transformers(str(find(model_path)), dtype=dtype, device=device)
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
