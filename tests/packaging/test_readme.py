@@ -8,6 +8,7 @@ import pytest
 from llama_fast.benchmarks.suite.record import Record
 from llama_fast.profiler.jsonfile import read_json
 from tests.parity import not_interpreted
+from tests.real_model import needs_real_model, real_model
 
 pytestmark = not_interpreted
 
@@ -43,6 +44,15 @@ def test_the_page_on_generating_shows_what_its_example_prints(capsys):
     (shown,) = re.findall(r"prints\n\n```\n(.*?)```", page.read_text(), re.DOTALL)
     # the last digits of a logarithm depend on the CPU
     assert printed.partition("TokenLogprob")[0] == shown.partition("TokenLogprob")[0]
+
+
+@needs_real_model
+def test_the_example_of_a_gguf_file_gives_what_is_shown(capsys, monkeypatch):
+    monkeypatch.chdir(real_model().parent)
+    page = README.parent / "docs" / "generation.md"
+    run_example(page, "SmolLM2")
+    (shown,) = re.findall(r"gives\n\n```\n(.*?)```", page.read_text(), re.DOTALL)
+    assert capsys.readouterr().out == shown
 
 
 def test_the_example_of_the_page_on_benchmarking_judges_and_times(capsys):
