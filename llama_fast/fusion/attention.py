@@ -16,23 +16,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.masking_utils import (
+
+from .. import ops
+from .neighbours import (
+    ALL_ATTENTION_FUNCTIONS,
     ALL_MASK_ATTENTION_FUNCTIONS,
+    OTHER_ATTENTION,
     and_masks,
     causal_mask_function,
+    is_tracing,
     sdpa_mask,
     sliding_window_overlay,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.import_utils import is_tracing
-
-from .. import ops
 
 IMPLEMENTATION = "llama_fast"
 """The name under which `config._attn_implementation` selects these functions."""
-
-_OTHER_ATTENTION = ("s_aux", "position_bias", "cache")
-"""Keyword arguments that ask for another attention: sinks, position biases, paged caches."""
 
 
 def fused_mask(
@@ -160,7 +158,7 @@ def fused_attention(
         NotImplementedError: the model asks for attention sinks, a position bias or a paged cache.
         TypeError: a mask of one's own is neither boolean nor floating point.
     """
-    for name in _OTHER_ATTENTION:
+    for name in OTHER_ATTENTION:
         if kwargs.get(name) is not None:
             raise NotImplementedError(
                 f'the attention "{IMPLEMENTATION}" does not take {name}: call model.set_attn_implementation("sdpa") '
@@ -256,7 +254,17 @@ def _dense_ranges(ranges: Tensor, q_length: int, kv_length: int) -> Tensor:
     return allowed & (i_key > i_query - window[0]) if window else allowed
 
 
-def register() -> None:
-    """Makes both known to transformers, under one name. Registering the first alone would lose the causal mask."""
-    ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, fused_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, fused_mask)
+def refusal(head_dim: int) -> str | None:
+    """Why the kernels take no heads of that size, be it in a prompt or in decoding; None if they do."""
+    keys = torch.empty(1, 1, 2, head_dim, device="meta")
+    try:
+        ops.attention(keys, keys, keys, scale=1.0)
+        ops.attention_decode(keys[:, :, :1], keys, keys, torch.empty(1, dtype=torch.int32, device="meta"))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+# on import, so that a fused model that was pickled runs in a process that never called `fuse`; the first alone would lose the causal mask
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, fused_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, fused_mask)

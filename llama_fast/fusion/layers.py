@@ -10,13 +10,18 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.loss.loss_utils import ForCausalLMLoss
-from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import can_return_tuple
 
 from .. import ops
 from .attention import eager_attention
+from .neighbours import (
+    ALL_ATTENTION_FUNCTIONS,
+    ForCausalLMLoss,
+    attention_of,
+    can_return_tuple,
+    causal_lm_output,
+    update_cache,
+    with_any_cache_name,
+)
 from .swap import Fused, is_watched
 
 
@@ -26,7 +31,6 @@ def is_plain_linear(module: nn.Module) -> bool:
         type(module) is nn.Linear
         and type(module._parameters.get("weight")) in (nn.Parameter, Tensor)  # no quantised or sharded weight
         and not is_watched(module)
-        and "forward" not in module.__dict__  # where accelerate puts its own
     )
 
 
@@ -40,12 +44,13 @@ class FusedRMSNorm(Fused):
 
     eps_name: ClassVar[str]
     offset: ClassVar[float]
-    dtype_of: ClassVar[
-        str
-    ]  # whose dtype the result has: in Gemma "x"'s, in T5 "weight"'s, in Llama the wider of "both"
+    dtype_of: ClassVar[str]  # whose the result has: in Gemma "x"'s, in T5 "weight"'s, in Llama the wider of "both"
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Any:
         """The normed `x`; with `residual` the pair (normed, x + residual)."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.is_inference():
+            # `inputs_embeds` made in inference mode: LlamaRMSNorm does not keep its input for autograd, and we do
+            x = x.clone()
         eps = getattr(self, self.eps_name)
         eps = torch.finfo(x.dtype).eps if eps is None else eps  # nn.RMSNorm's default
         weight = self.weight
@@ -64,14 +69,29 @@ class FusedLayerNorm(Fused):
         return ops.layer_norm(x, self.weight, self.bias, self.eps, residual=residual)
 
 
+def identity(activation: Any) -> tuple[Any, ...]:
+    """What tells an activation from another: its type and, of a gelu, its form; of a function, itself. Copies are the same."""
+    if isinstance(activation, nn.Module):
+        return type(activation), getattr(activation, "approximate", None)
+    return (activation,)
+
+
 class FusedMLP(Fused):
-    """down(act(gate(x)) * up(x)), with gate and up as two projections or as the halves of one."""
+    """down(act(gate(x)) * up(x)), with gate and up as two projections or as the halves of one.
+
+    If the activation was replaced since, the MLP's own forward runs.
+    """
 
     activation: ClassVar[Any]  # "silu", or the form of the gelu: "tanh", "none"
+    activation_name: ClassVar[str]  # of the attribute
+    activation_is: ClassVar[tuple[Any, ...]]  # what was there, as `identity` tells it
     is_one_projection: ClassVar[bool]
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
         """The MLP of `x`, plus `residual`."""
+        if identity(getattr(self, self.activation_name)) != self.activation_is:
+            out: Tensor = super().forward(x)
+            return out if residual is None else residual + out
         both = self.gate_up_proj(x).chunk(2, dim=-1) if self.is_one_projection else (self.gate_proj(x), self.up_proj(x))
         hidden = ops.swiglu(*both) if self.activation == "silu" else ops.geglu(*both, approximate=self.activation)
         return project(self.down_proj, hidden, residual)
@@ -88,24 +108,24 @@ class FusedAttention(Fused):
     softcaps: ClassVar[bool]
     window_of: ClassVar[str]  # who knows the sliding window: "module", "config", "" if there is none
 
+    @with_any_cache_name
     def forward(
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         residual: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """(output, attention weights if they were asked for), the output plus `residual`."""
         query, key, value = self._heads(hidden_states)
         query, key = ops.rope(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-
+        if cache is not None:
+            key, value = update_cache(cache, key, value, self.layer_idx, kwargs)
         if self.softcaps:
             kwargs["softcap"] = self.attn_logit_softcapping
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(self.config), eager_attention)
         out, weights = attend(
             self,
             query,
@@ -145,10 +165,15 @@ class FusedAttention(Fused):
 class FusedDecoderLayer(Fused):
     """x + attention(norm(x)), then h + mlp(norm(h)): both sums in the epilogue of the projection before them.
 
-    Where that projection is no plain nn.Linear when it is called (under PEFT), the first sum goes into the norm after it.
+    Where that projection is no plain nn.Linear when it is called (under PEFT), the first sum goes into the norm after it. If dropout
+    was switched on since, the layer's own forward runs.
     """
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    dropouts: ClassVar[tuple[str, ...]]  # modules that drop out of the sums, which they must not do
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+        if self.training and any(getattr(self, name).p > 0.0 for name in self.dropouts):
+            return super().forward(hidden_states, **kwargs)
         normed = self.input_layernorm(hidden_states)
         if _adds_residual(self.self_attn):
             hidden_states, _ = self.self_attn(normed, residual=hidden_states, **kwargs)
@@ -181,13 +206,16 @@ class FusedCausalLM(Fused):
     model's own forward runs, and gives logits.
     """
 
+    cache_name: ClassVar[str]  # how its own forward spells the cache
+
     @can_return_tuple
+    @with_any_cache_name
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -198,21 +226,16 @@ class FusedCausalLM(Fused):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{self.cache_name: cache},
             **kwargs,
         )
         keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
         if labels is None or not self.training or not keeps_all or not self._has_plain_loss():
             return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
         outputs = self.base_model(**inputs)
-        return CausalLMOutputWithPast(
-            loss=self._loss(outputs.last_hidden_state, labels, **kwargs),
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return causal_lm_output(self._loss(outputs.last_hidden_state, labels, **kwargs), outputs)
 
     def _has_plain_loss(self) -> bool:
         return self.loss_function is ForCausalLMLoss and is_plain_linear(self.get_output_embeddings())

@@ -2,20 +2,21 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import structure
-from .attention import IMPLEMENTATION, register
+from .attention import IMPLEMENTATION, refusal
+from .calls import Case, LayerCases, layer_cases, random_cases
 from .layers import FusedAttention
+from .modes import own_modes
+from .neighbours import GradientCheckpointingLayer, PreTrainedModel, attention_of, base_layer, set_attention
 from .report import FuseReport, Left, Swapped
 from .structure import CALL_ERRORS, Found, Swap, first_line, untouchable
 from .swap import Fused, is_wrapped, restore, swap
-from .verify import Case, Parity, check, check_attention, check_loss, faint, layer_cases, random_case
+from .verify import Parity, check, check_attention, check_loss, faint
 
 _CONFIGS = "_llama_fast_configs"
 """The attribute of a fused model that holds its own config and the copy it has while it is fused."""
@@ -57,7 +58,7 @@ def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inferenc
         raise ValueError("model is fused already: call llama_fast.unfuse(model) first")
     fusing = _Fusing(model, is_training=mode == "training", verify=verify)
     try:
-        with torch.device("cpu"):  # where trials and random numbers are made, whatever torch.set_default_device says
+        with own_modes():
             fusing.run()
     except BaseException:
         _restore(model)
@@ -68,7 +69,8 @@ def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inferenc
 def unfuse(model: nn.Module) -> None:
     """Gives `model` back its own layers, attention and config: the same objects, and nothing of ours left on them.
 
-    Settings that were changed on `model.config` while it was fused are kept.
+    Settings that were changed on `model.config` while it was fused are kept, an attention that was chosen then too. Whoever kept a
+    bound `forward` of a fused layer (accelerate's `prepare`, `torch.compile`) may go on calling it: it runs the layer's own.
 
     Raises:
         TypeError: `model` is not an nn.Module.
@@ -118,25 +120,24 @@ class _Fusing:
         def verified(found: Swap) -> Parity:
             size = module.normalized_shape[0] if hasattr(module, "normalized_shape") else module.weight.shape[0]
             parameter = next(module.parameters(), next(self.model.parameters(), torch.empty(0)))
-            return check(module, [random_case(size, parameter)], _swapping(found), gradients=self.is_training)
+            return check(module, random_cases(size, parameter), _swapping(found), gradients=self.is_training)
 
         self._attempt("norm", module, structure.norm, verified)
 
     def _mlp(self, module: Any) -> None:
         def verified(found: Swap) -> Parity:
-            down = getattr(module.down_proj, "base_layer", module.down_proj)
-            case = random_case(down.weight.shape[0], down.weight)
-            return check(module, [case], _swapping(found), gradients=self.is_training)
+            weight = base_layer(module.down_proj).weight
+            cases = random_cases(weight.shape[0], weight)
+            return check(module, cases, _swapping(found), gradients=self.is_training)
 
         self._attempt("mlp", module, structure.mlp, verified)
 
     def _decoder(self, root: Any, layers: Sequence[nn.Module]) -> None:
         """RoPE, attention and residual sums: what needs to know how the model calls its layers."""
-        own = root.config._attn_implementation
+        own = attention_of(root.config)
         exact = own if own in ("eager", "sdpa") else "sdpa"  # which both run in float64
-        register()
         _give_own_config(self.model, root)
-        cases: Sequence[Sequence[Case]] = [[] for _ in layers]
+        cases = [LayerCases()] * len(layers)
         if self.verify:
             try:
                 cases = layer_cases(root.base_model, layers, (own, IMPLEMENTATION, exact))
@@ -150,7 +151,7 @@ class _Fusing:
         for layer, calls in zip(layers, cases, strict=True):
             self._residual(layer, calls, (own, ours, exact))
 
-    def _rope(self, module: nn.Module, calls: Sequence[Case], implementations: tuple[str, str, str]) -> None:
+    def _rope(self, module: nn.Module, calls: LayerCases, implementations: tuple[str, str, str]) -> None:
         def verified(found: Swap) -> Parity:
             return check_attention(
                 module,
@@ -167,7 +168,7 @@ class _Fusing:
         self,
         root: Any,
         layers: Sequence[nn.Module],
-        cases: Sequence[Sequence[Case]],
+        cases: Sequence[LayerCases],
         implementations: tuple[str, str, str],
     ) -> str:
         """Switches the whole model to our attention if every layer passes; returns the implementation it then has."""
@@ -183,24 +184,25 @@ class _Fusing:
         if all(reason is None for reason, _ in verdicts.values()):
             root.set_attn_implementation(IMPLEMENTATION)
             why = "the model does not let its attention be chosen"
-        if root.config._attn_implementation == IMPLEMENTATION:
+        if attention_of(root.config) == IMPLEMENTATION:
             self.swapped += [_swapped(name, "attention", parity) for name, (_, parity) in verdicts.items()]
         else:
             self.left += [Left(name, "attention", reason or why) for name, (reason, _) in verdicts.items()]
-        return root.config._attn_implementation
+        return attention_of(root.config)
 
     def _attention_of(
-        self, layer: nn.Module, calls: Sequence[Case], implementations: tuple[str, str, str]
+        self, layer: nn.Module, calls: LayerCases, implementations: tuple[str, str, str]
     ) -> tuple[str | None, Parity | None]:
         """The reason against our attention in a layer, and its numbers: alone where that is possible, else in the layer."""
-        reason = untouchable(layer) or self._dropout(layer)
+        reason = untouchable(layer) or self._dropout(layer) or _size(layer)
         if reason is not None or not self.verify:
             return reason, None
         module = next((module for module in layer.modules() if isinstance(module, FusedAttention)), layer)
-        if module is layer:
-            calls = [faint(case) for case in calls]
+        cases: Sequence[Case] = calls.prompts + calls.pieces + calls.masks
+        cases = faint(cases) if module is layer else cases
+        as_swapped = _with_classes_of(module)
         return _verdict(
-            lambda: check(module, calls, lambda twin: None, implementations=implementations, gradients=self.is_training)
+            lambda: check(module, cases, as_swapped, implementations=implementations, gradients=self.is_training)
         )
 
     def _dropout(self, layer: nn.Module) -> str | None:
@@ -208,20 +210,21 @@ class _Fusing:
         rate = max((rate for rate in rates if isinstance(rate, float)), default=0.0)
         return f"its attention drops out {rate:g}, which the kernels do not" if self.is_training and rate else None
 
-    def _residual(self, layer: nn.Module, calls: Sequence[Case], implementations: tuple[str, str, str]) -> None:
+    def _residual(self, layer: nn.Module, calls: LayerCases, implementations: tuple[str, str, str]) -> None:
         def verified(found: Swap) -> Parity:
             def change(twin: nn.Module) -> None:
-                for module, copied in zip(layer.modules(), twin.modules(), strict=True):
-                    copied.__class__ = type(module)
+                _with_classes_of(layer)(twin)
                 swap(twin, found.kind, **found.options)
 
-            cases = [faint(case) for case in calls]
+            cases = faint(calls.prompts + calls.pieces)
             return check(layer, cases, change, implementations=implementations, gradients=self.is_training)
 
         self._attempt("residual", layer, structure.decoder_layer, verified)
 
     def _loss(self, root: PreTrainedModel) -> None:
-        self._attempt("loss", root, structure.causal_lm, lambda found: check_loss(root, found.kind), recurse=False)
+        self._attempt(
+            "loss", root, structure.causal_lm, lambda found: check_loss(root, _swapping(found)), recurse=False
+        )
 
     def _unknown_mlps(self, layer: nn.Module) -> None:
         """Names the MLPs that were not recognised: what else a decoder layer has with two or more projections."""
@@ -255,8 +258,23 @@ class _Fusing:
         self.swapped.append(_swapped(self.names[module], kind, parity))
 
 
+def _size(layer: nn.Module) -> str | None:
+    sizes = {getattr(module, "head_dim", None) for module in layer.modules()}
+    return next((why for size in sizes if isinstance(size, int) and (why := refusal(size)) is not None), None)
+
+
 def _swapping(found: Swap) -> Callable[[nn.Module], None]:
     return lambda twin: swap(twin, found.kind, **found.options)
+
+
+def _with_classes_of(module: nn.Module) -> Callable[[nn.Module], None]:
+    """Swaps in a copy what is swapped in `module`."""
+
+    def change(twin: nn.Module) -> None:
+        for original, copied in zip(module.modules(), twin.modules(), strict=True):
+            copied.__class__ = type(original)
+
+    return change
 
 
 def _verdict(verified: Callable[[], Parity]) -> tuple[str | None, Parity | None]:
@@ -285,7 +303,23 @@ def _give_own_config(model: nn.Module, root: PreTrainedModel) -> None:
     for module in model.modules():
         if module.__dict__.get("config") is original:
             module.__dict__["config"] = own
-    root.__dict__[_CONFIGS] = (original, own)
+    root.__dict__[_CONFIGS] = _Configs(original, own)
+
+
+class _Configs(NamedTuple):
+    """What a fused model keeps: its own config, and the copy that it has while it is fused. Of a class of ours, so that whoever loads
+    a pickled model imports its attention with it."""
+
+    original: Any
+    own: Any
+
+    def give_back(self) -> None:
+        """Settings that were changed meanwhile go into the original, an attention that was chosen meanwhile too."""
+        attention = attention_of(self.original)
+        self.original.__dict__.clear()
+        self.original.__dict__.update(self.own.__dict__)
+        if attention_of(self.own) == IMPLEMENTATION:
+            set_attention(self.original, attention)
 
 
 def _restore(model: nn.Module) -> bool:
@@ -296,11 +330,9 @@ def _restore(model: nn.Module) -> bool:
         restore(module)
         if _CONFIGS not in module.__dict__:
             continue
-        original, own = module.__dict__.pop(_CONFIGS)
-        implementation = original._attn_implementation_internal
-        original.__dict__.update(own.__dict__)
-        original._attn_implementation_internal = implementation
+        configs = module.__dict__.pop(_CONFIGS)
+        configs.give_back()
         for holder in model.modules():
-            if holder.__dict__.get("config") is own:
-                holder.__dict__["config"] = original
+            if holder.__dict__.get("config") is configs.own:
+                holder.__dict__["config"] = configs.original
     return was_fused

@@ -12,17 +12,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.loss.loss_utils import ForCausalLMLoss
 
-from .layers import FusedAttention, FusedCausalLM, FusedDecoderLayer, FusedLayerNorm, FusedMLP, FusedRMSNorm
+from .layers import FusedAttention, FusedCausalLM, FusedDecoderLayer, FusedLayerNorm, FusedMLP, FusedRMSNorm, identity
+from .neighbours import (
+    ACTIVATION_SETTINGS,
+    ACTIVATIONS,
+    ATTENTION_PROJECTIONS,
+    ATTENTION_SETTINGS,
+    DECODER_LAYER,
+    HEAD_NORMS,
+    MLP_PROJECTIONS,
+    NORM_EPS,
+    ForCausalLMLoss,
+    base_layer,
+    cache_name,
+    is_dispatched,
+)
 from .swap import Fused, plain_copy
 
-_ACTIVATION_NAMES = ("act_fn", "activation_fn")
 _ACTIVATIONS = dict[str, Any](silu=F.silu, tanh=functools.partial(F.gelu, approximate="tanh"), none=F.gelu)
 """As `FusedMLP.activation` names them."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_CAUSAL_LM_ARGUMENTS = tuple(inspect.signature(FusedCausalLM.forward).parameters)
 
 
 @dataclass(frozen=True)
@@ -48,9 +59,7 @@ def norm(module: Any) -> Found:
         if type(module) is nn.LayerNorm:
             return Swap(FusedLayerNorm)
         return Swap(FusedRMSNorm, dict(eps_name="eps", offset=0.0, dtype_of="both"))
-    eps_name = next(
-        (name for name in ("variance_epsilon", "eps") if isinstance(getattr(module, name, None), float)), None
-    )
+    eps_name = next((name for name in NORM_EPS if isinstance(getattr(module, name, None), float)), None)
     parameters = dict(module.named_parameters())
     if eps_name is None or set(parameters) != {"weight"} or any(True for _ in module.children()):
         return None
@@ -93,14 +102,22 @@ def _more_than_one_tensor(module: nn.Module) -> str | None:
 
 def mlp(module: nn.Module) -> Found:
     """Gate, up and down projections, the first two perhaps in one, and an activation."""
-    projections = set(dict(module.named_children())) - set(_ACTIVATION_NAMES)
-    if projections not in ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}):
+    projections = set(dict(module.named_children())) - set(ACTIVATIONS)
+    if projections not in MLP_PROJECTIONS:
         return None
-    function = next((getattr(module, name) for name in _ACTIVATION_NAMES if hasattr(module, name)), None)
+    name = next((name for name in ACTIVATIONS if hasattr(module, name)), "")
+    function = getattr(module, name, None)
     activation = _activation(function)
     if activation is None:
         return f"its activation is neither SiLU nor GELU: {type(function).__name__}"
-    options = dict(activation=activation, is_one_projection="gate_up_proj" in projections)
+    if own := _own_settings(function):
+        return f"its activation has settings of its own: {own}"
+    options = dict(
+        activation=activation,
+        activation_name=name,
+        activation_is=identity(function),
+        is_one_projection="gate_up_proj" in projections,
+    )
     return _strange_projection(module, projections) or _other_mlp(module, activation) or Swap(FusedMLP, options)
 
 
@@ -112,6 +129,14 @@ def _activation(function: Any) -> str | None:
     except CALL_ERRORS:
         return None
     return next((name for name, f in _ACTIVATIONS.items() if torch.allclose(out, f(x), rtol=0.0, atol=1e-5)), None)
+
+
+def _own_settings(function: Any) -> str:
+    """What may change an activation without making it another, beside what PyTorch's and transformers' own have."""
+    if not isinstance(function, nn.Module):
+        return ""
+    attributes = {name for name in vars(function) if not name.startswith("_")}
+    return ", ".join(sorted((attributes - ACTIVATION_SETTINGS) | set(function.state_dict())))
 
 
 class _Gives(nn.Module):
@@ -130,12 +155,12 @@ def _other_mlp(module: Any, activation: str) -> str | None:
     input does not reach, and some drop out in training."""
     if more := _more_than_one_tensor(module):
         return more
-    width = getattr(module.down_proj, "base_layer", module.down_proj).weight.shape[1]
+    width = base_layer(module.down_proj).weight.shape[1]
     gate, up = 100.0 * torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0))
     stand_in: Any = object.__new__(type(module))
     stand_in.__dict__.update(module.__dict__, training=True, _modules={})
     for name, child in module.named_children():
-        stand_in._modules[name] = plain_copy(child) if name in _ACTIVATION_NAMES else _Gives()
+        stand_in._modules[name] = plain_copy(child) if name in ACTIVATIONS else _Gives()
     both = dict(gate_proj=gate, up_proj=up, gate_up_proj=torch.cat([gate, up], dim=-1))
     for name in stand_in._modules.keys() & both.keys():
         stand_in._modules[name].out = both[name]
@@ -155,14 +180,15 @@ def attention(module: Any) -> Found:
     children = set(dict(module.named_children()))
     if not hasattr(module, "layer_idx") or not (hasattr(module, "scaling") or hasattr(module, "is_causal")):
         return None
-    separate, one = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv_proj", "o_proj"}
-    if children not in (separate, separate | {"q_norm", "k_norm"}, one):
+    separate, one = ATTENTION_PROJECTIONS
+    if children not in (separate, separate | HEAD_NORMS, one):
         return f"it has {', '.join(sorted(children))}, not q_proj, k_proj, v_proj (or qkv_proj) and o_proj"
-    missing = [name for name in ("head_dim", "scaling", "attention_dropout", "config") if not hasattr(module, name)]
+    missing = [name for name in ATTENTION_SETTINGS if not hasattr(module, name)]
     if missing:
         return f"it has no {', '.join(missing)}"
-    taken = inspect.signature(type(module).forward).parameters
-    if absent := [name for name in ("position_embeddings", "past_key_values", "attention_mask") if name not in taken]:
+    forward = type(module).forward
+    taken = {*inspect.signature(forward).parameters} | ({"cache"} if cache_name(forward) else set())
+    if absent := [name for name in ("position_embeddings", "cache", "attention_mask") if name not in taken]:
         return f"its forward takes no {', '.join(absent)}"
     if own := [name for name, _ in module.named_parameters(recurse=False)]:
         return f"it has parameters of its own: {', '.join(own)}"
@@ -177,16 +203,15 @@ def attention(module: Any) -> Found:
         softcaps=hasattr(module, "attn_logit_softcapping"),
         window_of=next((name for name, holder in holders if hasattr(holder, "sliding_window")), ""),
     )
-    return _strange_projection(module, children - {"q_norm", "k_norm"}) or Swap(FusedAttention, options)
+    return _strange_projection(module, children - HEAD_NORMS) or Swap(FusedAttention, options)
 
 
 def decoder_layer(module: Any) -> Swap | str:
     """Attention and MLP, each after a norm and inside a residual sum. Its submodules must have been swapped before."""
     children: dict[str, Any] = dict(module.named_children())
-    expected = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-    if missing := sorted(expected - set(children)):
+    if missing := sorted(DECODER_LAYER - set(children)):
         return f"it has no {', '.join(missing)}"
-    rest = set(children) - expected
+    rest = set(children) - DECODER_LAYER
     if more := sorted(name for name in rest if not isinstance(children[name], nn.Dropout)):
         return f"more than a projection stands before its sums: {', '.join(more)}"
     if any(children[name].p > 0.0 for name in rest):
@@ -195,7 +220,7 @@ def decoder_layer(module: Any) -> Swap | str:
         return dropout
     if not isinstance(children["self_attn"], FusedAttention) and not isinstance(children["mlp"], FusedMLP):
         return "neither its attention nor its MLP was swapped"
-    return Swap(FusedDecoderLayer)
+    return Swap(FusedDecoderLayer, dict(dropouts=tuple(sorted(rest))))
 
 
 def causal_lm(module: Any) -> Found:
@@ -203,20 +228,26 @@ def causal_lm(module: Any) -> Found:
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     if head is None or not hasattr(module, "loss_function"):
         return None
-    if tuple(inspect.signature(type(module).forward).parameters) != _CAUSAL_LM_ARGUMENTS:
+    if _arguments(type(module).forward) != _arguments(FusedCausalLM.forward):
         return "its forward takes other arguments than a language model's"
     if module.loss_function is not ForCausalLMLoss:
         return "its loss is not that of the next token"
     if type(head) is not nn.Linear:
         return f"its head is {_class_name(head)}, not nn.Linear"
-    return Swap(FusedCausalLM)
+    return Swap(FusedCausalLM, dict(cache_name=cache_name(type(module).forward)))
+
+
+def _arguments(forward: Any) -> list[str]:
+    """The names of the arguments of a forward, in order, whatever it calls the cache."""
+    own = cache_name(forward)
+    return ["cache" if name == own else name for name in inspect.signature(forward).parameters]
 
 
 def untouchable(module: nn.Module, *, recurse: bool = True) -> str | None:
     """Why a module must be left alone whatever its structure: somebody else runs it, or its parameters are not here."""
     for name, submodule in module.named_modules() if recurse else [("", module)]:
         where = f"its {name}" if name else "it"
-        if hasattr(submodule, "_hf_hook"):
+        if is_dispatched(submodule):
             return f"{where} is dispatched or offloaded by accelerate"
         if "forward" in submodule.__dict__:
             return f"{where} has a forward of its own on the instance"
@@ -233,8 +264,7 @@ def untouchable(module: nn.Module, *, recurse: bool = True) -> str | None:
 def _strange_projection(module: nn.Module, names: set[str]) -> str | None:
     """Names a projection that is neither nn.Linear nor an adapter around one (PEFT), so quantised ones too."""
     for name in sorted(names):
-        projection = getattr(module, name)
-        base = getattr(projection, "base_layer", projection)
+        base = base_layer(getattr(module, name))
         if type(base) is not nn.Linear:
             return f"its {name} is {_class_name(base)}, not nn.Linear"
     return None

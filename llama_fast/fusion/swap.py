@@ -57,6 +57,7 @@ def _fused_class(kind: Any, original: Any, options: tuple[tuple[str, Any], ...])
     record, which loss to use), so the name stays too.
     """
     namespace = dict(options) | dict(
+        forward=_while_swapped(kind),
         __module__=original.__module__,
         __qualname__=original.__qualname__,
         __doc__=original.__doc__,
@@ -65,15 +66,35 @@ def _fused_class(kind: Any, original: Any, options: tuple[tuple[str, Any], ...])
     return type(original.__name__, (kind, original), namespace)
 
 
+def _while_swapped(kind: Any) -> Any:
+    """The forward of a `kind` for as long as a module is one. Others keep bound forwards (accelerate, `torch.compile`, a variable),
+    and call them after `restore` too: then the module's own runs."""
+
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self, kind):
+            return kind.forward(self, *args, **kwargs)
+        return type(self).forward(self, *args, **kwargs)
+
+    own: Any = forward
+    own.__code__ = own.__code__.replace()  # one for each class: `torch.compile` counts its recompilations by code
+    return own
+
+
 def _new(*parts: Any) -> Any:
     made = _fused_class(*parts)
     return made.__new__(made)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether hooks want to see the module's own inputs and outputs: it must then be called the way it always was."""
+    """Whether others see the module's own inputs and outputs, by hooks or by a `forward` of theirs on the instance (accelerate): it
+    must then be called the way it always was."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
     )
 
 

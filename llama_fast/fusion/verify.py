@@ -2,26 +2,23 @@
 
 Everything runs on a copy of one layer at a time, without its hooks: the model itself is neither run nor changed, and no
 random number of PyTorch's is drawn. A copy answers three times: as it is (the peer), swapped, and, as it is again, in
-float64 throughout (the reference). Attention and decoder layers need more than hidden states; what else they get (rotary angles, masks) is
-recorded from one forward pass of the model in which stand-ins take the place of its layers and compute nothing.
+float64 throughout (the reference).
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..kernels.parity import GRADIENT_FACTOR, OUTPUT_FACTOR, error_bound, relative_error
-from .swap import HOOKS, Fused, plain_copy, restore, swap
+from .calls import Case, LayerCases, randn
+from .neighbours import BaseModelOutputWithPast, DynamicCache, cache_name, set_attention, set_experts
+from .swap import HOOKS, plain_copy, restore
 
-BATCH, SEQ, PADDING = 2, 12, 3
 _TRIES = 8
 _LOUD = 8  # ten deviations of a projection of unit input, and no overflow of their products in float16
 
@@ -45,25 +42,7 @@ class Parity:
         )
 
 
-@dataclass(frozen=True)
-class Case:
-    """A call of a layer: hidden states (batch, seq, ...), the other arguments by attention, and which tokens count."""
-
-    hidden: Tensor
-    arguments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    counted: Tensor | None = None
-
-
 Results = dict[str, Tensor]
-
-
-def random_case(size: int, like: Tensor) -> Case:
-    return Case(_randn(BATCH, SEQ, size, like=like))
-
-
-def _randn(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
-    """The same numbers on every device and in every dtype, without touching PyTorch's own generators."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(like.device, like.dtype)
 
 
 def check(
@@ -123,25 +102,27 @@ class InFloat64(TorchFunctionMode):
 def _run(
     layer: nn.Module, case: Case, implementation: str, dtype: torch.dtype | None, *, with_cache: bool, gradients: bool
 ) -> Results:
-    hidden = _as_dtype(case.hidden, dtype).detach().clone().requires_grad_(gradients)
-    arguments = {name: _as_dtype(value, dtype) for name, value in case.arguments.get(implementation, {}).items()}
-    cache = DynamicCache() if with_cache else None
-    if cache is not None:
-        arguments["past_key_values"] = cache
-    counted = torch.ones(hidden.shape[:2], dtype=torch.bool) if case.counted is None else case.counted
+    """What the layer gives for the calls of a case. One that has a cache of its own gets no other."""
+    gradients, with_cache = gradients and case.trains, with_cache and case.make_cache is None
+    cache: Any = DynamicCache() if with_cache else case.make_cache() if case.make_cache is not None else None
+    found = {}
     with torch.set_grad_enabled(gradients):
-        out = layer(hidden, **arguments)
-        out = (out[0] if isinstance(out, tuple) else out)[counted]
-    found = {"output": out.detach()}
+        for call in case.calls:
+            hidden = _as_dtype(call.hidden, dtype).detach().clone().requires_grad_(gradients)
+            given = {name: _as_dtype(value, dtype) for name, value in call.arguments_of(implementation, cache).items()}
+            if with_cache:
+                given[cache_name(layer.forward) or ""] = cache
+            out = layer(hidden, **given)
+            out = out[0] if isinstance(out, tuple) else out
+            found[call.what] = out if call.counted is None else out[call.counted]
     if gradients:
-        upstream = _as_dtype(_randn(*out.shape, like=case.hidden, seed=1), dtype)
-        found["gradient"] = torch.autograd.grad(out, hidden, upstream.to(out.dtype))[0]
-    if cache is not None:
-        entries: Any = cache.layers  # empty ones for the layers before this one
-        entry = next(entry for entry in entries if entry.get_seq_length())
+        upstream = _as_dtype(randn(*found[call.what].shape, like=call.hidden, seed=1), dtype)
+        found["gradient"] = torch.autograd.grad(found[call.what], hidden, upstream.to(found[call.what].dtype))[0]
+    if with_cache:
+        entry = next(entry for entry in cache.layers if entry.get_seq_length())  # the layers before have empty ones
         for name, states in (("key", entry.keys), ("value", entry.values)):  # (batch, heads, seq, head_dim)
-            found[name] = states.transpose(1, 2)[counted].detach()
-    return found
+            found[name] = states.transpose(1, 2)[call.counted]
+    return {name: tensor.detach() for name, tensor in found.items()}
 
 
 def _as_dtype(value: Any, dtype: torch.dtype | None) -> Any:
@@ -164,92 +145,45 @@ def _set_attention(layer: nn.Module, implementation: str) -> None:
     submodule: Any
     for submodule in layer.modules():
         if implementation and hasattr(submodule, "config"):
-            submodule.config._attn_implementation = implementation
+            set_attention(submodule.config, implementation)
 
 
 def _set_experts(layer: nn.Module, implementation: str) -> None:
     submodule: Any
     for submodule in layer.modules():
         if hasattr(submodule, "config"):
-            submodule.config._experts_implementation = implementation
+            set_experts(submodule.config, implementation)
 
 
-def faint(case: Case) -> Case:
-    """The case for a whole decoder layer: its norms undo the factor, so what it adds isn't lost beside what it adds it to."""
-    return replace(case, hidden=case.hidden / 64)
+def faint(cases: Iterable[Case]) -> list[Case]:
+    """Cases for a whole decoder layer: its norms undo the factor, so what it adds isn't lost beside what it adds it to."""
+    return [case.scaled(1 / 64) for case in cases]
 
 
-def check_attention(layer: Any, cases: Sequence[Case], change: Callable[[nn.Module], None], **options: Any) -> Parity:
+def check_attention(layer: Any, cases: LayerCases, change: Callable[[nn.Module], None], **options: Any) -> Parity:
     """`check` with hidden states as they are, and with large ones, which show whether queries, keys or values are clipped."""
     loud: Any = plain_copy(layer)
     loud.scaling = layer.scaling / _LOUD**2  # the softmax sees what it saw
-    shouted = [replace(case, hidden=case.hidden * _LOUD) for case in cases]
-    return worst([check(layer, cases, change, **options), check(loud, shouted, change, **options)])
+    shouted = [case.scaled(_LOUD) for case in cases.prompts]
+    return worst(
+        [
+            check(layer, cases.prompts + cases.pieces, change, **options),
+            check(loud, shouted, change, **options),
+        ]
+    )
 
 
-class _Recorder(Fused):
-    """Stands in for a decoder layer: notes what it is called with, and returns its hidden states."""
-
-    def __call__(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        self.__dict__["recorded"] = kwargs
-        return hidden_states
-
-
-def layer_cases(model: Any, layers: Sequence[nn.Module], implementations: Sequence[str]) -> list[list[Case]]:
-    """For each decoder layer two calls, with the arguments that each attention asks for: one with left padding at the last
-    positions that the model knows, where some scale their queries, and one at the first, without padding.
-
-    The model's config must be its own: its attention is set for the time of the passes.
-    """
-    parameter = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (BATCH, SEQ), generator=generator).to(parameter.device)
-    cases: list[list[Case]] = [[] for _ in layers]
-    for padding in (PADDING, 0):  # in this order: some rotary embeddings remember how far they went
-        mask = torch.ones(BATCH, SEQ, dtype=torch.bool, device=parameter.device)
-        mask[-1, :padding] = False
-        inputs = dict(input_ids=ids) | (dict(attention_mask=mask, **_last_positions(model)) if padding else {})
-        recorded = {name: _record(model, layers, name, **inputs) for name in implementations}
-        for i, found in enumerate(cases):
-            hidden = _randn(BATCH, SEQ, model.config.hidden_size, like=next(layers[i].parameters()), seed=i)
-            found.append(Case(hidden, {name: calls[i] for name, calls in recorded.items()}, mask))
-    return cases
-
-
-def _last_positions(model: Any) -> dict[str, Tensor]:
-    end = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(end, int) or end < SEQ or "position_ids" not in inspect.signature(model.forward).parameters:
-        return {}
-    return dict(position_ids=torch.arange(end - SEQ, end, device=next(model.parameters()).device)[None])
-
-
-def _record(model: Any, layers: Sequence[nn.Module], implementation: str, **inputs: Tensor) -> list[dict[str, Any]]:
-    before = model.config._attn_implementation
-    model.config._attn_implementation = implementation
-    for layer in layers:
-        swap(layer, _Recorder)
-    try:
-        with torch.no_grad():
-            model.forward(**inputs, use_cache=False)
-        return [layer.__dict__["recorded"] for layer in layers]
-    finally:
-        for layer in layers:
-            restore(layer)
-            layer.__dict__.pop("recorded", None)
-        model.config._attn_implementation = before
-
-
-def check_loss(model: Any, kind: type[Fused]) -> Parity:
+def check_loss(model: Any, change: Callable[[nn.Module], None]) -> Parity:
     """Checks the loss, token by token, and the gradient of all of them, on a copy of the model's head alone."""
     head = plain_copy(model.get_output_embeddings())
     weight: Any = head.weight
-    hidden = _randn(1, _TRIES + 1, weight.shape[1], like=weight)
+    hidden = randn(1, _TRIES + 1, weight.shape[1], like=weight)
     labels = torch.randint(weight.shape[0], (1, _TRIES + 1), generator=torch.Generator().manual_seed(1)).to(
         weight.device
     )
     with _only_head(model, head, hidden) as (twin, stub):
         peers = _losses(twin, stub, hidden, labels)
-        swap(twin, kind)
+        change(twin)
         ours = _losses(twin, stub, hidden, labels)
         if twin(labels=labels).logits is not None:
             raise RuntimeError("its loss was computed from its logits")

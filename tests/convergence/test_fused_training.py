@@ -15,8 +15,8 @@ import llama_fast
 from llama_fast.fusion.verify import InFloat64
 from llama_fast.kernels.parity import GRADIENT_FACTOR, error_bound, relative_error
 from tests.checkpoints import DREAM, needs_dream
-from tests.fusion.models import make
-from tests.parity import not_interpreted
+from tests.fusion.models import KINDS, assert_fused_ran, make
+from tests.parity import CalledOps, not_interpreted
 
 STEPS = 30
 
@@ -59,7 +59,10 @@ def assert_same_course(plain, accumulate):
     fused = copy.deepcopy(plain)
     report = llama_fast.fuse(fused, mode="training")
     assert not [left for left in report.left if left.kind != "residual"], str(report)
-    ours = train(fused, accumulate=accumulate)
+    with CalledOps() as ran:
+        ours = train(fused, accumulate=accumulate)
+    swapped = {kind: report.count(kind) for kind in KINDS.values()}
+    assert_fused_ran(ran, swapped, passes=STEPS * accumulate, trains=True)
     error, peer_error = relative_error(ours, exact), relative_error(theirs, exact)
     bound = error_bound(peer_error, torch.float32, factor=GRADIENT_FACTOR)
     assert error <= bound, f"losses are off by {error:.2e}, transformers' by {peer_error:.2e}, bound {bound:.2e}"

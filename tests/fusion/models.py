@@ -1,6 +1,8 @@
 """Tiny models with random weights, one of each family that `fuse` knows, and of some that it knows in part."""
 
 import copy
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -105,6 +107,22 @@ def assert_within_rule(what: str, actual: Tensor, peer: Tensor, expected: Tensor
     error, peer_error = relative_error(actual, expected), relative_error(peer, expected)
     bound = error_bound(peer_error, actual.dtype, factor=GRADIENT_FACTOR if gradient else OUTPUT_FACTOR)
     assert error <= bound, f"{what}: relative error {error:.3e}, transformers' {peer_error:.3e}, bound {bound:.3e}"
+
+
+KINDS = dict(
+    rms_norm="norm", add_rms_norm="norm", layer_norm="norm", add_layer_norm="norm", glu="mlp", rope="rope",
+    attention="attention", attention_decode="attention", linear="residual", linear_cross_entropy="loss",
+)  # fmt: skip
+"""Which kind of swap a fused op stands for."""
+
+
+def assert_fused_ran(names: Sequence[str], swapped: dict[str, int], *, passes: int = 1, trains: bool = False) -> None:
+    """Of the ops that ran (`CalledOps`) those of ours are those of `passes` passes: a layer that was not swapped gives the same numbers."""
+    ours = (name.split(".")[1] for name in names if name.startswith("llama_fast."))
+    ran = Counter(KINDS[op] for op in ours if not op.endswith("_backward"))
+    times = dict(residual=2, rope=1 + trains, loss=int(trains))  # two sums a layer; RoPE is its own backward
+    expected = {kind: passes * count * times.get(kind, 1) for kind, count in swapped.items()}
+    assert dict(ran) == {kind: count for kind, count in expected.items() if count}
 
 
 def generate(model: Any, ids: Tensor, **options: Any) -> Tensor:

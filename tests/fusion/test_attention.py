@@ -160,6 +160,16 @@ def test_attention_weights_are_given_when_asked_for(device):
             torch.testing.assert_close(a, b)
 
 
+def test_attention_weights_of_generated_tokens(device):
+    plain, fused, ids = make(device=device, attn_implementation="eager"), make(device=device), random_ids(device=device)
+    llama_fast.fuse(fused)
+    wanted = dict(output_attentions=True, return_dict_in_generate=True, max_new_tokens=3, pad_token_id=0)
+    ours, theirs = fused.generate(ids, **wanted), plain.generate(ids, **wanted)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for a, b in zip(sum(ours.attentions, ()), sum(theirs.attentions, ()), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_config_that_asks_for_attention_weights_keeps_its_attention(device):
     model, ids = make(device=device, attn_implementation="eager", output_attentions=True), random_ids(device=device)
     expected = model(ids).attentions

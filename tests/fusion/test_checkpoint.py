@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llama_fast
 from tests.checkpoints import DREAM, needs_dream
-from tests.fusion.models import assert_within_rule, generate, logits, logits_in_float64
-from tests.parity import not_interpreted
+from tests.fusion.models import KINDS, assert_fused_ran, assert_within_rule, generate, logits, logits_in_float64
+from tests.parity import CalledOps, not_interpreted
 
 PROMPTS = ["Once upon a time, there was a little girl", "The dog", "Tom and Lily went to the park. They saw"]
 
@@ -31,7 +31,10 @@ def test_logits_tokens_and_the_way_back(model, tokenizer, device):
     theirs = logits(model, tokens)
     report = llama_fast.fuse(model)
     assert not report.left, str(report)
-    assert_within_rule("logits", logits(model, tokens), theirs, exact)
+    with CalledOps() as ran:
+        ours = logits(model, tokens)
+    assert_fused_ran(ran, {kind: report.count(kind) for kind in KINDS.values()})
+    assert_within_rule("logits", ours, theirs, exact)
     if model.dtype == torch.float32:
         assert torch.equal(generate(model, ids, max_new_tokens=64), tokens)
     llama_fast.unfuse(model)

@@ -6,6 +6,7 @@ import torch
 import llama_fast
 from tests.fusion.models import (
     FAMILIES,
+    assert_fused_ran,
     assert_within_rule,
     generate,
     gradients_in_float64,
@@ -15,7 +16,7 @@ from tests.fusion.models import (
     make,
     random_ids,
 )
-from tests.parity import not_interpreted
+from tests.parity import CalledOps, not_interpreted
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -29,6 +30,23 @@ def test_what_is_swapped(family, device):
 
 
 @not_interpreted
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "stablelm"])
+def test_nothing_is_left(family, mode, device):
+    """On every transformers that is supported, with its names for things; and what is swapped runs: a prompt, and a step after it."""
+    model, swapped = make(family, device), dict(FAMILIES[family][2])
+    report = llama_fast.fuse(model, mode=mode)
+    assert not report.left, str(report)
+    with CalledOps() as ran:
+        generate(model, random_ids(device=device), max_new_tokens=2)
+    assert_fused_ran(ran, swapped, passes=2)
+    assert "llama_fast.attention_decode.default" in ran
+    with CalledOps() as ran:
+        loss_and_gradients(model, random_ids(device=device))
+    assert_fused_ran(ran, swapped if mode == "training" else swapped | dict(loss=0), trains=True)
+
+
+@not_interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @families
 def test_logits(family, dtype, device):
@@ -39,14 +57,10 @@ def test_logits(family, dtype, device):
     llama_fast.fuse(fused)
     for inputs in ({}, dict(attention_mask=mask)):
         counted = inputs.get("attention_mask", torch.ones_like(ids)).bool()
-        ours, theirs, exact = (
-            found[counted]
-            for found in (
-                logits(fused, ids, **inputs),
-                logits(plain, ids, **inputs),
-                logits_in_float64(plain, ids, **inputs),
-            )
-        )
+        with CalledOps() as ran:
+            ours = logits(fused, ids, **inputs)[counted]
+        assert_fused_ran(ran, FAMILIES[family][2])
+        theirs, exact = (f(plain, ids, **inputs)[counted] for f in (logits, logits_in_float64))
         assert_within_rule(f"logits with {list(inputs)}", ours, theirs, exact)
 
 
@@ -55,11 +69,10 @@ def test_logits(family, dtype, device):
 def test_gradients(family, device):
     plain, fused, ids = make(family, device), make(family, device), random_ids(device=device)
     llama_fast.fuse(fused, mode="training")
-    ours, theirs, exact = (
-        loss_and_gradients(fused, ids),
-        loss_and_gradients(plain, ids),
-        gradients_in_float64(plain, ids),
-    )
+    with CalledOps() as ran:
+        ours = loss_and_gradients(fused, ids)
+    assert_fused_ran(ran, FAMILIES[family][2], trains=True)
+    theirs, exact = loss_and_gradients(plain, ids), gradients_in_float64(plain, ids)
     assert set(ours) == set(theirs)
     for name in exact:
         assert_within_rule(name, ours[name], theirs[name], exact[name], gradient=True)
@@ -71,7 +84,9 @@ def test_greedy_tokens(family, device):
     model, ids = make(family, device), random_ids(device=device)
     plain = generate(model, ids, max_new_tokens=64)
     llama_fast.fuse(model)
-    assert torch.equal(generate(model, ids, max_new_tokens=64), plain)
+    with CalledOps() as ran:
+        assert torch.equal(generate(model, ids, max_new_tokens=64), plain)
+    assert_fused_ran(ran, FAMILIES[family][2], passes=64)
 
 
 @not_interpreted

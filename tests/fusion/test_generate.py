@@ -8,8 +8,18 @@ from transformers import DynamicCache, StaticCache
 
 import llama_fast
 from llama_fast import ops
-from tests.fusion.models import assert_within_rule, generate, logits, logits_in_float64, make, random_ids
-from tests.parity import not_interpreted
+from llama_fast.fusion.neighbours import CACHE_NAME
+from tests.fusion.models import (
+    FAMILIES,
+    assert_fused_ran,
+    assert_within_rule,
+    generate,
+    logits,
+    logits_in_float64,
+    make,
+    random_ids,
+)
+from tests.parity import CalledOps, not_interpreted
 
 pytestmark = not_interpreted
 
@@ -34,7 +44,11 @@ def padded(ids, padding):
 def test_same_tokens(family, way, device):
     plain, fused, ids = make(family, device), make(family, device), random_ids(device=device)
     llama_fast.fuse(fused)
-    assert torch.equal(generate(fused, ids, **WAYS[way]), generate(plain, ids, **WAYS[way]))
+    with CalledOps() as ran:
+        tokens = generate(fused, ids, **WAYS[way])
+    assert torch.equal(tokens, generate(plain, ids, **WAYS[way]))
+    pieces = 2 if way == "chunked prefill" else 0  # 12 tokens by 4
+    assert_fused_ran(ran, FAMILIES[family][2], passes=20 + pieces)
 
 
 @pytest.mark.parametrize("way", ["greedy", "beams", "static cache"])
@@ -60,9 +74,9 @@ def test_decoding_takes_its_own_kernel_and_copies_nothing(device, monkeypatch):
         return attention_decode(q, k, v, *args, **options)
 
     monkeypatch.setattr(ops, "attention_decode", decode)
-    logits(model, ids, past_key_values=cache)
+    logits(model, ids, **{CACHE_NAME: cache})
     assert not seen
-    logits(model, ids[:, :1], past_key_values=cache)
+    logits(model, ids[:, :1], **{CACHE_NAME: cache})
     assert [(k.data_ptr(), v.data_ptr()) for k, v in seen] == [
         (layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers
     ]
@@ -90,9 +104,12 @@ def test_a_cache_filled_piece_by_piece(family, kind, device):
 
     def pieces(model):
         cache = kind(config=model.config, **settings)
-        return torch.cat([logits(model, part, past_key_values=cache) for part in ids.split([8, 4, 1, 1], dim=1)], dim=1)
+        return torch.cat([logits(model, part, **{CACHE_NAME: cache}) for part in ids.split([8, 4, 1, 1], dim=1)], dim=1)
 
-    assert_within_rule(f"logits with {kind.__name__}", pieces(fused), pieces(plain), logits_in_float64(plain, ids))
+    with CalledOps() as ran:
+        ours = pieces(fused)
+    assert_fused_ran(ran, FAMILIES[family][2], passes=4)
+    assert_within_rule(f"logits with {kind.__name__}", ours, pieces(plain), logits_in_float64(plain, ids))
 
 
 def test_a_compiled_step_with_a_static_cache(device):
@@ -104,12 +121,12 @@ def test_a_compiled_step_with_a_static_cache(device):
     step = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
     cache = StaticCache(config=model.config, max_cache_len=20)
     with torch.no_grad():
-        out = model(ids, attention_mask=mask, past_key_values=cache)
+        out = model(ids, attention_mask=mask, **{CACHE_NAME: cache})
         for _ in range(3):
             ids = torch.cat([ids, out.logits[:, -1:].argmax(-1)], dim=1)
             mask = torch.cat([mask, mask[:, -1:]], dim=1)
             inputs = model.prepare_inputs_for_generation(
-                ids, next_sequence_length=1, past_key_values=cache, attention_mask=mask
+                ids, next_sequence_length=1, **{CACHE_NAME: cache}, attention_mask=mask
             )
             assert inputs["attention_mask"].dtype == torch.int32
             out = step(**inputs)

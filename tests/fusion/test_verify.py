@@ -13,7 +13,7 @@ import llama_fast
 from llama_fast import ops
 from llama_fast.fusion.layers import FusedCausalLM
 from llama_fast.fusion.swap import Fused
-from tests.fusion.models import SIZES, logits, make, random_ids
+from tests.fusion.models import SIZES, generate, logits, make, random_ids
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -46,6 +46,7 @@ def wrong_gradient(gate, up):
 
 
 ROPE, ATTENTION, LOSS = ops.rope, ops.attention, ops.linear_cross_entropy
+ATTENTION_DECODE = ops.attention_decode
 WRONG = {
     "rms_norm": (wrong_norm, "norm"),
     "swiglu": (lambda gate, up: F.silu(up) * gate, "mlp"),
@@ -108,6 +109,66 @@ def test_padding_is_checked_too(device, monkeypatch):
     assert llama_fast.fuse(make(device=device)).count("attention") == 0
 
 
+def is_called(branch, options):
+    """Whether a call of `ops.attention` is of a branch; only the ranges of a static cache end before the keys do."""
+    mask, end = options.get("mask"), options.get("key_end")
+    return {
+        "padding on the right": mask is not None and options.get("causal", True),
+        "packed": mask is not None and not options.get("causal", True),
+        "static cache": end is not None and int(end.max()) < options["keys"],
+        "chunk": options["queries"] > 1 and options["keys"] > options["queries"] and end is None,
+    }[branch]
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("branch", ["one query", "padding on the right", "packed", "static cache", "chunk"])
+def test_every_branch_is_checked(branch, mode, device, monkeypatch):
+    """What is wrong only there, a little, is noticed."""
+
+    def attention(q, k, v, **options):
+        out = ATTENTION(q, k, v, **options)
+        sizes = dict(queries=q.shape[2], keys=k.shape[2])
+        return 1.001 * out if branch != "one query" and is_called(branch, options | sizes) else out
+
+    def attention_decode(*args, **options):
+        return (1.001 if branch == "one query" else 1.0) * ATTENTION_DECODE(*args, **options)
+
+    monkeypatch.setattr(ops, "attention", attention)
+    monkeypatch.setattr(ops, "attention_decode", attention_decode)
+    report = llama_fast.fuse(make(device=device), mode=mode)
+    assert report.count("attention") == 0 and report.count("rope") == 2
+    assert all("is off by" in left.reason for left in report.left)
+
+
+@pytest.mark.parametrize("name", ["rope", "swiglu", "linear"])
+def test_a_single_token_is_checked_too(name, device, monkeypatch):
+    """For which there are other kernels."""
+    op = getattr(ops, name)
+
+    def wrong(x, *args, **options):
+        tokens = x.shape[2] if name == "rope" else x.shape[:-1].numel() // (2 if x.shape[0] == 2 else 1)
+        factor = 1.001 if tokens == 1 else 1.0
+        return op(factor * x, *args, **options)
+
+    monkeypatch.setattr(ops, name, wrong)
+    report = llama_fast.fuse(make(device=device))
+    assert report.count({"rope": "rope", "swiglu": "mlp", "linear": "residual"}[name]) == 0
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("head_dim", [2, 8, 10, 12, 16, 34, 256, 258])
+def test_no_size_that_is_taken_fails_later(head_dim, verify, device):
+    """Not in generating either, where one query has another kernel than a prompt."""
+    plain, fused = make(device=device, head_dim=head_dim), make(device=device, head_dim=head_dim)
+    ids = random_ids(device=device)
+    report = llama_fast.fuse(fused, verify=verify)
+    for cache in (None, "static"):
+        options = dict(max_new_tokens=4, cache_implementation=cache)
+        assert torch.equal(generate(fused, ids, **options), generate(plain, ids, **options))
+    assert report.count("attention") == 2 or any("head_dim must be" in left.reason for left in report.left)
+    assert report.count("rope") == report.count("residual") == 2
+
+
 def test_a_check_that_checks_nothing_fails(device, monkeypatch):
     monkeypatch.setattr(FusedCausalLM, "_has_plain_loss", lambda self: False)
     (left,) = llama_fast.fuse(make(device=device), mode="training").left
@@ -115,8 +176,9 @@ def test_a_check_that_checks_nothing_fails(device, monkeypatch):
 
 
 def test_a_failing_op_is_a_reason(device, monkeypatch):
-    def refuse(*_, **__):
-        raise ValueError("not for this shape")
+    def refuse(q, k, v, **options):
+        if q.device.type != "meta":  # where sizes are asked for
+            raise ValueError("not for this shape")
 
     monkeypatch.setattr(ops, "attention", refuse)
     report = llama_fast.fuse(make(device=device))
@@ -192,6 +254,24 @@ def test_what_random_input_does_not_show_in_an_mlp():
     assert torch.equal(torch.rand(3), expected), "the dropout of the trial must not move PyTorch's generator"
     mlp.dropout = 0.0
     assert llama_fast.fuse(mlp, verify=False).count("mlp") == 1
+
+
+class Swish(nn.Module):
+    def __init__(self, beta, *, learned=False):
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(beta)) if learned else beta
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.beta * x)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_an_activation_with_settings_is_left(learned):
+    """It is SiLU today, and may be something else tomorrow."""
+    mlp = ClampingMLP().eval()
+    mlp.limit, mlp.act_fn = float("inf"), Swish(1.0, learned=learned)
+    (left,) = llama_fast.fuse(mlp).left
+    assert left.reason == "its activation has settings of its own: beta"
 
 
 def test_queries_that_are_clipped_are_noticed(device):

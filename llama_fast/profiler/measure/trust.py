@@ -126,7 +126,7 @@ class _InDouble:
 
 def _blocks(model: Any) -> list[Any]:
     """Where nearly all weights are."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
+    from ...fusion.neighbours import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     ends = (model.get_input_embeddings(), model.get_output_embeddings())

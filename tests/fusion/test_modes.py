@@ -1,0 +1,100 @@
+"""`fuse` finds the same whatever is switched on around the call, and leaves that as it was."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import llama_fast
+from llama_fast.fusion.verify import InFloat64
+from tests.fusion.models import make, random_ids
+from tests.parity import not_interpreted
+
+pytestmark = not_interpreted
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    try:
+        yield
+        assert torch.empty(1).device.type == device
+    finally:
+        torch.set_default_device(None)
+
+
+@contextmanager
+def global_hooks():
+    calls = []
+    handles = [
+        nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1)),
+        nn.modules.module.register_module_full_backward_hook(lambda *_: calls.append(1)),
+    ]
+    try:
+        yield
+        assert not calls, "hooks must not fire while layers are checked"
+        nn.Identity()(torch.ones(1))
+        assert calls, "they must be there again"
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+AROUND = {
+    "default dtype bfloat16": lambda _: default_dtype(torch.bfloat16),
+    "default dtype float64": lambda _: default_dtype(torch.float64),
+    "default device": lambda _: default_device("meta"),
+    "device context": lambda _: torch.device("meta"),
+    "inference_mode": lambda _: torch.inference_mode(),
+    "no_grad": lambda _: torch.no_grad(),
+    "autocast": lambda device: torch.autocast(device.type, torch.bfloat16),
+    "fake tensors": lambda _: FakeTensorMode(),
+    "flop counter": lambda _: FlopCounterMode(display=False),
+    "function mode": lambda _: InFloat64(),
+    "global hooks": lambda _: global_hooks(),
+}
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_around_changes_nothing(around, mode, device):
+    model, expected = make(device=device), llama_fast.fuse(make(device=device), mode=mode)
+    with AROUND[around](device):
+        report = llama_fast.fuse(model, mode=mode)
+    assert report == expected
+    assert not report.left, str(report)
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_a_model_made_in_inference_mode(mode, device):
+    with torch.inference_mode():
+        model = make(device=device)
+    assert not llama_fast.fuse(model, mode=mode).left
+
+
+def test_what_is_around_is_there_again_after_an_error(device, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    model = make(device=device)
+    monkeypatch.setattr(llama_fast.ops, "rms_norm", interrupt)
+    with default_dtype(torch.bfloat16), torch.inference_mode(), torch.autocast(device.type, torch.float16):
+        with pytest.raises(KeyboardInterrupt):
+            llama_fast.fuse(model)
+        assert torch.get_default_dtype() == torch.bfloat16
+        assert torch.is_inference_mode_enabled()
+        assert torch.is_autocast_enabled(device.type)
+    assert model(random_ids(device=device)).logits.dtype == torch.float32
