@@ -13,11 +13,12 @@ TRITON ?= 3.6.0 3.9.0
 TRANSFORMERS ?= 5.17.0 5.23.0 newest
 INTERPRETED_TESTS := tests/kernels tests/fusion tests/engine/test_engine.py
 FUSE_TESTS ?= tests/fusion tests/convergence
+QUICK_FUSE_TESTS := tests/fusion/test_neighbours.py tests/fusion/test_families.py -k "not greedy and not kernels"
 # PyPI's torch 2.13.0 asks for this Triton where it comes with CUDA: one file serves both builds
 LOCK_TRITON := triton==3.7.1
 LOCK := .cache/lock/bin/python -m pip
 
-.PHONY: demo test bench check install lock test-triton test-transformers test-without-triton nightly clean
+.PHONY: demo test bench check install lock test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
 
 demo: $(INSTALLED)  ## swap fused layers into a LLaMA: parity, throughput, latency
 	@$(BIN)/llama-fast demo
@@ -29,7 +30,7 @@ test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton 
 	@TRITON_INTERPRET=1 $(PYTEST) --every 5 $(INTERPRETED_TESTS)
 
 nightly: $(INSTALLED)  ## all that is too slow for every change, and the newest releases of our neighbours
-	@$(PYTEST)
+	@$(PYTEST) --nightly
 	@TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED_TESTS)
 	@$(MAKE) test-triton test-transformers test-without-triton
 
@@ -48,11 +49,15 @@ test-triton: $(INSTALLED)  ## the binaries again, by each release of Triton in T
 	    PYTHONPATH=.cache/triton-$$version $(PYTEST) tests/kernels/test_binaries.py || exit 1; \
 	done
 
-test-transformers: $(INSTALLED)  ## FUSE_TESTS beside each release of transformers in TRANSFORMERS
+# transformers 5.17 imports httpx, which huggingface_hub 2 brings no more
+test-oldest-transformers: FUSE_TESTS = $(QUICK_FUSE_TESTS)
+test-oldest-transformers: TRANSFORMERS = 5.17.0
+test-oldest-transformers test-transformers: $(INSTALLED)  ## FUSE_TESTS beside each release of transformers in TRANSFORMERS
 	@for version in $(TRANSFORMERS); do \
 	    echo "== fuse on transformers $$version"; \
 	    $(BIN)/python -m pip install -q --no-deps --upgrade --target .cache/transformers-$$version \
-	        transformers$$(test $$version = newest || echo "==$$version") && \
+	        transformers$$(test $$version = newest || echo "==$$version") \
+	        $$(test $$version != 5.17.0 || echo "huggingface_hub<2 httpx httpcore") && \
 	    PYTHONPATH=.cache/transformers-$$version $(PYTEST) $(FUSE_TESTS) || exit 1; \
 	done
 

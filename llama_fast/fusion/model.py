@@ -194,7 +194,7 @@ class _Fusing:
         self, layer: nn.Module, calls: LayerCases, implementations: tuple[str, str, str]
     ) -> tuple[str | None, Parity | None]:
         """The reason against our attention in a layer, and its numbers: alone where that is possible, else in the layer."""
-        reason = untouchable(layer) or self._dropout(layer) or _size(layer)
+        reason = untouchable(layer) or self._dropout(layer) or _head_dim(layer)
         if reason is not None or not self.verify:
             return reason, None
         module = next((module for module in layer.modules() if isinstance(module, FusedAttention)), layer)
@@ -258,7 +258,8 @@ class _Fusing:
         self.swapped.append(_swapped(self.names[module], kind, parity))
 
 
-def _size(layer: nn.Module) -> str | None:
+def _head_dim(layer: nn.Module) -> str | None:
+    """Why the kernels do not take heads of the layer's size. Asked without checks too: a prompt may pass where decoding fails."""
     sizes = {getattr(module, "head_dim", None) for module in layer.modules()}
     return next((why for size in sizes if isinstance(size, int) and (why := refusal(size)) is not None), None)
 
