@@ -102,10 +102,10 @@ class InFloat64(TorchFunctionMode):
 def _run(
     layer: nn.Module, case: Case, implementation: str, dtype: torch.dtype | None, *, with_cache: bool, gradients: bool
 ) -> Results:
-    """What the layer gives for the calls of a case. One that has a cache of its own gets no other."""
+    """What the layer gives for the calls of a case, those of one name together. One that has a cache of its own gets no other."""
     gradients, with_cache = gradients and case.trains, with_cache and case.make_cache is None
     cache: Any = DynamicCache() if with_cache else case.make_cache() if case.make_cache is not None else None
-    found = {}
+    found: Results = {}
     with torch.set_grad_enabled(gradients):
         for call in case.calls:
             hidden = _as_dtype(call.hidden, dtype).detach().clone().requires_grad_(gradients)
@@ -114,7 +114,8 @@ def _run(
                 given[cache_name(layer.forward) or ""] = cache
             out = layer(hidden, **given)
             out = out[0] if isinstance(out, tuple) else out
-            found[call.what] = out if call.counted is None else out[call.counted]
+            out = out if call.counted is None else out[call.counted]
+            found[call.what] = torch.cat((found[call.what], out)) if call.what in found else out
     if gradients:
         upstream = _as_dtype(randn(*found[call.what].shape, like=call.hidden, seed=1), dtype)
         found["gradient"] = torch.autograd.grad(found[call.what], hidden, upstream.to(found[call.what].dtype))[0]
