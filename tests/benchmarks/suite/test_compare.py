@@ -208,6 +208,6 @@ def test_command(tmp_path: Path) -> None:
     assert max(map(len, slower.output.splitlines())) <= 80
     broken = tmp_path / "broken.json"
     broken.write_text("{")
-    for other, says in ((broken, "is no Record file"), (tmp_path / "none.json", "No such file")):
+    for other, says in ((broken, "is no Record file"), (tmp_path / "none.json", "does not exist")):
         wrong = run.invoke(app, ["bench", "compare", files[0], str(other)])
         assert wrong.exit_code == 2 and says in wrong.output
