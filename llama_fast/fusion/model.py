@@ -181,7 +181,7 @@ class _Fusing:
             if any(structure.attention(module) is not None for module in layer.modules())
         }
         why = "the model has one attention for all layers, and another layer cannot take ours"
-        if all(reason is None for reason, _ in verdicts.values()):
+        if verdicts and all(reason is None for reason, _ in verdicts.values()):
             root.set_attn_implementation(IMPLEMENTATION)
             why = "the model does not let its attention be chosen"
         if attention_of(root.config) == IMPLEMENTATION:

@@ -1,5 +1,6 @@
 """Where trials run: what `fuse` finds must not depend on what is switched on around the call."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -15,14 +16,19 @@ _GLOBAL_HOOKS = (
     nn_module._global_backward_pre_hooks,
 )
 
+_ALONE = (
+    threading.RLock()
+)  # the default dtype and the hooks are the process's: two at once would give back each other's
+
 
 @contextmanager
 def own_modes() -> Iterator[None]:
     """PyTorch as it starts: float32 and the CPU by default, gradients, no autocast, and nobody who sees or changes what ops do.
 
+    The default dtype and global hooks are the whole process's, so one thread is in here at a time, and others should not compute meanwhile.
     Deterministic algorithms and the precision of float32 products stay: they are how the model is going to run.
     """
-    with ExitStack() as stack:
+    with _ALONE, ExitStack() as stack:
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         stack.enter_context(_disable_current_modes())  # FakeTensorMode, FlopCounterMode

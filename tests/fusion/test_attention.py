@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers.masking_utils import (
     and_masks,
     bidirectional_mask_function,
@@ -200,3 +201,18 @@ def test_another_kind_of_attention_is_refused_by_name(name, qkv):
     module = make().model.layers[0].self_attn
     with pytest.raises(NotImplementedError, match=f"does not take {name}"):
         fused_attention(module, *qkv, None, **{name: torch.zeros(4)})
+
+
+def test_a_model_without_an_attention_we_know_keeps_its_own():
+    config = transformers.CLIPTextConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        projection_dim=32,
+    )
+    model = transformers.CLIPTextModel(config).eval()
+    before = model.config._attn_implementation
+    llama_fast.fuse(model, verify=False)
+    assert model.config._attn_implementation == before

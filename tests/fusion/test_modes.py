@@ -1,5 +1,6 @@
 """`fuse` finds the same whatever is switched on around the call, and leaves that as it was."""
 
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -9,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import llama_fast
+from llama_fast.fusion.modes import own_modes
 from llama_fast.fusion.verify import InFloat64
 from tests.fusion.models import make, random_ids
 from tests.parity import not_interpreted
@@ -98,3 +100,32 @@ def test_what_is_around_is_there_again_after_an_error(device, monkeypatch):
         assert torch.is_inference_mode_enabled()
         assert torch.is_autocast_enabled(device.type)
     assert model(random_ids(device=device)).logits.dtype == torch.float32
+
+
+def test_two_threads_give_back_what_was_set():
+    """The one that began first ends first: without a turn for each, the other's float32 would stay."""
+    inside, go = threading.Event(), threading.Event()
+
+    def first():
+        with own_modes():
+            inside.set()
+            go.wait(10)
+
+    def second():
+        with own_modes():
+            done.wait(0.2)
+
+    done = threading.Event()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        threads = [threading.Thread(target=first), threading.Thread(target=second)]
+        threads[0].start()
+        inside.wait(10)
+        threads[1].start()
+        threads[1].join(0.1)  # it waits, or has begun
+        go.set()
+        for thread in threads:
+            thread.join(10)
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
