@@ -54,9 +54,13 @@ class BlockPool:
     """
 
     def __init__(self, blocks: int, block_size: int, *, neighbours: bool = False) -> None:
-        self.block_size, self._neighbours = block_size, neighbours
-        self._users = [0] * blocks
-        self._free: dict[int, None] = dict.fromkeys(range(blocks))  # longest first
+        self.block_size, self._neighbours, self._blocks = block_size, neighbours, blocks
+        self.reset()
+
+    def reset(self) -> None:
+        """Every block is free, and none is known."""
+        self._users = [0] * self._blocks
+        self._free: dict[int, None] = dict.fromkeys(range(self._blocks))  # longest first
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
 

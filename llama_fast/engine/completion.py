@@ -75,9 +75,10 @@ class Output:
         self, completion: Completion, params: SamplingParams, tokenizer: Tokenizer | None, *, eos_ids: Iterable[int]
     ) -> None:
         self.completion = completion
+        self._asked = (params, tokenizer, frozenset(eos_ids))
         self._min_tokens, self._include = params.min_tokens, params.include_stop_str_in_output
         self._stop_ids = frozenset(params.stop_token_ids or ())
-        self._eos_ids = frozenset() if params.ignore_eos else frozenset(eos_ids)
+        self._eos_ids = frozenset() if params.ignore_eos else self._asked[2]
         self._detokenizer: DetokenizedStream | None = None
         if tokenizer is not None and params.detokenize:
             ids, skip = completion.prompt_token_ids, params.skip_special_tokens
@@ -99,6 +100,22 @@ class Output:
         elif last:
             self.end("length")
         return completion.finish_reason is not None
+
+    def read_again(self, max_tokens: int) -> None:
+        """Makes the text and the end anew from the tokens, of which the last may have been taken in part. A completion that has ended stays."""
+        completion = self.completion
+        if completion.finish_reason is not None:
+            return
+        if completion.logprobs is not None:
+            whole = min(len(completion.token_ids), len(completion.logprobs))
+            del completion.token_ids[whole:], completion.logprobs[whole:]
+        params, tokenizer, eos_ids = self._asked
+        again = Output(Completion(completion.prompt_token_ids), params, tokenizer, eos_ids=eos_ids)
+        for count, token_id in enumerate(completion.token_ids, 1):
+            again.push(token_id, None, last=count >= max_tokens)
+        self._detokenizer, self._stops = again._detokenizer, again._stops
+        completion.text = again.completion.text
+        completion.finish_reason, completion.stop_reason = again.completion.finish_reason, again.completion.stop_reason
 
     def end(self, reason: FinishReason, stop_reason: int | None = None) -> None:
         """Ends the completion, unless a stop string has, and settles what was held back."""

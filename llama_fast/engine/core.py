@@ -21,6 +21,9 @@ class EngineCore:
 
     There is no thread of its own: who waits for tokens computes a step, and those who wait beside it find its results.
 
+    A turn may come to no end: a fault of the device, or an interrupt between any two statements. The next turn then takes nothing for
+    granted but the tokens of the completions, and makes all else anew from them.
+
     Args:
         scheduler, runner: of one engine.
         text_of: what a token is alone, for those that have log-probabilities.
@@ -36,27 +39,28 @@ class EngineCore:
         self.launched: Launched | None = None
         self._text_of, self._reads_late, self._phase = functools.cache(text_of), reads_late, phase
         self._turns = Turns()
+        self._whole = True  # the last turn came to its end
         self._cancelled: deque[Request] = deque()  # and not ended yet
         self._steps = 0  # that came to their end
 
     def between_steps(self, work: Callable[[], _Result]) -> _Result:
         """What `work` returns, while no other thread is in the midst of a step."""
-        return self._turns.take(work)
+        return self._turns.take(lambda: self._in_turn(work))
 
     def add(self, requests: list[Request]) -> None:
-        self._turns.take(lambda: self._add(requests))
+        self.between_steps(lambda: self._add(requests))
 
     def cancel(self, requests: list[Request]) -> None:
         """At once; in the midst of a step of this thread (it drops a stream there, or hears a signal), when that is done."""
         running = [request for request in requests if not request.done]
         self._cancelled.extend(running)
         if running and not self._turns.mine:
-            self._turns.take(self._end_cancelled)
+            self.between_steps(self._end_cancelled)
 
     def step(self) -> None:
         """A step, unless one of another thread has ended meanwhile. What is interrupted or fails is computed again later."""
         seen = self._steps
-        self._turns.take(lambda: self._step() if self._steps == seen else None)
+        self.between_steps(lambda: self._step() if self._steps == seen else None)
 
     # --- in turn -----------------------------------------------------------------------------------------------------
 
@@ -80,15 +84,20 @@ class EngineCore:
     def _finish(self, sequence: Sequence) -> None:
         """A sequence whose completion is whole."""
         self.scheduler.finish(sequence)
-        self.runs.pop(sequence).done = True
+        self.runs[sequence].done = True
+        del self.runs[sequence]
+
+    def _in_turn(self, work: Callable[[], _Result]) -> _Result:
+        if not self._whole:
+            self._rebuild()
+        self._whole = False
+        result = work()
+        self._whole = True
+        return result
 
     def _step(self) -> None:
-        try:
-            with own_modes(self.runner.cache.device):
-                self._compute()
-        except BaseException:  # a KeyboardInterrupt too
-            self._recover()
-            raise
+        with own_modes(self.runner.cache.device):
+            self._compute()
         self._steps += 1
         self._end_cancelled()
 
@@ -102,14 +111,17 @@ class EngineCore:
         if launched is not None:
             self._read(launched)
 
-    def _recover(self) -> None:
-        """After a step that came to no end: what the completions hold counts, whatever it was about to do."""
+    def _rebuild(self) -> None:
+        """After a turn that came to no end. It may be interrupted itself: then it is done again from the start."""
         self.launched = None
-        self.scheduler.restart()
         for sequence, run in list(self.runs.items()):
+            run.output.read_again(sequence.max_tokens)
             sequence.output[:] = run.output.completion.token_ids
             if run.output.completion.finish_reason is not None:
-                self._finish(sequence)
+                run.done = True
+                del self.runs[sequence]
+        followers = {follower for run in self.runs.values() for follower in run.followers}
+        self.scheduler.rebuild([sequence for sequence in self.runs if sequence not in followers])
 
     def _recompute_turned(self) -> None:
         """A sequence that outgrows the trained length of a `longrope` model turns its keys otherwise: all are computed again."""

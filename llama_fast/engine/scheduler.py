@@ -43,6 +43,12 @@ class Sequence:
     def known(self) -> int:
         return len(self.prompt) + len(self.output) + self.pending
 
+    def reset(self, block_size: int) -> None:
+        """Nothing of it is computed, and only what the host has read is known."""
+        self.blocks, self.published, self.computed, self.pending = [], 0, 0, 0
+        self.rotary_length = len(self.prompt)
+        del self._keys[self.known // block_size :]
+
     def span(self, start: int, end: int) -> list[int]:
         """Tokens [start, end); -1 - row for the one that only the device knows."""
         prompt = len(self.prompt)
@@ -167,12 +173,13 @@ class Scheduler:
         self._stop(victim)
         self.waiting.appendleft(victim)
 
-    def restart(self) -> None:
-        """All that runs waits to be computed again, from the tokens that the host has read: a step came to no end."""
-        for sequence in sorted(self.running, key=lambda s: s.arrival, reverse=True):
-            self.preempt(sequence)
-        for sequence in self.waiting:
-            sequence.pending, sequence.rotary_length = 0, len(sequence.prompt)
+    def rebuild(self, sequences: AbstractSequence[Sequence]) -> None:
+        """These wait to be computed from the tokens that the host has read, and there is nothing else: no block is used or known."""
+        for sequence in sequences:
+            sequence.reset(self.pool.block_size)
+        self.pool.reset()
+        self._free_rows, self.running = list(range(self.max_batch)), []
+        self.waiting = deque(sorted(sequences, key=lambda s: s.arrival))
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

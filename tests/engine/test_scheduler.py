@@ -220,16 +220,19 @@ def test_finish_in_any_state(steps):
     assert s.idle and s.pool.free == 8 and sorted(s._free_rows) == [0, 1, 2, 3]
 
 
-def test_restart():
-    """After a step that failed: all compute again what they have read, in the order of their arrival."""
+def test_rebuild():
+    """After a step that failed: all compute again what they have read, in the order of their arrival, whatever it left behind."""
     s = scheduler(blocks=20)
     a, b, c = queued(s, 3, 30, 5)
     for _ in range(3):
         step(s)
     s.schedule()
     a.pending = b.pending = 1
-    s.restart()
+    s.running.remove(b)  # interrupted before its row and its blocks were free
+    s._free_rows.pop()
+    s.rebuild([c, b, a])
     assert list(s.waiting) == [a, b, c] and s.pool.free == 20 and not s.running
+    assert not any(s.pool._users) and sorted(s._free_rows) == list(range(s.max_batch))
     assert [x.pending for x in (a, b, c)] == [0, 0, 0]
     assert step(s) == [(a, 0, 6, True), (b, 0, 10, False)]
 
@@ -337,7 +340,7 @@ def test_two_hundred_requests_with_faults(late, tmp_path, monkeypatch):
     assert set(cut) <= cancelled
     # everything did happen
     reused = sum(sequence.reused > 0 for request in requests for sequence in request.sequences)
-    assert len(cut) > 20 and len(faults) > 3 and watch.preemptions > 50 and reused > 50
+    assert len(cut) > 20 and len(faults) > 3 and watch.preemptions > 20 and reused > 50
 
     alone = engine(folder)
     for i, (request, (prompt, params)) in enumerate(zip(requests, asked, strict=True)):

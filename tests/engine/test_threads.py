@@ -232,6 +232,58 @@ def test_an_interrupt_of_one_thread(delay, llm, alone):
     assert found == [[alone[4:6], alone[6], alone[7]]]
 
 
+ENGINE_FOLDERS = ("/llama_fast/engine/", "/llama_fast/decoder/detokenizer.py")
+
+
+def interrupted_at(count, work):
+    """Runs `work`, with a KeyboardInterrupt before the `count`-th line of the engine's code in it; returns how many lines there were."""
+    lines = 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        if not any(folder in frame.f_code.co_filename for folder in ENGINE_FOLDERS):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == count:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return lines
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_an_interrupt_before_any_line(llm, alone, part):
+    """The requests of others get their tokens and their text, and nothing is left of those that were interrupted."""
+    ours = [
+        SamplingParams(temperature=0.0, max_tokens=4, n=2, logprobs=1),
+        SamplingParams(temperature=0.0, max_tokens=3),
+    ]
+    others = [2, 5, 6]
+
+    def generates():
+        llm.generate([PROMPTS[4], PROMPTS[1]], ours)
+
+    lines = interrupted_at(0, generates)
+    rng = random.Random(part)
+    for _ in range(20):
+        requests = [llm.submit(PROMPTS[i], EACH[i]) for i in others]
+        interrupted_at(rng.randrange(1, 2 * lines), generates)
+        for _ in range(400):
+            llm.step()
+        assert [request.done for request in requests] == [True] * len(others)
+        assert [request.completion for request in requests] == [alone[i] for i in others]
+        assert_nothing_left(llm)
+
+
 def test_a_thread_that_leaves_its_stream(llm, alone):
     """Nobody reads it any more, and what it holds is given back when it is dropped, in whatever thread that is."""
     left = []
