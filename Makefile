@@ -57,7 +57,7 @@ test-oldest-transformers test-transformers: $(INSTALLED)  ## FUSE_TESTS beside e
 	    echo "== fuse on transformers $$version"; \
 	    $(BIN)/python -m pip install -q --no-deps --upgrade --target .cache/transformers-$$version \
 	        transformers$$(test $$version = newest || echo "==$$version") \
-	        $$(test $$version != 5.17.0 || echo "huggingface_hub<2 httpx httpcore") && \
+	        $$(test $$version != 5.17.0 || echo "huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9") && \
 	    PYTHONPATH=.cache/transformers-$$version $(PYTEST) $(FUSE_TESTS) || exit 1; \
 	done
 

@@ -137,7 +137,7 @@ def attention_dq_kernel(
     b_delta = tl.where(sees_nothing, 0.0, b_delta)  # the gradient of logaddexp(-inf, -inf) is NaN
     tl.store(p_rows + o_lse, b_lse, mask=m_m)
     tl.store(p_rows + ROWS + o_lse, b_delta, mask=m_m)
-    tl.store(p_rows + 2 * ROWS + o_lse, b_rest, mask=m_m)
+    tl.store(p_rows + ROWS + ROWS + o_lse, b_rest, mask=m_m)
 
     b_dq = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     if lo < a or b < hi:
@@ -193,7 +193,7 @@ def add_to_dk_dv(
         # past the end q, dout, lse and delta are 0: p = 1 adds nothing to dv, and ds = 0
         b_exponent = b_s * factor - load_vector(p_rows + o_lse, m_m, MASKED)[None, :]
         if b_q.dtype == tl.float32:
-            b_exponent -= load_vector(p_rows + 2 * ROWS + o_lse, m_m, MASKED)[None, :]
+            b_exponent -= load_vector(p_rows + ROWS + ROWS + o_lse, m_m, MASKED)[None, :]
         if MASKED:
             m_s = visible(o_m[None, :], (o_n - shift)[:, None], k_hi - shift, window, CAUSAL)
             if p_mask is not None:

@@ -69,9 +69,9 @@ def read_measured(path: Path, kind: type[T], made_by: str) -> T:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes the file at once, so that an interrupted run leaves no half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    unfinished = path.with_name(path.name + ".partial")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def _only_choices(type_shown: Callable[..., str | None], *args: Any, **kwargs: Any) -> str | None:

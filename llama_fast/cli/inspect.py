@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .common import console, fail, write_whole
+from .common import console, fail, require_writable, write_whole
 
 
 def inspect(
@@ -34,8 +34,8 @@ def inspect(
     work = [
         (example, g) for g in chosen_gpus for name in _choose("--op", op, list(OPS)) for example in examples(name, g)
     ]
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise fail(f"--json: the folder {json_file.absolute().parent} does not exist")
+    if json_file is not None:
+        require_writable("--json", json_file, folder=False)
 
     rows: list[dict[str, Any]] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:

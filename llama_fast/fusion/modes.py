@@ -37,6 +37,8 @@ def own_modes() -> Iterator[None]:
         for hooks in _GLOBAL_HOOKS:
             stack.callback(hooks.update, dict(hooks))
             hooks.clear()
+        used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+        stack.enter_context(torch.random.fork_rng(devices=list(used)))  # a model in training mode draws for its dropout
         stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -1,4 +1,5 @@
-"""The names of transformers, PEFT and accelerate that fused layers rely on, each with all its spellings. They stand here alone.
+"""The names of transformers, PEFT and accelerate that fused layers rely on, each with all its spellings, where releases or
+families spell it differently: such names stand here alone.
 
 Neighbours rename at every release, and `fuse` leaves alone what it does not find: a missed name costs speed, not an error. So whoever
 adds a spelling adds it here, and `tests/fusion` runs against the oldest and the newest transformers that are supported.

@@ -1,7 +1,7 @@
 """Checks a fused layer against the layer it stands in for, on random input, by the error rule.
 
-Everything runs on a copy of one layer at a time, without its hooks: the model itself is neither run nor changed, and no
-random number of PyTorch's is drawn. A copy answers three times: as it is (the peer), swapped, and, as it is again, in
+Everything runs on a copy of one layer at a time, without its hooks. The model itself is run only to see what its layers are called
+with (`calls`); nothing of it is changed, and PyTorch's random numbers go on where they were. A copy answers three times: as it is (the peer), swapped, and, as it is again, in
 float64 throughout (the reference).
 """
 

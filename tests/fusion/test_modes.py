@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,3 +130,12 @@ def test_two_threads_give_back_what_was_set():
         assert torch.get_default_dtype() == torch.bfloat16
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_random_numbers_go_on_where_they_were():
+    """A model in training mode draws for its dropout when its layers' calls are recorded."""
+    config = transformers.GPT2Config(vocab_size=99, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    model = transformers.GPT2LMHeadModel(config).train()
+    before = torch.get_rng_state()
+    llama_fast.fuse(model)
+    assert torch.equal(torch.get_rng_state(), before)
