@@ -1,0 +1,492 @@
+"""Loops over tiles: stores, reductions and kept tiles of one shape share a loop.
+
+The innermost loop runs along the dimension whose neighbours lie beside one another in memory, a vector at a time; masks
+that are prefixes (`lane < n`) become its bounds:
+
+    tt.store %p, %y, %mask          lanes [0, n / 16 * 16)       full vectors, no mask, four a turn
+                                    lanes up to n                one masked vector
+                                    lanes beyond n               nothing for a store; a reduction adds what all of them are
+
+    "tt.reduce"(%x) add, along the lanes: four accumulators, added up at the end, then across lanes
+                    across the lanes: a vector of accumulators walks along the axis
+
+Small tiles are unrolled, so that LLVM keeps them in registers.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import memory
+from .elements import Operand, literal, llvm_type, splat_literal, vector_type
+from .elementwise import constant, elementwise
+from .lanes import Affine, Lane, Prefix, Uniform, Vector, as_vector
+from .tiles import Buffer, Index, Masks
+from .ttir import Op, Value
+
+if TYPE_CHECKING:
+    from .lower import Kernel
+
+UNROLLED_VECTORS = 32  # tiles of at most so many vectors are unrolled: LLVM then keeps them in registers
+ACCUMULATORS = 4  # hides the 4 cycles of an addition
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A tile that is computed into a buffer of its shape."""
+
+    value: Value
+    buffer: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    @property
+    def values(self) -> list[Value]:
+        return [self.value]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    op: Op
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.op.operands[0].shape
+
+    @property
+    def values(self) -> list[Value]:
+        return self.op.operands
+
+    @property
+    def mask(self) -> Value | None:
+        return self.op.operands[2] if len(self.op.operands) > 2 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    op: Op
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.op.operands[0].shape
+
+    @property
+    def values(self) -> list[Value]:
+        return self.op.operands
+
+    @property
+    def axis(self) -> int:
+        return int(self.op.attributes["axis"])
+
+
+Root = Write | Store | Reduction
+
+
+def may_share_loop(roots: list[Root], root: Root) -> bool:
+    """Reductions share a loop with others of their shape only along the last dimension."""
+    if roots[0].shape != root.shape:
+        return False
+    axes = {each.axis for each in (*roots, root) if isinstance(each, Reduction)}
+    return not axes or (len(axes) == 1 and all(size == 1 for size in root.shape[max(axes) + 1 :]))
+
+
+def emit_group(k: "Kernel", roots: list[Root]) -> None:
+    """Writes the loops of `roots`, which have one shape and do not depend on one another."""
+    lane_dimension = _lane_dimension(k, roots)
+    axes = [root.axis for root in roots if isinstance(root, Reduction)]
+    if axes and axes[0] != lane_dimension:
+        if len(roots) > 1:
+            lane_dimension = axes[0]
+        else:
+            reduction = roots[0]
+            assert isinstance(reduction, Reduction)
+            return _emit_reduction_across(k, reduction, lane_dimension)
+    with k.b.scope():
+        _Loop(k, roots, lane_dimension).emit()
+    return None
+
+
+def _lane_dimension(k: "Kernel", roots: list[Root]) -> int:
+    """The dimension along which most of what is read and written is contiguous; stores count most."""
+    shape = roots[0].shape
+    long = [dimension for dimension, size in enumerate(shape) if size > 1]
+    if len(long) < 2:
+        return long[0] if long else len(shape) - 1
+    scores = {dimension: sum(_contiguous(k, root, dimension) for root in roots) for dimension in long}
+    return max(long, key=lambda dimension: (scores[dimension], dimension))
+
+
+def _contiguous(k: "Kernel", root: Root, dimension: int) -> int:
+    at = _first(root.shape, dimension, min(k.b.lanes, root.shape[dimension]))
+    with k.b.trial():
+        if isinstance(root, Store):
+            pointers = [(root.op.operands[0], at, 16)]
+            values = root.values[1:]
+        else:
+            pointers, values = [], root.values
+        for value in values:
+            pointers += [
+                (op.operands[0], where, 1) for op, where, _ in k.tiles.reads(value, at) if op.kind == "tt.load"
+            ]
+        strides = [(k.tiles.lanes(pointer, where), weight) for pointer, where, weight in pointers]
+    score = sum(weight for lane, weight in strides if isinstance(lane, Affine) and lane.stride == 1)
+    return score + (isinstance(root, Write) and dimension == len(root.shape) - 1)
+
+
+def _first(shape: tuple[int, ...], dimension: int, width: int) -> Index:
+    """The first lanes along a dimension, at the start of all others."""
+    coordinates: list[Lane] = [Uniform(0)] * len(shape)
+    if shape[dimension] > 1:
+        coordinates[dimension] = Affine(0, 1)
+    return Index(tuple(coordinates), width)
+
+
+class _Loop:
+    """The loops of one group."""
+
+    def __init__(self, k: "Kernel", roots: list[Root], lane_dimension: int) -> None:
+        self.k, self.b, self.tiles, self.roots = k, k.b, k.tiles, roots
+        self.shape, self.lane_dimension = roots[0].shape, lane_dimension
+        self.extent = self.shape[lane_dimension]
+        self.width = min(k.b.lanes, self.extent)
+        self.unrolled = math.prod(self.shape) // self.width <= UNROLLED_VECTORS
+        self.reductions = [root for root in roots if isinstance(root, Reduction)]
+        known = all(identity(root.op) is not None for root in self.reductions)
+        self.turn = min(ACCUMULATORS, self.extent // self.width) if known and not self.unrolled else 1
+        self.buffers = {
+            root: [k.buffer(result) for result in root.op.results] for root in self.reductions if root.op.result.shape
+        }
+
+    def emit(self) -> None:
+        outer = [dimension for dimension in range(len(self.shape)) if dimension != self.lane_dimension]
+        bounds = self.row_bounds(outer)
+        self.nest(outer, {}, bounds)
+        for root, buffers in self.buffers.items():
+            for result, buffer in zip(root.op.results, buffers, strict=True):
+                self.tiles.stored[result] = Buffer(buffer)
+
+    def row_bounds(self, outer: list[int]) -> dict[int, Operand]:
+        """How far the outer dimensions go: where only stores happen, up to the largest of their prefix masks."""
+        masks = [root.mask for root in self.roots if isinstance(root, Store)]
+        if len(masks) < len(self.roots) or any(mask is None for mask in masks):
+            return {}
+        bounds: dict[int, Operand] = {}
+        for dimension in outer:
+            lanes = [self.tiles.lanes(mask, _first(self.shape, dimension, 1)) for mask in masks if mask is not None]
+            counts = [lane.count for lane in lanes if isinstance(lane, Prefix)]
+            if self.shape[dimension] > 1 and len(counts) == len(lanes):
+                largest = counts[0]
+                for count in counts[1:]:
+                    largest = self.b.max(largest, count)
+                bounds[dimension] = self.b.clamp(largest, 0, self.shape[dimension])
+        return bounds
+
+    def nest(self, outer: list[int], fixed: dict[int, Operand], bounds: dict[int, Operand]) -> None:
+        if not outer:
+            with self.b.scope():
+                return self.emit_lanes(fixed)
+        dimension, *rest = outer
+        size = self.shape[dimension]
+        high = bounds.get(dimension, size)
+        return self.b.loop(0, high, 1, lambda i: self.nest(rest, {**fixed, dimension: i}, bounds), unroll=self.unrolled)
+
+    def index(self, fixed: dict[int, Operand], i: Operand, masks: Masks) -> Index:
+        coordinates: list[Lane] = [Uniform(fixed.get(dimension, 0)) for dimension in range(len(self.shape))]
+        coordinates[self.lane_dimension] = Affine(i, 1) if self.width > 1 else Uniform(i)
+        return Index(tuple(coordinates), self.width, masks)
+
+    def emit_lanes(self, fixed: dict[int, Operand]) -> None:
+        """All lanes at one place of the outer dimensions."""
+        b, width, extent = self.b, self.width, self.extent
+        accumulators = {root: _Accumulators(self.k, root, self.turn, width) for root in self.reductions}
+        bounds = self.lane_bounds(fixed)
+
+        def body(i: Operand, masks: Masks, turn: int) -> None:
+            with b.scope():
+                self.emit_vector(self.index(fixed, i, masks), accumulators, turn)
+
+        def turns(i: Operand) -> None:
+            for turn in range(self.turn):
+                body(b.add(i, turn * width), Masks.INSIDE, turn)
+
+        start = 0
+        if any(not accumulator.has_identity for accumulator in accumulators.values()):
+            body(0, Masks.TEST, 0)
+            start = width
+        if not bounds:
+            b.loop(start, extent, width * self.turn, turns, unroll=self.unrolled)
+            remaining: Operand = 0
+            outside = None
+        else:
+            low, high = bounds[0], bounds[0]
+            for bound in bounds[1:]:
+                low, high = b.min(low, bound), b.max(high, bound)
+            full = b.max(b.round_down(b.clamp(low, 0, extent), width), start)
+            unrolled_end = b.max(b.round_down(full, width * self.turn), start)
+            b.loop(start, unrolled_end, width * self.turn, turns)
+            if self.turn > 1:
+                b.loop(unrolled_end, full, width, lambda i: body(i, Masks.INSIDE, 0))
+            outside = self.outside(fixed, accumulators)
+            end = (
+                extent
+                if outside is None
+                else b.max(b.round_down(b.add(b.clamp(high, 0, extent), width - 1), width), start)
+            )
+            b.loop(full, end, width, lambda i: body(i, Masks.TEST, 0))
+            remaining = b.sub(extent, end)
+        for root, accumulator in accumulators.items():
+            results = accumulator.total()
+            if outside is not None:
+                results = [add_uniform(self.k, root.op, results[0], outside[root], remaining)]
+            self.keep_results(root, results, fixed)
+        if outside is not None:
+            for root in self.roots:
+                if isinstance(root, Write):
+                    self.fill(root, outside[root], fixed, b.sub(extent, remaining))
+
+    def lane_bounds(self, fixed: dict[int, Operand]) -> list[Operand]:
+        at = self.index(fixed, 0, Masks.TEST)
+        bounds: list[Operand] = []
+        if self.width == 1:
+            return bounds
+        for root in self.roots:
+            for value in root.values:
+                bounds += self.tiles.prefix_bounds(value, at)
+            if isinstance(root, Store) and root.mask is not None:
+                lane = self.tiles.lanes(root.mask, at)
+                bounds += [lane.count] if isinstance(lane, Prefix) else []
+        return list(dict.fromkeys(bounds))
+
+    def outside(
+        self, fixed: dict[int, Operand], accumulators: dict[Reduction, "_Accumulators"]
+    ) -> dict[Root, Operand] | None:
+        """What each root's lanes hold beyond all prefix masks, if that is the same in all of them; None if it is not."""
+        found: dict[Root, Operand] = {}
+        at = self.index(fixed, 0, Masks.OUTSIDE)
+        for root in self.roots:
+            if isinstance(root, Store):
+                if root.mask is None or self.tiles.mask(root.mask, at) != Uniform(False):
+                    return None
+                continue
+            if isinstance(root, Reduction) and (len(root.values) > 1 or combining(root.op) not in REPEATED):
+                return None
+            lane = self.tiles.lanes(root.values[0], at)
+            if not isinstance(lane, Uniform):
+                return None
+            found[root] = lane.x
+        return found
+
+    def emit_vector(self, at: Index, accumulators: dict[Reduction, "_Accumulators"], turn: int) -> None:
+        for root in self.roots:
+            if isinstance(root, Store):
+                pointer, value, *_ = root.op.operands
+                mask = None if root.mask is None else self.tiles.mask(root.mask, at)
+                memory.store(
+                    self.b, self.tiles.lanes(pointer, at), self.tiles.lanes(value, at), value.element, mask, at.width
+                )
+            elif isinstance(root, Write):
+                pointer_lane = self.tiles.buffer_pointer(self.shape, root.value.element, root.buffer, at)
+                memory.store(self.b, pointer_lane, self.tiles.lanes(root.value, at), root.value.element, None, at.width)
+            else:
+                accumulators[root].add([self.tiles.vector(value, at) for value in root.values], turn)
+
+    def keep_results(self, root: Reduction, results: list[str], fixed: dict[int, Operand]) -> None:
+        if root not in self.buffers:
+            for result, x in zip(root.op.results, results, strict=True):
+                self.tiles.stored[result] = Uniform(x)
+            return
+        coordinates = tuple(Uniform(fixed[d]) for d in range(len(self.shape)) if d != root.axis)
+        for result, x, buffer in zip(root.op.results, results, self.buffers[root], strict=True):
+            pointer = self.tiles.buffer_pointer(result.shape, result.element, buffer, Index(coordinates, 1))
+            memory.store(self.b, pointer, Uniform(x), result.element, None, 1)
+
+    def fill(self, root: Write, x: Operand, fixed: dict[int, Operand], start: Operand) -> None:
+        """The lanes of a kept tile that lie beyond all masks."""
+        element = root.value.element
+
+        def body(i: Operand) -> None:
+            pointer = self.tiles.buffer_pointer(self.shape, element, root.buffer, self.index(fixed, i, Masks.TEST))
+            memory.store(self.b, pointer, Uniform(x), element, None, self.width)
+
+        self.b.loop(start, self.extent, self.width, body)
+
+
+# -- reductions
+
+IDENTITIES: dict[str, Operand] = {
+    "arith.addf": 0.0, "arith.addi": 0, "arith.maxnumf": -math.inf, "arith.maximumf": -math.inf, "arith.minnumf": math.inf,
+    "arith.minimumf": math.inf, "arith.ori": 0, "arith.xori": 0, "arith.mulf": 1.0, "arith.muli": 1,
+}  # fmt: skip
+REPEATED = {
+    "arith.addf",
+    "arith.addi",
+    "arith.maxnumf",
+    "arith.maximumf",
+    "arith.minnumf",
+    "arith.minimumf",
+    "arith.ori",
+}
+"""Combining with n equal elements is one step: times n for sums, once for the others."""
+
+
+def combining(op: Op) -> str:
+    """The kind of the one op that a reduction combines with; "" if it has more."""
+    (block,) = op.regions[0]
+    return block.ops[0].kind if len(block.ops) == 2 and len(op.operands) == 1 else ""
+
+
+def identity(op: Op) -> Operand | None:
+    return IDENTITIES.get(combining(op))
+
+
+def combine(k: "Kernel", op: Op, left: list[str], right: list[str], width: int) -> list[str]:
+    """Applies the region of a reduction or scan to vectors."""
+    (block,) = op.regions[0]
+    lanes: dict[Value, Lane] = {value: Vector(x) for value, x in zip(block.arguments, [*left, *right], strict=True)}
+    for inner in block.ops[:-1]:
+        if inner.kind == "arith.constant":
+            lanes[inner.result] = Uniform(constant(inner))
+            continue
+        operands = [lanes[v] if v in lanes else Uniform(k.tiles.scalar(v)) for v in inner.operands]
+        lanes[inner.result] = elementwise(k.b, inner, operands, width)
+    return [as_vector(k.b, lanes[value], value.element, width) for value in block.ops[-1].operands]
+
+
+def across_lanes(k: "Kernel", op: Op, vectors: list[str], width: int) -> list[str]:
+    """One element for each operand: halves are combined until one lane is left."""
+    elements = [operand.element for operand in op.operands]
+    while width > 1:
+        half = width // 2
+        halves: list[list[str]] = []
+        for start in (0, half):
+            halves.append([])
+            for x, element in zip(vectors, elements, strict=True):
+                kind = vector_type(element, width)
+                if half == 1:
+                    halves[-1].append(k.b.let(f"extractelement {kind} {x}, i64 {start}"))
+                else:
+                    halves[-1].append(k.b.shuffle(x, "poison", kind, list(range(start, start + half))))
+        vectors = combine(k, op, *halves, half)
+        width = half
+    return vectors
+
+
+def across_lanes_sum(k: "Kernel", x: str, element: str, width: int) -> str:
+    """The sum of a vector's lanes, in the same order as a reduction's."""
+    while width > 1:
+        half, kind = width // 2, vector_type(element, width)
+        if half == 1:
+            low, high = (k.b.let(f"extractelement {kind} {x}, i64 {i}") for i in (0, 1))
+        else:
+            low, high = (k.b.shuffle(x, "poison", kind, list(range(i, i + half))) for i in (0, half))
+        x = k.b.let(f"fadd {vector_type(element, half)} {low}, {high}")
+        width = half
+    return x
+
+
+def add_uniform(k: "Kernel", op: Op, total: str, x: Operand, count: Operand) -> str:
+    """`total` combined with `count` more elements that all are `x`."""
+    b, element, kind = k.b, op.operands[0].element, combining(op)
+    text = literal(x, element)
+    if count == 0 or x == identity(op):
+        return total
+    if kind in ("arith.addf", "arith.addi"):
+        scalar = llvm_type(element)
+        if kind == "arith.addf":
+            times = b.let(f"sitofp i64 {count} to {scalar}")
+            more = b.let(f"fmul {scalar} {text}, {times}")
+        else:
+            times = b.let(f"trunc i64 {count} to {scalar}") if element != "i64" else str(count)
+            more = b.let(f"mul {scalar} {text}, {times}")
+        return b.let(
+            f"select i1 {b.let(f'icmp eq i64 {count}, 0')}, {scalar} {total}, {scalar} {combine(k, op, [total], [more], 1)[0]}"
+        )
+    combined = combine(k, op, [total], [text], 1)[0]
+    return b.let(
+        f"select i1 {b.let(f'icmp eq i64 {count}, 0')}, {llvm_type(element)} {total}, {llvm_type(element)} {combined}"
+    )
+
+
+class _Accumulators:
+    """Vectors in which a reduction along the lanes is gathered."""
+
+    def __init__(self, k: "Kernel", root: Reduction, count: int, width: int) -> None:
+        self.k, self.op, self.width = k, root.op, width
+        self.elements = [operand.element for operand in root.op.operands]
+        self.kinds = [vector_type(element, width) for element in self.elements]
+        self.slots = [[k.b.alloca(kind, "sum") for kind in self.kinds] for _ in range(count)]
+        start = identity(root.op)
+        self.has_identity = start is not None
+        self.started = self.has_identity
+        if start is not None:
+            for slots in self.slots:
+                k.b.emit(f"store {self.kinds[0]} {splat_literal(start, self.elements[0], width)}, ptr {slots[0]}")
+
+    def add(self, vectors: list[str], turn: int) -> None:
+        b = self.k.b
+        if self.started:
+            before = [
+                b.let(f"load {kind}, ptr {slot}") for kind, slot in zip(self.kinds, self.slots[turn], strict=True)
+            ]
+            vectors = combine(self.k, self.op, before, vectors, self.width)
+        self.started = True
+        for kind, slot, x in zip(self.kinds, self.slots[turn], vectors, strict=True):
+            b.emit(f"store {kind} {x}, ptr {slot}")
+
+    def total(self) -> list[str]:
+        b = self.k.b
+        parts = [
+            [b.let(f"load {kind}, ptr {slot}") for kind, slot in zip(self.kinds, slots, strict=True)]
+            for slots in self.slots
+        ]
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [combine(self.k, self.op, parts[i], parts[i + half], self.width) for i in range(half)]
+        return across_lanes(self.k, self.op, parts[0], self.width)
+
+
+def _emit_reduction_across(k: "Kernel", root: Reduction, lane_dimension: int) -> None:
+    """Along an axis that is not the lanes': a vector of results at a time, one element of the axis after the other."""
+    b, op, shape, axis = k.b, root.op, root.shape, root.axis
+    width = min(b.lanes, shape[lane_dimension])
+    elements = [operand.element for operand in op.operands]
+    kinds = [vector_type(element, width) for element in elements]
+    buffers = [k.buffer(result) for result in op.results]
+    outer = [dimension for dimension in range(len(shape)) if dimension not in (axis, lane_dimension)]
+
+    def lanes(fixed: dict[int, Operand], i: Operand) -> None:
+        def at(j: Operand) -> Index:
+            coordinates: list[Lane] = [Uniform(fixed.get(dimension, 0)) for dimension in range(len(shape))]
+            coordinates[lane_dimension] = Affine(i, 1) if width > 1 else Uniform(i)
+            coordinates[axis] = Uniform(j)
+            return Index(tuple(coordinates), width)
+
+        slots = [b.alloca(kind, "sum") for kind in kinds]
+
+        def keep(vectors: list[str]) -> None:
+            for kind, slot, x in zip(kinds, slots, vectors, strict=True):
+                b.emit(f"store {kind} {x}, ptr {slot}")
+
+        def body(j: Operand) -> None:
+            before = [b.let(f"load {kind}, ptr {slot}") for kind, slot in zip(kinds, slots, strict=True)]
+            keep(combine(k, op, before, [k.tiles.vector(value, at(j)) for value in root.values], width))
+
+        keep([k.tiles.vector(value, at(0)) for value in root.values])
+        b.loop(1, shape[axis], 1, body)
+        coordinates = tuple(c for dimension, c in enumerate(at(0).coordinates) if dimension != axis)
+        for result, buffer, kind, slot in zip(op.results, buffers, kinds, slots, strict=True):
+            pointer = k.tiles.buffer_pointer(result.shape, result.element, buffer, Index(coordinates, width))
+            memory.store(b, pointer, Vector(b.let(f"load {kind}, ptr {slot}")), result.element, None, width)
+
+    def nest(dimensions: list[int], fixed: dict[int, Operand]) -> None:
+        if not dimensions:
+            with b.scope():
+                return b.loop(0, shape[lane_dimension], width, lambda i: lanes(fixed, i))
+        dimension, *rest = dimensions
+        return b.loop(0, shape[dimension], 1, lambda i: nest(rest, {**fixed, dimension: i}))
+
+    nest(outer, {})
+    for result, buffer in zip(op.results, buffers, strict=True):
+        k.tiles.stored[result] = Buffer(buffer)

@@ -1,0 +1,176 @@
+"""From a kernel's TTIR to the text of an LLVM module: one function that runs one program of the grid.
+
+    tt.func @add(%p, %n)                   define internal void @program(ptr %arguments, i32 %i0, i32 %i1, i32 %i2,
+      %i = tt.get_program_id x                                                           i32 %n0, i32 %n1, i32 %n2)
+      ...                            ->      %a0 = load ptr, ptr %arguments
+      tt.store %addresses, %y, %mask         ... loops over the tile, vectors inside ...
+
+Ops of a block are taken in order. Scalars are written where they stand. Tiles are formulas (`tiles.py`) until something must
+happen: a store, a reduction, a tile that is to be kept (`analysis.py`). These roots wait in a group as long as they may share
+a loop; an op that needs their result, or that is itself a statement (a loop, a product), has the group written first.
+"""
+
+import math
+from collections.abc import Callable
+
+from . import control, products, statements
+from .analysis import Analysis, is_formula
+from .builder import Builder
+from .elements import in_memory, llvm_type
+from .groups import Reduction, Root, Store, Write, emit_group, may_share_loop
+from .lanes import Uniform
+from .machine import Machine
+from .tiles import Buffer, Tiles
+from .ttir import Block, Function, Op, Value
+
+
+class UnsupportedOpError(NotImplementedError):
+    """A kernel holds something that is not compiled for the CPU. Names it, the kernel and the line."""
+
+
+def lower(function: Function, aliases: dict[int, int], machine: Machine) -> str:
+    """The LLVM module of a kernel. `aliases` maps the number of a pointer argument to a class of those that share memory."""
+    return Kernel(function, aliases, machine).module()
+
+
+class Kernel:
+    """A kernel that is being written. `frames` are the regions around the point of writing."""
+
+    def __init__(self, function: Function, aliases: dict[int, int], machine: Machine) -> None:
+        self.function = function
+        self.b = Builder(machine)
+        self.tiles = Tiles(self.b)
+        self.analysis = Analysis(function, aliases)
+        self.kept = self.analysis.kept
+        self.frames: list[control.Frame] = []
+
+    def module(self) -> str:
+        arguments = []
+        for number, argument in enumerate(self.function.arguments):
+            kind = llvm_type(argument.element)
+            arguments.append(f"  %slot.{number} = getelementptr i64, ptr %arguments, i64 {number}")
+            arguments.append(f"  %a{number} = load {kind}, ptr %slot.{number}, align 8")
+            self.tiles.stored[argument] = Uniform(f"%a{number}")
+        for number, block in enumerate(self.function.blocks):
+            if number:
+                self.b.place(f"block.{block.label}")
+            with self.b.scope():
+                self.block(block)
+        grid = ", ".join(f"i32 %{name}{axis}" for name in "in" for axis in range(3))
+        return "\n".join(
+            [
+                f'target triple = "{self.b.machine.triple}"',
+                "@lf.zeros = internal constant [64 x i8] zeroinitializer, align 64",
+                "@lf.sink = internal global [64 x i8] zeroinitializer, align 64",
+                *self.b.definitions.values(),
+                f"define internal void @program(ptr noalias readonly %arguments, {grid}) #0 {{",
+                "entry:",
+                *self.b.allocas,
+                *arguments,
+                *self.b.lines,
+                "}",
+                *(text for name, text in self.b.declarations.items()),
+            ]
+        )
+
+    def buffer(self, value: Value) -> str:
+        """Memory for a tile."""
+        return self.b.alloca(f"[{math.prod(value.shape)} x {llvm_type(in_memory(value.element))}]", "tile")
+
+    def consumers(self, value: Value) -> set[Op]:
+        return set(self.analysis.consumers(value))
+
+    def block(self, block: Block) -> None:
+        """Writes a block's ops; it ends in a yield, a branch or a return, which has the last group written."""
+        waiting: list[Root] = []
+
+        def flush() -> None:
+            if waiting:
+                roots = list(waiting)
+                waiting.clear()
+                emit_group(self, roots)
+                for root in roots:
+                    if isinstance(root, Write):
+                        self.tiles.stored[root.value] = Buffer(root.buffer)
+
+        for op in block.ops:
+            try:
+                root = self.root(op)
+                if root is not None:
+                    if waiting and not (may_share_loop(waiting, root) and not self.needs(op, waiting)):
+                        flush()
+                    waiting.append(root)
+                elif not is_formula(op):
+                    if op.kind in STATEMENTS or self.needs(op, waiting):
+                        flush()
+                    self.statement(op)
+            except NotImplementedError as error:
+                if isinstance(error, UnsupportedOpError):
+                    raise
+                raise UnsupportedOpError(
+                    f"{self.function.name}, {op.location}: {error} is not compiled for the CPU"
+                ) from error
+        flush()
+
+    def root(self, op: Op) -> Root | None:
+        """What a loop is to be written for; None for what needs none, or has loops of its own."""
+        if is_formula(op):
+            return Write(op.result, self.buffer(op.result)) if op.result in self.kept else None
+        if op.kind == "tt.store" and op.operands[0].shape:
+            return Store(op)
+        return Reduction(op) if op.kind == "tt.reduce" else None
+
+    def needs(self, op: Op, waiting: list[Root]) -> bool:
+        """Whether `op` reads what a waiting store or reduction is still to give. (A kept tile's formula gives it as well.)"""
+        ops = {root.op for root in waiting if not isinstance(root, Write)}
+        results = {result for each in ops for result in each.results}
+        return self._reads(op, results, set())
+
+    def _reads(self, op: Op, results: set[Value], seen: set[Op]) -> bool:
+        if op in seen:
+            return False
+        seen.add(op)
+        return any(
+            operand in results
+            or (
+                operand not in self.tiles.stored
+                and operand.op is not None
+                and not operand.is_argument
+                and is_formula(operand.op)
+                and self._reads(operand.op, results, seen)
+            )
+            for operand in op.operands
+        )
+
+    def statement(self, op: Op) -> None:
+        if op.kind in STATEMENTS:
+            STATEMENTS[op.kind](self, op)
+        else:
+            statements.emit_scalar(self, op)
+
+
+STATEMENTS: dict[str, Callable[[Kernel, Op], None]] = {
+    "cf.br": control.emit_branch,
+    "cf.cond_br": control.emit_branch,
+    "scf.condition": control.emit_condition,
+    "scf.for": control.emit_for,
+    "scf.if": control.emit_if,
+    "scf.while": control.emit_while,
+    "scf.yield": control.emit_yield,
+    "tt.assert": statements.emit_assert,
+    "tt.atomic_cas": statements.emit_atomic,
+    "tt.atomic_rmw": statements.emit_atomic,
+    "tt.cat": statements.emit_cat,
+    "tt.dot": products.emit_dot,
+    "tt.grid_dependency_launch_dependents": statements.emit_nothing,
+    "tt.grid_dependency_wait": statements.emit_nothing,
+    "tt.histogram": statements.emit_histogram,
+    "tt.load": statements.emit_load,
+    "tt.print": statements.emit_print,
+    "tt.return": control.emit_return,
+    "tt.scan": control.emit_scan,
+    "tt.store": statements.emit_store,
+    "ttg.barrier": statements.emit_nothing,
+    "gpu.barrier": statements.emit_nothing,
+}
+"""Ops with loops or effects of their own, on tiles or scalars. Everything before them is written first."""

@@ -1,0 +1,120 @@
+"""Loads and stores of lanes: plain, masked, strided or gathered, by what is known of the addresses.
+
+pointer Uniform                         one scalar load, in every lane
+pointer Affine, stride 1                load <16 x float>                    contiguous
+  with a mask                           llvm.masked.load                     only where Prefix or Vector masks remain
+pointer Affine, another stride          llvm.masked.gather
+pointer Vector                          llvm.masked.gather / scatter
+"""
+
+from .builder import Builder
+from .elements import Operand, in_memory, is_pointer, literal, llvm_type, size, splat_literal, suffix, vector_type
+from .lanes import Affine, Lane, Prefix, Uniform, Vector, as_vector
+
+Mask = Prefix | Vector | Uniform | None
+"""None where every lane is inside."""
+
+
+def load(b: Builder, pointer: Lane, element: str, mask: Mask, other: Lane | None, width: int) -> Lane:
+    """What lies at `pointer`; where the mask is false `other`, or zero."""
+    stored = in_memory(element)
+    if stored != element:
+        return _from_memory(
+            b, load(b, pointer, stored, mask, _to_memory(b, other, element, width), width), element, width
+        )
+    if mask is None and isinstance(pointer, Uniform):
+        return Uniform(b.let(f"load {llvm_type(element)}, ptr {pointer.x}, align {size(element)}"))
+    if isinstance(pointer, Uniform) and isinstance(mask, Uniform):
+        return _load_if(b, pointer.x, element, mask.x, other, width)
+    if width == 1:
+        address = as_vector(b, pointer, f"ptr:{element}", 1)
+        if mask is None:
+            return Vector(b.let(f"load {llvm_type(element)}, ptr {address}, align {size(element)}"))
+        lane = _load_if(b, address, element, as_vector(b, mask, "i1", 1), other, 1)
+        return Vector(as_vector(b, lane, element, 1))
+    kind, flags = vector_type(element, width), vector_type("i1", width)
+    if mask is None and isinstance(pointer, Affine) and pointer.stride == 1:
+        return Vector(b.let(f"load {kind}, ptr {pointer.base}, align {size(element)}"))
+    inside = splat_literal(True, "i1", width) if mask is None else as_vector(b, mask, "i1", width)
+    passed = "zeroinitializer" if other is None else as_vector(b, other, element, width)
+    if isinstance(pointer, Affine) and pointer.stride == 1:
+        name = f"llvm.masked.load.{suffix(element, width)}.p0"
+        return Vector(_masked(b, kind, name, ("ptr", pointer.base), size(element), (flags, inside), (kind, passed)))
+    addresses, pointers = as_vector(b, pointer, f"ptr:{element}", width), f"<{width} x ptr>"
+    name = f"llvm.masked.gather.{suffix(element, width)}.v{width}p0"
+    return Vector(_masked(b, kind, name, (pointers, addresses), size(element), (flags, inside), (kind, passed)))
+
+
+def store(b: Builder, pointer: Lane, value: Lane, element: str, mask: Mask, width: int) -> None:
+    """Writes the lanes inside the mask."""
+    stored = in_memory(element)
+    if stored != element:
+        lane = _to_memory(b, value, element, width)
+        assert lane is not None
+        return store(b, pointer, lane, stored, mask, width)
+    kind, flags = vector_type(element, width), vector_type("i1", width)
+    x = as_vector(b, value, element, width)
+    if width == 1:
+        address: Operand = as_vector(b, pointer, f"ptr:{element}", 1)
+        if mask is not None:
+            address = b.let(f"select i1 {as_vector(b, mask, 'i1', 1)}, ptr {address}, ptr @lf.sink")
+        return b.emit(f"store {kind} {x}, ptr {address}, align {size(element)}")
+    if mask is None and isinstance(pointer, Affine) and pointer.stride == 1:
+        return b.emit(f"store {kind} {x}, ptr {pointer.base}, align {size(element)}")
+    inside = splat_literal(True, "i1", width) if mask is None else as_vector(b, mask, "i1", width)
+    if isinstance(pointer, Affine) and pointer.stride == 1:
+        name = f"llvm.masked.store.{suffix(element, width)}.p0"
+        _masked(b, "void", name, (kind, x), ("ptr", pointer.base), size(element), (flags, inside))
+        return None
+    addresses, pointers = as_vector(b, pointer, f"ptr:{element}", width), f"<{width} x ptr>"
+    name = f"llvm.masked.scatter.{suffix(element, width)}.v{width}p0"
+    _masked(b, "void", name, (kind, x), (pointers, addresses), size(element), (flags, inside))
+    return None
+
+
+def _masked(b: Builder, result: str, name: str, *arguments: tuple[str, Operand] | int) -> str:
+    """A masked intrinsic; a number among the arguments is the alignment, which must be written as a literal."""
+    typed = [("i32", argument) if isinstance(argument, int) else argument for argument in arguments]
+    return b.call(result, name, *typed)
+
+
+def _load_if(b: Builder, pointer: Operand, element: str, condition: Operand, other: Lane | None, width: int) -> Lane:
+    """A scalar that is read only if the condition holds: from a word of zeros otherwise, without a branch."""
+    kind, inside = llvm_type(element), literal(condition, "i1")
+    address = b.let(f"select i1 {inside}, ptr {pointer}, ptr @lf.zeros")
+    x = b.let(f"load {kind}, ptr {address}, align {size(element)}")
+    if other is None:
+        return Uniform(x)
+    if isinstance(other, Uniform) or width == 1:
+        passed = literal(other.x, element) if isinstance(other, Uniform) else as_vector(b, other, element, 1)
+        return Uniform(b.let(f"select i1 {inside}, {kind} {x}, {kind} {passed}"))
+    lanes = vector_type(element, width)
+    return Vector(
+        b.let(
+            f"select i1 {inside}, {lanes} {b.splat(x, element, width)}, {lanes} {as_vector(b, other, element, width)}"
+        )
+    )
+
+
+def _from_memory(b: Builder, lane: Lane, element: str, width: int) -> Lane:
+    """A byte as a boolean, 64 bits as a pointer."""
+    lanes = 1 if isinstance(lane, Uniform) else width
+    x, stored = as_vector(b, lane, in_memory(element), lanes), vector_type(in_memory(element), lanes)
+    if is_pointer(element):
+        result = b.let(f"inttoptr {stored} {x} to {vector_type(element, lanes)}")
+    else:
+        result = b.let(f"icmp ne {stored} {x}, {splat_literal(0, in_memory(element), lanes)}")
+    return Uniform(result) if isinstance(lane, Uniform) else Vector(result)
+
+
+def _to_memory(b: Builder, lane: Lane | None, element: str, width: int) -> Lane | None:
+    if lane is None:
+        return None
+    if isinstance(lane, Uniform) and not isinstance(lane.x, str):
+        return Uniform(int(lane.x))
+    lanes = 1 if isinstance(lane, Uniform) else width
+    cast = "ptrtoint" if is_pointer(element) else "zext"
+    x = b.let(
+        f"{cast} {vector_type(element, lanes)} {as_vector(b, lane, element, lanes)} to {vector_type(in_memory(element), lanes)}"
+    )
+    return Uniform(x) if isinstance(lane, Uniform) else Vector(x)

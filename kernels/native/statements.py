@@ -1,0 +1,155 @@
+"""Ops that act: scalar loads and stores, atomics, histograms, and what kernels print or assert."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import memory
+from .elements import BITS, Operand, is_float, llvm_type, size
+from .elementwise import constant, elementwise
+from .groups import Write, emit_group
+from .lanes import Lane, Uniform, Vector, as_vector, offset_pointer
+from .tiles import Buffer, Index
+from .ttir import Op, Value
+
+if TYPE_CHECKING:
+    from .lower import Kernel
+
+
+def emit_scalar(k: "Kernel", op: Op) -> None:
+    """Arithmetic on scalars, pointers included."""
+    if op.kind in ("tt.get_program_id", "tt.get_num_programs"):
+        axis = "xyz".index(op.attributes["words"][0])
+        k.tiles.stored[op.result] = Uniform(f"%{'i' if op.kind == 'tt.get_program_id' else 'n'}{axis}")
+        return
+    lane: Lane
+    if op.kind == "arith.constant":
+        lane = Uniform(constant(op))
+    elif op.kind == "tt.addptr":
+        pointer, offset = (k.tiles.scalar(operand) for operand in op.operands)
+        lane = offset_pointer(k.b, Uniform(pointer), _wide(k, offset, op.operands[1].element), op.result.element, 1)
+    else:
+        lane = elementwise(k.b, op, [Uniform(k.tiles.scalar(operand)) for operand in op.operands], 1)
+    assert isinstance(lane, Uniform)
+    k.tiles.stored[op.result] = lane
+
+
+def _wide(k: "Kernel", x: Operand, element: str) -> Uniform:
+    return Uniform(x if element == "i64" or not isinstance(x, str) else k.b.let(f"sext {element} {x} to i64"))
+
+
+def emit_load(k: "Kernel", op: Op) -> None:
+    """Of a scalar; a tile's load is a formula."""
+    pointer, *rest = (Uniform(k.tiles.scalar(operand)) for operand in op.operands)
+    mask, other = rest[0] if rest else None, rest[1] if len(rest) > 1 else None
+    lane = memory.load(k.b, pointer, op.result.element, mask, other, 1)
+    k.tiles.stored[op.result] = (
+        lane if isinstance(lane, Uniform) else Uniform(as_vector(k.b, lane, op.result.element, 1))
+    )
+
+
+def emit_store(k: "Kernel", op: Op) -> None:
+    """Of a scalar; a tile's store is a root of a group."""
+    pointer, value, *mask = (Uniform(k.tiles.scalar(operand)) for operand in op.operands)
+    memory.store(k.b, pointer, value, op.operands[1].element, mask[0] if mask else None, 1)
+
+
+def emit_nothing(k: "Kernel", op: Op) -> None:
+    """Barriers between the threads of a program, and between dependent launches: here a program is one thread."""
+
+
+_ATOMICS = {"add": "add", "fadd": "fadd", "max": "max", "min": "min", "umax": "umax", "umin": "umin", "and": "and", "or": "or", "xor": "xor", "exch": "xchg"}  # fmt: skip
+
+
+def emit_atomic(k: "Kernel", op: Op) -> None:
+    """One element after the other, each an atomic instruction, since programs run on several threads."""
+    shape = op.operands[0].shape
+    result = k.buffer(op.result) if shape else None
+
+    def element(at: Index) -> str:
+        pointer = k.tiles.vector(op.operands[0], at)
+        if op.kind == "tt.atomic_cas":
+            return _compare_and_swap(k, op, pointer, at)
+        value, *mask = op.operands[1:]
+        kind = llvm_type(value.element)
+        address = pointer
+        if mask:
+            address = k.b.let(f"select i1 {k.tiles.vector(mask[0], at)}, ptr {pointer}, ptr @lf.sink")
+        name = _ATOMICS[op.attributes["words"][0]]
+        return k.b.let(f"atomicrmw {name} ptr {address}, {kind} {k.tiles.vector(value, at)} seq_cst")
+
+    if result is None:
+        k.tiles.stored[op.result] = Uniform(element(Index((), 1)))
+        return
+
+    def keep(at: Index) -> None:
+        pointer = k.tiles.buffer_pointer(shape, op.result.element, result, at)
+        memory.store(k.b, pointer, Vector(element(at)), op.result.element, None, 1)
+
+    _each_element(k, shape, keep)
+    k.tiles.stored[op.result] = Buffer(result)
+
+
+def _compare_and_swap(k: "Kernel", op: Op, pointer: str, at: Index) -> str:
+    expected, desired = (k.tiles.vector(operand, at) for operand in op.operands[1:3])
+    element = op.operands[1].element
+    kind, bits = llvm_type(element), f"i{BITS[element]}"
+    if is_float(element):
+        expected, desired = (k.b.let(f"bitcast {kind} {x} to {bits}") for x in (expected, desired))
+    pair = k.b.let(f"cmpxchg ptr {pointer}, {bits} {expected}, {bits} {desired} seq_cst seq_cst")
+    before = k.b.let(f"extractvalue {{ {bits}, i1 }} {pair}, 0")
+    return k.b.let(f"bitcast {bits} {before} to {kind}") if is_float(element) else before
+
+
+def _each_element(k: "Kernel", shape: tuple[int, ...], body: Callable[[Index], None]) -> None:
+    def nest(coordinates: tuple[Lane, ...]) -> None:
+        if len(coordinates) == len(shape):
+            with k.b.scope():
+                body(Index(coordinates, 1))
+        else:
+            k.b.loop(0, shape[len(coordinates)], 1, lambda i: nest((*coordinates, Uniform(i))))
+
+    with k.b.scope():
+        nest(())
+
+
+def emit_histogram(k: "Kernel", op: Op) -> None:
+    buffer, element = k.buffer(op.result), op.result.element
+    source = op.operands[0]
+    zero = Value("zero", op.result.shape, element)
+    k.tiles.stored[zero] = Uniform(0)
+    emit_group(k, [Write(zero, buffer)])
+
+    def count(at: Index) -> None:
+        bin_ = (
+            k.b.let(f"sext {source.element} {k.tiles.vector(source, at)} to i64")
+            if source.element != "i64"
+            else k.tiles.vector(source, at)
+        )
+        inside = k.b.let(f"icmp ult i64 {bin_}, {op.result.shape[0]}")
+        if len(op.operands) > 1:
+            inside = k.b.let(f"and i1 {inside}, {k.tiles.vector(op.operands[1], at)}")
+        place = k.b.let(f"getelementptr {element}, ptr {buffer}, i64 {bin_}")
+        address = k.b.let(f"select i1 {inside}, ptr {place}, ptr @lf.sink")
+        before = k.b.let(f"load {element}, ptr {address}, align {size(element)}")
+        k.b.emit(f"store {element} {k.b.let(f'add {element} {before}, 1')}, ptr {address}, align {size(element)}")
+
+    _each_element(k, source.shape, count)
+    k.tiles.stored[op.result] = Buffer(buffer)
+
+
+def emit_cat(k: "Kernel", op: Op) -> None:
+    """Two tiles one after the other, in one buffer."""
+    buffer, element = k.buffer(op.result), op.result.element
+    for number, operand in enumerate(op.operands):
+        start = number * operand.shape[0]
+        half = k.b.let(f"getelementptr {llvm_type(element)}, ptr {buffer}, i64 {start}")
+        emit_group(k, [Write(operand, half)])
+    k.tiles.stored[op.result] = Buffer(buffer)
+
+
+def emit_print(k: "Kernel", op: Op) -> None:
+    raise NotImplementedError("tl.device_print")
+
+
+def emit_assert(k: "Kernel", op: Op) -> None:
+    raise NotImplementedError("tl.device_assert")

@@ -1,0 +1,412 @@
+"""Tensors as formulas: a tile is not computed where TTIR computes it but where a loop needs some of its elements.
+
+`Tiles.lanes(value, at)` gives the lane value of a tensor's elements at an index, by asking its op's operands for theirs:
+
+    %y = arith.mulf %x, %w          at (i, j..j+15)   ->   lanes(x, at) * lanes(w, at)
+    %w = tt.broadcast %v            [1, N] -> [M, N]  ->   lanes(v, (0, j..j+15))
+    %x = tt.load %p, %mask, %zero                     ->   a load from lanes(p, at), if lanes(mask, at)
+
+So a chain of elementwise ops needs no memory, and views (splat, broadcast, expand_dims, trans, reshape, split) none either:
+they only change the index. What must be kept (`analysis.py` says which values) is in `stored`: scalars as operands, tiles in
+buffers, and tensors that a loop only moves along as their first value and an offset.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from . import memory
+from .builder import Builder
+from .elements import Operand, in_memory, is_pointer, vector_type
+from .elementwise import constant, elementwise
+from .lanes import Affine, Lane, Prefix, Uniform, Vector, as_vector, offset_pointer, widen
+from .ttir import Op, Value
+
+Coordinates = tuple[Lane, ...]
+
+
+class Masks(Enum):
+    """What is known of prefix masks where code is being written: nothing, or that all lanes are inside, or none."""
+
+    TEST = "test"
+    INSIDE = "inside"
+    OUTSIDE = "outside"
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Which elements: a coordinate for each dimension, uniform or (in one of them) affine in the lane."""
+
+    coordinates: Coordinates
+    width: int
+    masks: Masks = Masks.TEST
+
+    def moved(self, coordinates: Coordinates) -> "Index":
+        return replace(self, coordinates=coordinates)
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A tile in memory, row by row."""
+
+    pointer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """`initial + offset`: integers or pointers that a loop moves by the same amount in every element."""
+
+    initial: Value
+    offset: str
+
+
+Storage = Uniform | Buffer | Advanced
+VIEWS = {"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.trans", "tt.reshape", "tt.split", "tt.join"}
+
+
+class Tiles:
+    """Where values are kept, and the formulas of all others."""
+
+    def __init__(self, b: Builder) -> None:
+        self.b = b
+        self.stored: dict[Value, Storage] = {}
+
+    def scalar(self, value: Value) -> Operand:
+        lane = self.lanes(value, Index((), 1))
+        return lane.x if isinstance(lane, Uniform) else as_vector(self.b, lane, value.element, 1)
+
+    def lanes(self, value: Value, at: Index) -> Lane:
+        stored = self.stored.get(value)
+        if isinstance(stored, Uniform):
+            return stored
+        return self.b.remember((value, at), lambda: self._compute(value, at, stored))
+
+    def vector(self, value: Value, at: Index) -> str:
+        return as_vector(self.b, self.lanes(value, at), value.element, at.width)
+
+    def _compute(self, value: Value, at: Index, stored: Storage | None) -> Lane:
+        if isinstance(stored, Buffer):
+            return self.load_buffer(value, stored, at)
+        if isinstance(stored, Advanced):
+            return self._advanced(value, stored, at)
+        op = value.op
+        assert op is not None, value.name
+        if op.kind in FORMULAS:
+            return FORMULAS[op.kind](self, op, value, at)
+        return elementwise(self.b, op, [self.lanes(operand, at) for operand in op.operands], at.width)
+
+    def _advanced(self, value: Value, stored: Advanced, at: Index) -> Lane:
+        initial = self.lanes(stored.initial, at)
+        if is_pointer(value.element):
+            return offset_pointer(self.b, initial, Uniform(stored.offset), value.element, at.width)
+        wide = widen(self.b, initial, value.element, at.width)
+        if isinstance(wide, Affine):
+            return Affine(self.b.add(wide.base, stored.offset), wide.stride)
+        element, width = value.element, at.width if isinstance(wide, Vector) else 1
+        by = stored.offset if element == "i64" else self.b.let(f"trunc i64 {stored.offset} to {element}")
+        kind = vector_type(element, width)
+        start = as_vector(self.b, initial, element, width)
+        moved = self.b.let(f"add {kind} {start}, {self.b.splat(by, element, width)}")
+        return Vector(moved) if isinstance(wide, Vector) else Uniform(moved)
+
+    # -- buffers
+
+    def buffer_pointer(self, shape: tuple[int, ...], element: str, buffer: str, at: Index) -> Lane:
+        linear = self.linear(shape, at.coordinates, at.width)
+        return offset_pointer(self.b, Uniform(buffer), linear, f"ptr:{in_memory(element)}", at.width)
+
+    def load_buffer(self, value: Value, buffer: Buffer, at: Index) -> Lane:
+        pointer = self.buffer_pointer(value.shape, value.element, buffer.pointer, at)
+        return memory.load(self.b, pointer, value.element, None, None, at.width)
+
+    def linear(self, shape: tuple[int, ...], coordinates: Coordinates, width: int) -> Lane:
+        """The number of an element, row by row."""
+        base: Operand = 0
+        stride: Operand = 0
+        gathered: str | None = None
+        step = 1
+        for size, coordinate in reversed(list(zip(shape, coordinates, strict=True))):
+            if size > 1:
+                if isinstance(coordinate, Uniform):
+                    base = self.b.add(base, self.b.mul(coordinate.x, step))
+                elif isinstance(coordinate, Affine):
+                    base = self.b.add(base, self.b.mul(coordinate.base, step))
+                    stride = self.b.add(stride, self.b.mul(coordinate.stride, step))
+                else:
+                    assert isinstance(coordinate, Vector) and gathered is None
+                    factor = self.b.splat(self.b.let(f"add i64 0, {step}"), "i64", width)
+                    gathered = self.b.let(f"mul {vector_type('i64', width)} {coordinate.x}, {factor}")
+            step *= size
+        regular = Uniform(base) if stride == 0 else Affine(base, stride)
+        if gathered is None:
+            return regular
+        rest = as_vector(self.b, regular, "i64", width)
+        return Vector(self.b.let(f"add {vector_type('i64', width)} {gathered}, {rest}"))
+
+    # -- masks
+
+    def mask(self, value: Value, at: Index) -> memory.Mask:
+        """The lanes inside, None for all of them. Where the loop's bounds hold, prefixes need no test."""
+        lane = self.lanes(value, at)
+        if isinstance(lane, Prefix) and at.masks is not Masks.TEST:
+            return None if at.masks is Masks.INSIDE else Uniform(False)
+        if isinstance(lane, Uniform) and not isinstance(lane.x, str):
+            return None if lane.x else Uniform(False)
+        assert not isinstance(lane, Affine)
+        return lane
+
+    def prefix_bounds(self, value: Value, at: Index) -> list[Operand]:
+        """The counts of all prefix masks below `value`, in lanes of `at`: below the least of them no mask is to be tested.
+
+        `at` starts at lane coordinate 0. Only masks are computed, which are integers: no load is executed for it.
+        """
+        bounds: list[Operand] = []
+        for op, where, lanes in self.reads(value, at):
+            mask = op.operands[1 if op.kind == "tt.load" else 0] if len(op.operands) > 1 else None
+            lane = None if mask is None or mask.shape == () else self.lanes(mask, where)
+            if isinstance(lane, Prefix):
+                bounds.append(self.b.mul(lane.count, lanes))
+        return bounds
+
+    def reads(
+        self, value: Value, at: Index, seen: set[tuple[Value, Index]] | None = None
+    ) -> Iterator[tuple[Op, Index, int]]:
+        """The loads and selects that `value` is made of: each with its index, and the lanes of `at` that one of its own is."""
+        seen = set() if seen is None else seen
+        op = value.op
+        if (value, at) in seen or value in self.stored or op is None or value.shape == ():
+            return
+        seen.add((value, at))
+        if op.kind in ("tt.load", "arith.select"):
+            yield op, at, 1
+        lanes = 1
+        if op.kind == "tt.reshape" and is_interleaving(op):
+            half = interleaved_index(self.b, at)
+            lanes = at.width // half.width
+            operands = [(operand, half) for operand in joined(op).operands]
+        elif op.kind in VIEWS:
+            operands = [(operand, at.moved(source)) for operand, source in self.sources(op, value, at)]
+        else:
+            operands = [(operand, at) for operand in op.operands]
+        for operand, where in operands:
+            for read, place, inner in self.reads(operand, where, seen):
+                yield read, place, lanes * inner
+
+    # -- views
+
+    def sources(self, op: Op, value: Value, at: Index) -> list[tuple[Value, Coordinates]]:
+        """The operands of a view, with the coordinates there of what is at `at` in its result."""
+        if op.kind == "tt.join":
+            return [(operand, at.coordinates[:-1]) for operand in op.operands]
+        return [(op.operands[0], SOURCE_COORDINATES[op.kind](self, op, value, at))]
+
+
+# -- the index of a view's source
+
+
+def _splat(tiles: Tiles, op: Op, value: Value, at: Index) -> Coordinates:
+    return ()
+
+
+def _broadcast(tiles: Tiles, op: Op, value: Value, at: Index) -> Coordinates:
+    shape = op.operands[0].shape
+    return tuple(c if size > 1 else Uniform(0) for size, c in zip(shape, at.coordinates, strict=True))
+
+
+def _expand_dims(tiles: Tiles, op: Op, value: Value, at: Index) -> Coordinates:
+    axis = op.attributes["axis"]
+    return at.coordinates[:axis] + at.coordinates[axis + 1 :]
+
+
+def _transpose(tiles: Tiles, op: Op, value: Value, at: Index) -> Coordinates:
+    order = op.attributes["order"]
+    return tuple(at.coordinates[order.index(dimension)] for dimension in range(len(order)))
+
+
+def _split(tiles: Tiles, op: Op, value: Value, at: Index) -> Coordinates:
+    return (*at.coordinates, Uniform(value.position))
+
+
+def _reshape(tiles: Tiles, op: Op, value: Value, at: Index) -> Coordinates:
+    """Through the element's number: it is taken apart by the source's shape. Lanes must not carry into a dimension."""
+    b, shape = tiles.b, op.operands[0].shape
+    if shape == value.shape:
+        return at.coordinates
+    linear = tiles.linear(value.shape, at.coordinates, at.width)
+    if isinstance(linear, Vector):
+        raise NotImplementedError("a reshape of gathered elements")
+    assert isinstance(linear, Uniform | Affine)
+    base, stride = (linear.x, 0) if isinstance(linear, Uniform) else (linear.base, linear.stride)
+    if not isinstance(stride, int):
+        raise NotImplementedError("a reshape of strided elements")
+    coordinates: list[Lane] = []
+    for size in reversed(shape[1:]):
+        if stride % size == 0:
+            coordinates.append(Uniform(b.rem(base, size)))
+            stride //= size
+        elif size % (stride * at.width) == 0:  # the lanes lie within one row
+            coordinates.append(Affine(b.rem(base, size), stride))
+            stride = 0
+        else:
+            return _reshape_lanes(b, shape, as_vector(b, linear, "i64", at.width), at.width)
+        base = b.div(base, size)
+    coordinates.append(Uniform(base) if stride == 0 else Affine(base, stride))
+    return tuple(reversed(coordinates))
+
+
+def _reshape_lanes(b: Builder, shape: tuple[int, ...], number: str, width: int) -> Coordinates:
+    """Where lanes cross rows of the source: each dimension's coordinate as a vector."""
+    kind = vector_type("i64", width)
+    coordinates: list[Lane] = []
+    for size in reversed(shape):
+        divisor = as_vector(b, Uniform(size), "i64", width)
+        coordinates.append(Vector(b.let(f"urem {kind} {number}, {divisor}")) if size > 1 else Uniform(0))
+        number = b.let(f"udiv {kind} {number}, {divisor}")
+    return tuple(reversed(coordinates))
+
+
+SOURCE_COORDINATES: dict[str, Callable[[Tiles, Op, Value, Index], Coordinates]] = {
+    "tt.splat": _splat,
+    "tt.broadcast": _broadcast,
+    "tt.expand_dims": _expand_dims,
+    "tt.trans": _transpose,
+    "tt.split": _split,
+    "tt.reshape": _reshape,
+}
+
+
+def joined(reshape: Op) -> Op:
+    source = reshape.operands[0].op
+    assert source is not None
+    return source
+
+
+def is_interleaving(op: Op) -> bool:
+    """Whether this is reshape(join(a, b)) to a last dimension with a's elements at even places and b's at odd ones."""
+    source = op.operands[0]
+    if source.op is None or source.is_argument or source.op.kind != "tt.join":
+        return False
+    shape = op.result.shape
+    return len(source.shape) >= 2 and shape == (*source.shape[:-2], 2 * source.shape[-2])
+
+
+def interleaved_index(b: Builder, at: Index) -> Index:
+    """Where in a and b the lanes of reshape(join(a, b)) lie: at half the place, half as many."""
+    last = at.coordinates[-1]
+    if isinstance(last, Uniform):
+        return at.moved((*at.coordinates[:-1], Uniform(b.div(last.x, 2))))
+    assert isinstance(last, Affine) and last.stride == 1 and at.width > 1
+    place = b.div(last.base, 2)
+    half = at.width // 2
+    return Index((*at.coordinates[:-1], Affine(place, 1) if half > 1 else Uniform(place)), half, at.masks)
+
+
+# -- formulas of what is not arithmetic
+
+
+def _view(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
+    (operand, source), *_ = tiles.sources(op, value, at)
+    return tiles.lanes(operand, at.moved(source))
+
+
+def _reshape_formula(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
+    if op.operands[0] in tiles.stored or not is_interleaving(op):
+        return _view(tiles, op, value, at)
+    b, element = tiles.b, value.element
+    half = interleaved_index(b, at)
+    left, right = (as_vector(b, tiles.lanes(operand, half), element, half.width) for operand in joined(op).operands)
+    last = at.coordinates[-1]
+    if isinstance(last, Uniform):
+        return _choose(b, last.x, left, right, element, half.width)
+    kind = vector_type(element, half.width)
+    if half.width == 1:
+        pair = vector_type(element, 2)
+        first = b.let(f"insertelement {pair} poison, {kind} {left}, i64 0")
+        return Vector(b.let(f"insertelement {pair} {first}, {kind} {right}, i64 1"))
+    return Vector(b.shuffle(left, right, kind, [lane // 2 + lane % 2 * half.width for lane in range(at.width)]))
+
+
+def _choose(b: Builder, which: Operand, left: str, right: str, element: str, width: int) -> Lane:
+    """`left` where `which` is even."""
+    if isinstance(which, int):
+        return Vector(right if which % 2 else left)
+    kind = vector_type(element, width)
+    return Vector(b.let(f"select i1 {b.let(f'trunc i64 {which} to i1')}, {kind} {right}, {kind} {left}"))
+
+
+def _join(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
+    b, last = tiles.b, at.coordinates[-1]
+    source = at.moved(at.coordinates[:-1])
+    if isinstance(last, Uniform):
+        if isinstance(last.x, int):
+            return tiles.lanes(op.operands[last.x], source)
+        return _choose(b, last.x, *(tiles.vector(operand, source) for operand in op.operands), value.element, at.width)
+    odd = as_vector(b, last, "i1", at.width)
+    return Vector(_select_lanes(tiles, odd, op.operands[1], op.operands[0], source))
+
+
+def _select_lanes(tiles: Tiles, condition: str, then: Value, otherwise: Value, at: Index) -> str:
+    kind = vector_type(then.element, at.width)
+    x, y = tiles.vector(then, at), tiles.vector(otherwise, at)
+    return tiles.b.let(f"select {vector_type('i1', at.width)} {condition}, {kind} {x}, {kind} {y}")
+
+
+def _make_range(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
+    (place,), start = at.coordinates, op.attributes["start"]
+    if isinstance(place, Affine):
+        return Affine(tiles.b.add(place.base, start), place.stride)
+    if isinstance(place, Vector):
+        kind = vector_type("i32", at.width)
+        narrow = tiles.b.let(f"trunc {vector_type('i64', at.width)} {place.x} to {kind}")
+        return Vector(tiles.b.let(f"add {kind} {narrow}, {as_vector(tiles.b, Uniform(start), 'i32', at.width)}"))
+    assert isinstance(place, Uniform)
+    x = tiles.b.add(place.x, start)
+    return Uniform(x if isinstance(x, int) else tiles.b.let(f"trunc i64 {x} to i32"))
+
+
+def _addptr(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
+    pointer, offset = op.operands
+    by = widen(tiles.b, tiles.lanes(offset, at), offset.element, at.width)
+    return offset_pointer(tiles.b, tiles.lanes(pointer, at), by, value.element, at.width)
+
+
+def _load(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
+    mask = tiles.mask(op.operands[1], at) if len(op.operands) > 1 else None
+    other = tiles.lanes(op.operands[2], at) if len(op.operands) > 2 else None
+    if mask == Uniform(False):
+        return other or Uniform(0)
+    return memory.load(tiles.b, tiles.lanes(op.operands[0], at), value.element, mask, other, at.width)
+
+
+def _select(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
+    condition, then, otherwise = op.operands
+    mask = tiles.mask(condition, at)
+    if mask is None:
+        return tiles.lanes(then, at)
+    if mask == Uniform(False):
+        return tiles.lanes(otherwise, at)
+    return elementwise(tiles.b, op, [mask, tiles.lanes(then, at), tiles.lanes(otherwise, at)], at.width)
+
+
+def _gather(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
+    source, indices = op.operands
+    place = widen(tiles.b, tiles.lanes(indices, at), indices.element, at.width)
+    axis = op.attributes["axis"]
+    return tiles.lanes(source, at.moved((*at.coordinates[:axis], place, *at.coordinates[axis + 1 :])))
+
+
+FORMULAS: dict[str, Callable[[Tiles, Op, Value, Index], Lane]] = {
+    "arith.constant": lambda tiles, op, value, at: Uniform(constant(op)),
+    "arith.select": _select,
+    "tt.addptr": _addptr,
+    "tt.broadcast": _view,
+    "tt.expand_dims": _view,
+    "tt.gather": _gather,
+    "tt.join": _join,
+    "tt.load": _load,
+    "tt.make_range": _make_range,
+    "tt.reshape": _reshape_formula,
+    "tt.splat": _view,
+    "tt.split": _view,
+    "tt.trans": _view,
+}
