@@ -17,7 +17,7 @@ from typing import Any
 
 from . import cache, drivers, perf
 from .llvmlite_compat import LLVMLITE_VERSION, llvm
-from .machine import Machine
+from .machine import Machine, host
 
 
 class Code:
@@ -49,6 +49,18 @@ def cached(key: str, name: str, machine: Machine) -> Code | None:
     """
     image = cache.read(_full_key(key, name, machine))
     return None if image is None else Code(name, image)
+
+
+def library(ir: str, name: str, *, exports: tuple[str, ...], imports: dict[str, int] | None = None) -> Any:
+    """A module that is no kernel, compiled for this computer or found on disk, and linked (`load`)."""
+    machine = host()
+    assert machine is not None
+    key = _full_key(ir, name, machine)
+    image = cache.read(key)
+    if image is None:
+        image = emit_object(ir, name, machine)
+        cache.write(key, image)
+    return load(name, image, exports=exports, imports=imports)
 
 
 def emit_object(ir: str, name: str, machine: Machine, *, ttir: str = "") -> bytes:
