@@ -17,6 +17,7 @@ setup(
         "llama_fast.engine",
         "llama_fast.fusion",
         "llama_fast.kernels",
+        "llama_fast.kernels.native",
         "llama_fast.profiler",
         "llama_fast.profiler.attribute",
         "llama_fast.profiler.measure",
