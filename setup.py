@@ -18,6 +18,8 @@ setup(
         "llama_fast.fusion",
         "llama_fast.kernels",
         "llama_fast.kernels.native",
+        "llama_fast.kernels.native.lowering",
+        "llama_fast.kernels.native.math",
         "llama_fast.profiler",
         "llama_fast.profiler.attribute",
         "llama_fast.profiler.measure",

@@ -6,6 +6,7 @@ ahead of time for inspection; there is no autotuning at call time.
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,15 +79,18 @@ GPUS = {
 # persistent kernels start few programs and still give each of them several rounds of work.
 INTERPRETER = Gpu("sm_90", multiprocessors=2, shared_bytes=227 * 1024)
 
+# A CPU as the GPUs' plans see it: an old NVIDIA GPU with a multiprocessor for each core.
+CPU = Gpu("sm_80", multiprocessors=os.cpu_count() or 1, shared_bytes=163 * 1024)
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether TRITON_INTERPRET was set when this package was imported: kernels then run in the interpreter, on the CPU."""
 
 
 @functools.cache
 def gpu_of(device: torch.device) -> Gpu:
-    """The `Gpu` behind a torch device; the interpreter's for the CPU."""
+    """The `Gpu` behind a torch device; for the CPU the interpreter's, or what native kernels plan with."""
     if device.type == "cpu":
-        return INTERPRETER
+        return INTERPRETER if INTERPRETED else CPU
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         arch = properties.gcnArchName.split(":")[0]
@@ -148,7 +152,7 @@ class LaunchPlan:
     def compile(self, gpu: Gpu) -> Any:
         """Compiles the kernel for `gpu`, which need not be here. Returns Triton's compiled kernel (`asm`, `metadata`)."""
         assert not INTERPRETED, "kernels defined under TRITON_INTERPRET cannot be compiled"
-        with _stand_in_driver(gpu):
+        with stand_in_driver(gpu):
             return self.kernel.warmup(
                 **self.arguments,
                 **self.constants,
@@ -176,7 +180,7 @@ class _StandInDriver:
 
 
 @contextmanager
-def _stand_in_driver(gpu: Gpu) -> Iterator[None]:
+def stand_in_driver(gpu: Gpu) -> Iterator[None]:
     driver = triton.runtime.driver
     previous = driver._active
     driver.set_active(_StandInDriver(gpu))

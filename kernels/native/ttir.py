@@ -216,9 +216,7 @@ class _Parser:
         self.text = text
         self.lines = [line.strip() for line in text.splitlines() if line.strip()]
         self.locations = {
-            line.split(" = ", 1)[0]: line.split(" = loc(", 1)[1][:-1]
-            for line in self.lines
-            if line.startswith("#loc")
+            line.split(" = ", 1)[0]: line.split(" = loc(", 1)[1][:-1] for line in self.lines if line.startswith("#loc")
         }
         self.position = 0
         self.scopes: list[dict[str, Value]] = [{}]

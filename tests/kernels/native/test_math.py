@@ -14,9 +14,12 @@ import torch
 
 llvm = pytest.importorskip("llvmlite.binding", reason="llvmlite compiles the functions under test")
 
-from llama_fast.kernels.native import polynomials  # noqa: E402
 from llama_fast.kernels.native.machine import AVX2, AVX512, NEON, Machine, host  # noqa: E402
-from llama_fast.kernels.native.math import FUNCTIONS, definition  # noqa: E402
+from llama_fast.kernels.native.math import (  # noqa: E402
+    FUNCTIONS,
+    definition,
+    polynomials,
+)
 
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()

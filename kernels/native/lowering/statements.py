@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..ttir import Op, Value
 from . import memory
 from .elements import BITS, Operand, is_float, llvm_type, size
 from .elementwise import constant, elementwise
 from .groups import Write, emit_group
 from .lanes import Lane, Uniform, Vector, as_vector, offset_pointer
 from .tiles import Buffer, Index
-from .ttir import Op, Value
 
 if TYPE_CHECKING:
-    from .lower import Kernel
+    from .kernel import Kernel
 
 
 def emit_scalar(k: "Kernel", op: Op) -> None:

@@ -13,10 +13,10 @@ What a loop carries from one iteration to the next is kept too, by `control.py`.
 import math
 from collections.abc import Iterator
 
+from ..ttir import Function, Op, Value
 from .elements import is_pointer
 from .elementwise import INSTRUCTIONS
 from .tiles import FORMULAS
-from .ttir import Function, Op, Value
 
 EXPENSIVE = {
     "arith.divf", "math.cos", "math.erf", "math.exp", "math.exp2", "math.log", "math.log2", "math.rsqrt", "math.sin", "math.sqrt",

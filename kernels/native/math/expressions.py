@@ -19,7 +19,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .machine import Machine
+from ..machine import Machine
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..machine import Machine
 from .elements import Operand, literal, llvm_type, vector_type
-from .machine import Machine
 
 Body = Callable[[Operand], None]
 
@@ -155,8 +155,8 @@ class Builder:
     def loop(self, low: Operand, high: Operand, step: int, body: Body, *, unroll: bool = False) -> None:
         """`body(i)` for i = low, low + step, ... below high."""
         if isinstance(low, int) and isinstance(high, int) and (unroll or high - low <= step):
-            for i in range(low, high, step):
-                body(i)
+            for known in range(low, high, step):
+                body(known)
             return
         before, head, inside, done = (self.label(hint) for hint in ("before", "head", "inside", "done"))
         self.branch(before)
@@ -180,10 +180,15 @@ class Builder:
 
     def blocks(self, low: Operand, high: Operand, sizes: tuple[int, ...], body: Callable[[Operand, int], None]) -> None:
         """`body(i, size)` over [low, high) in blocks of the largest size, and what remains in the smaller ones; the last is 1."""
+        start = low
         for size in sizes:
-            end = self.add(low, self.round_to(self.sub(high, low), size))
-            self.loop(low, end, size, lambda i, size=size: body(i, size))  # type: ignore[misc]
-            low = end
+            end = self.add(start, self.round_to(self.sub(high, start), size))
+
+            def block(i: Operand, size: int = size) -> None:
+                body(i, size)
+
+            self.loop(start, end, size, block)
+            start = end
 
     def round_to(self, n: Operand, multiple: int) -> Operand:
         """`n`, not negative, down to a multiple of any number."""

@@ -11,7 +11,8 @@ computed once, numbers known at compile time are folded. No fast-math flags anyw
 import operator
 from collections.abc import Callable
 
-from . import math
+from .. import math
+from ..ttir import Op
 from .builder import Builder
 from .elements import (
     BITS,
@@ -26,7 +27,6 @@ from .elements import (
     vector_type,
 )  # fmt: skip
 from .lanes import Affine, Lane, Prefix, Uniform, Vector, as_affine, as_vector
-from .ttir import Op
 
 Instruction = Callable[[Builder, Op, list[str], int], str]
 

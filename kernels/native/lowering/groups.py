@@ -17,15 +17,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..ttir import Op, Value
 from . import memory
 from .elements import Operand, literal, llvm_type, splat_literal, vector_type
 from .elementwise import constant, elementwise
 from .lanes import Affine, Lane, Prefix, Uniform, Vector, as_vector
 from .tiles import Buffer, Index, Masks
-from .ttir import Op, Value
 
 if TYPE_CHECKING:
-    from .lower import Kernel
+    from .kernel import Kernel
 
 UNROLLED_VECTORS = 32  # tiles of at most so many vectors are unrolled: LLVM then keeps them in registers
 ACCUMULATORS = 4  # hides the 4 cycles of an addition
@@ -236,11 +236,11 @@ class _Loop:
             )
             b.loop(full, end, width, lambda i: body(i, Masks.TEST, 0))
             remaining = b.sub(extent, end)
-        for root, accumulator in accumulators.items():
+        for reduction, accumulator in accumulators.items():
             results = accumulator.total()
             if outside is not None:
-                results = [add_uniform(self.k, root.op, results[0], outside[root], remaining)]
-            self.keep_results(root, results, fixed)
+                results = [add_uniform(self.k, reduction.op, results[0], outside[reduction], remaining)]
+            self.keep_results(reduction, results, fixed)
         if outside is not None:
             for root in self.roots:
                 if isinstance(root, Write):
@@ -368,7 +368,7 @@ def across_lanes(k: "Kernel", op: Op, vectors: list[str], width: int) -> list[st
                     halves[-1].append(k.b.let(f"extractelement {kind} {x}, i64 {start}"))
                 else:
                     halves[-1].append(k.b.shuffle(x, "poison", kind, list(range(start, start + half))))
-        vectors = combine(k, op, *halves, half)
+        vectors = combine(k, op, halves[0], halves[1], half)
         width = half
     return vectors
 

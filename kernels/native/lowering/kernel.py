@@ -13,15 +13,15 @@ a loop; an op that needs their result, or that is itself a statement (a loop, a 
 import math
 from collections.abc import Callable
 
+from ..machine import Machine
+from ..ttir import Block, Function, Op, Value
 from . import control, products, statements
 from .analysis import Analysis, is_formula
 from .builder import Builder
 from .elements import in_memory, llvm_type
 from .groups import Reduction, Root, Store, Write, emit_group, may_share_loop
 from .lanes import Uniform
-from .machine import Machine
 from .tiles import Buffer, Tiles
-from .ttir import Block, Function, Op, Value
 
 
 class UnsupportedOpError(NotImplementedError):

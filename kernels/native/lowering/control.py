@@ -15,15 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..ttir import Op, Value
 from . import memory
 from .elements import Operand, is_float, literal, llvm_type, vector_type
 from .groups import Write, emit_group
 from .lanes import Uniform, as_affine
 from .tiles import VIEWS, Advanced, Buffer, Index
-from .ttir import Op, Value
 
 if TYPE_CHECKING:
-    from .lower import Kernel
+    from .kernel import Kernel
 
 
 @dataclass(frozen=True, slots=True)

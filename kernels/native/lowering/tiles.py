@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from ..ttir import Op, Value
 from . import memory
 from .builder import Builder
 from .elements import Operand, in_memory, is_pointer, vector_type
 from .elementwise import constant, elementwise
 from .lanes import Affine, Lane, Prefix, Uniform, Vector, as_vector, offset_pointer, widen
-from .ttir import Op, Value
 
 Coordinates = tuple[Lane, ...]
 
@@ -340,7 +340,8 @@ def _join(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
     if isinstance(last, Uniform):
         if isinstance(last.x, int):
             return tiles.lanes(op.operands[last.x], source)
-        return _choose(b, last.x, *(tiles.vector(operand, source) for operand in op.operands), value.element, at.width)
+        left, right = (tiles.vector(operand, source) for operand in op.operands)
+        return _choose(b, last.x, left, right, value.element, at.width)
     odd = as_vector(b, last, "i1", at.width)
     return Vector(_select_lanes(tiles, odd, op.operands[1], op.operands[0], source))
 

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
+from ..machine import Machine
 from .expressions import (
     ELEMENTS,
     Body,
@@ -38,7 +39,6 @@ from .expressions import (
     where,
     with_sign_of,
 )
-from .machine import Machine
 from .polynomials import POLYNOMIALS
 
 LN2 = Fraction("0.693147180559945309417232121458176568075500134360255254120680009")

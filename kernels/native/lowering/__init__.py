@@ -1,0 +1,19 @@
+"""TTIR -> the text of an LLVM module. `kernel.py` is where it starts; read it first, then `lanes.py` and `tiles.py`.
+
+kernel.py        a kernel's ops in order: what is written at once, what waits in a group, what is a formula
+lanes.py         what is known of an expression over neighbouring elements: uniform, affine, a prefix mask, a vector
+tiles.py         tensors as formulas: elements are computed where a loop needs them
+analysis.py      which tiles are kept in memory all the same
+groups.py        loops over tiles: stores, reductions, kept tiles
+products.py      tl.dot as register tiles
+control.py       for, while, if, and what they carry
+statements.py    scalar loads and stores, atomics, histograms
+memory.py        loads and stores of lanes
+elementwise.py   a table: each op of arithmetic and what it becomes
+elements.py      element types and literals
+builder.py       writes instructions, loops, index arithmetic
+"""
+
+from .kernel import UnsupportedOpError, lower
+
+__all__ = ["UnsupportedOpError", "lower"]
