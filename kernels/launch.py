@@ -131,7 +131,11 @@ class LaunchPlan:
         if 0 in self.grid:
             return
         device = self.device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
+        if device.type == "cpu" and not INTERPRETED:
+            from .native import compiled
+
+            compiled.launch(self)
+        elif device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 self._run()
         else:

@@ -1,7 +1,7 @@
 """How an op is registered with PyTorch: one schema, one implementation per device, a fake, and autograd.
 
-The dispatcher picks the implementation: CUDA (and ROCm) tensors run the Triton kernel, CPU tensors PyTorch's own ops,
-or the Triton kernel in the interpreter under TRITON_INTERPRET=1.
+The dispatcher picks the implementation: CUDA (and ROCm) tensors run the Triton kernel; CPU tensors the same kernel, compiled
+for this CPU, or PyTorch's own ops (`cpu.py`), or the Triton kernel in the interpreter under TRITON_INTERPRET=1.
 
 Autograd is an implementation for the `Autograd` key that enters an `autograd.Function` only when a gradient is needed:
 13 and 23 us a call (inference, training) on the host where `torch.library.register_autograd` took 12 to 19 and 34 to 45.
@@ -14,6 +14,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from . import cpu
 from .launch import INTERPRETED
 
 _LIBRARY = torch.library.Library("llama_fast", "FRAGMENT")
@@ -22,20 +23,26 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 """Context in which an op's call goes straight to its device implementation."""
 
 
+def _never(*arguments: Any) -> bool:
+    return False
+
+
 def register(
     schema: str, *, kernel: Callable[..., Any], pytorch: Callable[..., Any], fake: Callable[..., Any],
-    flops: Callable[..., int] | None = None,
+    flops: Callable[..., int] | None = None, pytorch_is_faster: Callable[..., bool] = _never,
 ) -> torch._ops.OpOverload:  # fmt: skip
     """Registers `llama_fast::<schema>` and returns the op.
 
     `kernel` launches Triton, `pytorch` computes the same with PyTorch's ops (any dtype, float64 included), `fake` makes
     empty outputs with the shapes, dtypes and strides that both return. `flops` takes the same arguments, and says what
-    `torch.utils.flop_counter` counts for the op's matrix products.
+    `torch.utils.flop_counter` counts for the op's matrix products. `pytorch_is_faster` takes them too, and says where CPU
+    tensors go to PyTorch.
     """
     name = schema.split("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CUDA")
-    _LIBRARY.impl(name, kernel if INTERPRETED else pytorch, "CPU")
+    on_cpu = kernel if INTERPRETED else cpu.implementation(name, kernel, pytorch, pytorch_is_faster)
+    _LIBRARY.impl(name, on_cpu, "CPU")
     torch.library.register_fake(f"llama_fast::{name}", fake, lib=_LIBRARY)
     packet = getattr(torch.ops.llama_fast, name)
     if flops is not None:

@@ -94,34 +94,45 @@ def _walk(blocks: list[Block]) -> Iterator[Op]:
                     yield from _walk(region)
 
 
-def read_plan(plan: LaunchPlan) -> Function:
-    """The TTIR of a plan's kernel, specialised to its arguments as Triton does (1, multiples of 16, None)."""
-    return parse(ttir_text(plan))
+class Specialization:
+    """A plan's kernel with the types of its arguments: what machine code is made for.
 
+    As Triton does it: an argument that is None, or an integer 1, becomes a constant. `arguments` are the run-time ones in
+    order, with their types ("*fp32", "i32", "fp32"); `key` holds all that the TTIR follows from.
+    """
 
-def ttir_text(plan: LaunchPlan) -> str:
-    """TTIR with locations, after Triton's own simplification."""
-    from triton._C.libtriton import ir, passes
-    from triton.compiler.compiler import ASTSource
+    def __init__(self, plan: LaunchPlan) -> None:
+        kernel = plan.kernel
+        # asserts are kept where Triton keeps them; its checks of integer overflow, which come with them, are not for a CPU
+        debug = plan.options.get("debug", bool(triton.knobs.runtime.debug))
+        options = dict(num_warps=plan.num_warps, num_stages=plan.num_stages, debug=debug)
+        with stand_in_driver(FRONT_END):
+            *_, self._target, self._backend, binder = kernel.device_caches[FRONT_END.arch]
+            known = {name: value for name, value in _MAYBE.items() if _takes(self._backend, name)}
+            bound, specialization, remaining = binder(**plan.arguments, **plan.constants, **options, **known)
+            parsed, signature, constexprs, attrs = kernel._pack_args(
+                self._backend, options | known, bound, specialization, remaining
+            )
+        self._kernel, self._parsed = kernel, parsed
+        self._signature, self._constexprs, self._attrs = signature, constexprs, attrs
+        self.arguments = [(name, kind) for name, kind in signature.items() if kind != "constexpr"]
+        constants = {path: getattr(value, "cache_key", None) or value for path, value in constexprs.items()}
+        self.key = repr((triton.__version__, kernel.cache_key, signature, constants, debug))
 
-    kernel = plan.kernel
-    # asserts are kept where Triton keeps them; its checks of integer overflow, which come with them, are not for a CPU
-    debug = plan.options.get("debug", bool(triton.knobs.runtime.debug))
-    options = dict(num_warps=plan.num_warps, num_stages=plan.num_stages, debug=debug)
-    with stand_in_driver(FRONT_END):
-        *_, target, backend, binder = kernel.device_caches[FRONT_END.arch]
-        known = {name: value for name, value in _MAYBE.items() if _takes(backend, name)}
-        bound, specialization, remaining = binder(**plan.arguments, **plan.constants, **options, **known)
-        parsed, signature, constexprs, attrs = kernel._pack_args(
-            backend, options | known, bound, specialization, remaining
-        )
-        source = ASTSource(kernel, signature, constexprs, attrs)
+    def ttir(self) -> str:
+        """TTIR with locations, after Triton's own simplification."""
+        from triton._C.libtriton import ir, passes
+        from triton.compiler.compiler import ASTSource
+
+        source = ASTSource(self._kernel, self._signature, self._constexprs, self._attrs)
         context = ir.context()
         ir.load_dialects(context)
-        backend.load_dialects(context)
-        module = source.make_ir(
-            target, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context
-        )
+        self._backend.load_dialects(context)
+        code_generation = self._backend.get_codegen_implementation(self._parsed)
+        with stand_in_driver(FRONT_END):
+            module = source.make_ir(
+                self._target, self._parsed, code_generation, self._backend.get_module_map(), context
+            )
         manager = ir.pass_manager(context)
         passes.common.add_inliner(manager)
         passes.ttir.add_rewrite_tensor_descriptor_to_pointer(manager)
@@ -131,6 +142,11 @@ def ttir_text(plan: LaunchPlan) -> str:
         passes.common.add_symbol_dce(manager)
         manager.run(module, "make_ttir")
         return str(module)
+
+
+def read_plan(plan: LaunchPlan) -> Function:
+    """The TTIR of a plan's kernel."""
+    return parse(Specialization(plan).ttir())
 
 
 def parse(text: str) -> Function:

@@ -69,7 +69,8 @@ class Kernel:
                 *arguments,
                 *self.b.lines,
                 "}",
-                *(text for name, text in self.b.declarations.items()),
+                *self.b.declarations.values(),
+                f"attributes #0 = {{ {self.b.machine.function_attributes} }}",
             ]
         )
 

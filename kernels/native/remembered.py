@@ -1,0 +1,132 @@
+"""Ops that remember: the second call of an op with the same shapes allocates, patches pointers, and launches.
+
+What an op's implementation does on the way to its launches (planning, packing, finding the kernel) follows from the shapes,
+strides and dtypes of its tensors and from its numbers alone. So the first call with each of these is watched: which tensors
+it allocates, and which launches it makes on which parts of its arguments and of those tensors. Every later call repeats that:
+
+    rms_norm(x, weight)    first     plan, compile or load, launch                      some ms, or 100 ms to compile
+                           then      y, rstd = empty...; run(x, weight, y, rstd)        3 us
+
+An implementation that does anything else with PyTorch (a copy to make rows contiguous) is not remembered, and simply runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..launch import LaunchPlan
+from .compiled import Compiled, recording
+
+_ALLOCATIONS = {
+    torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default,
+    torch.ops.aten.new_empty.default, torch.ops.aten.new_empty_strided.default,
+}  # fmt: skip
+
+
+def describe(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """What an op's launches follow from."""
+    return tuple((arg.shape, arg.stride(), arg.dtype) if isinstance(arg, torch.Tensor) else arg for arg in arguments)
+
+
+def remember(implementation: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Callable[..., Any]]:
+    """Runs an implementation, and returns its result with a function that does the same for other tensors like these."""
+    watch = _Watch()
+    with recording() as launches, watch:
+        result = implementation(*arguments)
+    if watch.did_more:
+        return result, implementation
+    return result, _replay(watch, launches, arguments, result) or implementation
+
+
+class _Watch(TorchDispatchMode):
+    """Sees what an implementation asks of PyTorch. Views are free: their tensors are known by their memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allocated: list[torch.Tensor] = []
+        self.did_more = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _ALLOCATIONS:
+            self.allocated.append(result)
+        elif not func.is_view:
+            self.did_more = True
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An address: bytes behind the start of a tensor, which is an argument or one that the call allocates."""
+
+    tensor: int
+    offset: int
+
+
+def _replay(
+    watch: _Watch, launches: list[tuple[Compiled, LaunchPlan]], arguments: Sequence[Any], result: Any
+) -> Callable[..., Any] | None:
+    """The remembered call; None if a launch used memory that is neither an argument's nor allocated by the call."""
+    tensors = [*arguments, *watch.allocated]
+    starts: dict[int, int] = {}
+    for number, tensor in enumerate(tensors):
+        if isinstance(tensor, torch.Tensor) and tensor.numel():
+            starts.setdefault(tensor.untyped_storage().data_ptr(), number)
+
+    def place(tensor: torch.Tensor) -> _Place | None:
+        number = starts.get(tensor.untyped_storage().data_ptr())
+        return None if number is None else _Place(number, tensor.data_ptr() - tensors[number].data_ptr())
+
+    runs: list[tuple[Callable[..., None], list[tuple[int, int]]]] = []
+    for kernel, plan in launches:
+        filled, places = [], []
+        for position, name in enumerate(kernel.names):
+            value = plan.arguments[name]
+            if not isinstance(value, torch.Tensor) or not value.numel():
+                continue
+            where = place(value)
+            if where is None:
+                return None
+            filled.append(position)
+            places.append((where.tensor, where.offset))
+        runs.append((kernel.launch_of(plan).function(filled), places))
+    results = result if isinstance(result, tuple) else (result,)
+    outputs = [_output(tensor, tensors, len(arguments)) for tensor in results]
+    if any(output is None for output in outputs):
+        return None
+    fresh = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in watch.allocated]
+    return _call(fresh, runs, [output for output in outputs if output is not None], isinstance(result, tuple))
+
+
+def _output(tensor: Any, tensors: list[Any], arguments: int) -> int | None:
+    """Which allocated tensor a result is; None if it is none as it was allocated."""
+    for number in range(arguments, len(tensors)):
+        made = tensors[number]
+        same = made.shape == tensor.shape and made.stride() == tensor.stride() and made.dtype == tensor.dtype
+        if (
+            same
+            and made.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+            and (made.data_ptr() == tensor.data_ptr() and (made.numel() or made is tensor))
+        ):
+            return number
+    return None
+
+
+def _call(
+    fresh: list[tuple[Any, Any, torch.dtype]],
+    runs: list[tuple[Callable[..., None], list[tuple[int, int]]]],
+    outputs: list[int],
+    is_tuple: bool,
+) -> Callable[..., Any]:
+    empty = torch.empty_strided
+
+    def call(*arguments: Any) -> Any:
+        tensors = [*arguments, *[empty(shape, stride, dtype=dtype) for shape, stride, dtype in fresh]]
+        for run, places in runs:
+            run(*[tensors[number].data_ptr() + offset for number, offset in places])
+        return tuple([tensors[number] for number in outputs]) if is_tuple else tensors[outputs[0]]
+
+    return call
