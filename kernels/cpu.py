@@ -65,23 +65,25 @@ def chosen() -> str:
 
 
 def implementation(
-    name: str, kernel: Callable[..., Any], pytorch: Callable[..., Any], pytorch_is_faster: Callable[..., bool]
+    schema: str, kernel: Callable[..., Any], pytorch: Callable[..., Any], pytorch_is_faster: Callable[..., bool]
 ) -> Callable[..., Any]:
-    """The CPU implementation of the op `name`: `kernel` launches Triton, `pytorch` does not.
+    """The CPU implementation of the op with this schema: `kernel` launches Triton, `pytorch` does not.
 
     `pytorch_is_faster` takes the op's arguments; only their shapes, strides and dtypes may be asked.
     """
     if not HAS_TRITON or host() is None:
         return pytorch
-    from .native.remembered import describe, remember
+    from .native.remembered import describe, overlap, remember
 
+    name = schema.split("(")[0]
+    writes = "!" in schema  # into arguments: then code depends on whether they share memory
     known: dict[Any, Callable[..., Any]] = {}
 
     def on_cpu(*arguments: Any) -> Any:
         choice = _choice.get()
         if choice == "pytorch":
             return pytorch(*arguments)
-        key = (choice, describe(arguments))
+        key = (choice, describe(arguments), writes and overlap(arguments))
         call = known.get(key)
         if call is not None:
             return call(*arguments)
@@ -89,11 +91,15 @@ def implementation(
             known[key] = pytorch
             return pytorch(*arguments)
         try:
-            result, known[key] = remember(kernel, arguments)
+            result, call = remember(kernel, arguments)
         except NotImplementedError as error:
             _fall_back(name, error)
             known[key] = pytorch
             return pytorch(*arguments)
+        if (
+            call is not kernel or writes or not overlap(arguments)
+        ):  # else another call with these shapes may be remembered
+            known[key] = call
         return result
 
     return on_cpu

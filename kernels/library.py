@@ -41,7 +41,7 @@ def register(
     name = schema.split("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CUDA")
-    on_cpu = kernel if INTERPRETED else cpu.implementation(name, kernel, pytorch, pytorch_is_faster)
+    on_cpu = kernel if INTERPRETED else cpu.implementation(schema, kernel, pytorch, pytorch_is_faster)
     _LIBRARY.impl(name, on_cpu, "CPU")
     torch.library.register_fake(f"llama_fast::{name}", fake, lib=_LIBRARY)
     packet = getattr(torch.ops.llama_fast, name)

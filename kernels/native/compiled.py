@@ -106,12 +106,11 @@ def _kinds(plan: LaunchPlan) -> Iterator[Any]:
 
 def shared_memory(plan: LaunchPlan) -> tuple[tuple[str, str], ...]:
     """Pairs of tensor arguments of a plan that overlap in memory, by name."""
-    spans = []
-    for name, tensor in plan.arguments.items():
-        if isinstance(tensor, torch.Tensor) and tensor.numel():
-            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-            spans.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size(), name))
-    spans.sort()
+    spans = sorted(
+        (*memory_span(value), name)
+        for name, value in plan.arguments.items()
+        if isinstance(value, torch.Tensor) and value.numel()
+    )
     pairs = []
     for i, (_, end, name) in enumerate(spans):
         for begin, _, other in spans[i + 1 :]:
@@ -119,6 +118,12 @@ def shared_memory(plan: LaunchPlan) -> tuple[tuple[str, str], ...]:
                 break
             pairs.append((name, other))
     return tuple(sorted(pairs))
+
+
+def memory_span(tensor: torch.Tensor) -> tuple[int, int]:
+    """The addresses from the first byte of a tensor, which has elements, to behind its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _load_or_compile(plan: LaunchPlan, pairs: tuple[tuple[str, str], ...], machine: Machine) -> Compiled:

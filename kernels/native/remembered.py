@@ -10,6 +10,7 @@ it allocates, and which launches it makes on which parts of its arguments and of
 An implementation that does anything else with PyTorch (a copy to make rows contiguous) is not remembered, and simply runs.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..launch import LaunchPlan
-from .compiled import Compiled, recording
+from .compiled import Compiled, memory_span, recording
 
 _ALLOCATIONS = {
     torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default,
@@ -31,12 +32,18 @@ def describe(arguments: Sequence[Any]) -> tuple[Any, ...]:
     return tuple((arg.shape, arg.stride(), arg.dtype) if isinstance(arg, torch.Tensor) else arg for arg in arguments)
 
 
+def overlap(arguments: Sequence[Any]) -> bool:
+    """Whether two of the tensors share memory."""
+    spans = sorted(memory_span(arg) for arg in arguments if isinstance(arg, torch.Tensor) and arg.numel())
+    return any(begin < end for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
 def remember(implementation: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Callable[..., Any]]:
     """Runs an implementation, and returns its result with a function that does the same for other tensors like these."""
     watch = _Watch()
     with recording() as launches, watch:
         result = implementation(*arguments)
-    if watch.did_more:
+    if watch.did_more or overlap(arguments):  # then it cannot be told which of two arguments a launch was given
         return result, implementation
     return result, _replay(watch, launches, arguments, result) or implementation
 
@@ -71,14 +78,18 @@ def _replay(
 ) -> Callable[..., Any] | None:
     """The remembered call; None if a launch used memory that is neither an argument's nor allocated by the call."""
     tensors = [*arguments, *watch.allocated]
-    starts: dict[int, int] = {}
-    for number, tensor in enumerate(tensors):
-        if isinstance(tensor, torch.Tensor) and tensor.numel():
-            starts.setdefault(tensor.untyped_storage().data_ptr(), number)
+    spans = [
+        (*memory_span(tensor), number)
+        for number, tensor in enumerate(tensors)
+        if isinstance(tensor, torch.Tensor) and tensor.numel()
+    ]
 
     def place(tensor: torch.Tensor) -> _Place | None:
-        number = starts.get(tensor.untyped_storage().data_ptr())
-        return None if number is None else _Place(number, tensor.data_ptr() - tensors[number].data_ptr())
+        begin, end = memory_span(tensor)
+        for first, last, number in spans:
+            if first <= begin and end <= last:
+                return _Place(number, begin - first)
+        return None
 
     runs: list[tuple[Callable[..., None], list[tuple[int, int]]]] = []
     for kernel, plan in launches:
