@@ -4,9 +4,10 @@ By default the faster one that is right, by each op's rule. `LLAMA_FAST_CPU=nati
 `use("pytorch")` does inside a `with` block. float64, and kernels that cannot be compiled here, always go to PyTorch.
 """
 
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -64,10 +65,23 @@ def chosen() -> str:
     return "pytorch" if choice == "pytorch" or why_not_native() else choice
 
 
+def runs_natively(x: torch.Tensor) -> bool:
+    """Whether a kernel may be launched on this CPU tensor: native kernels are there, wanted, and know its dtype."""
+    return x.device.type == "cpu" and x.dtype != torch.float64 and chosen() != "pytorch"
+
+
+def products_are_faster(*arguments: Any) -> bool:
+    """Large matrix products are oneDNN's where nobody asks for ours by name."""
+    return True
+
+
 def implementation(
-    schema: str, kernel: Callable[..., Any], pytorch: Callable[..., Any], pytorch_is_faster: Callable[..., bool]
+    op: torch._ops.OpOverload,
+    kernel: Callable[..., Any],
+    pytorch: Callable[..., Any],
+    pytorch_is_faster: Callable[..., bool],
 ) -> Callable[..., Any]:
-    """The CPU implementation of the op with this schema: `kernel` launches Triton, `pytorch` does not.
+    """The CPU implementation of `op`: `kernel` launches Triton, `pytorch` does not.
 
     `pytorch_is_faster` takes the op's arguments; only their shapes, strides and dtypes may be asked.
     """
@@ -75,8 +89,9 @@ def implementation(
         return pytorch
     from .native.remembered import describe, overlap, remember
 
-    name = schema.split("(")[0]
-    writes = "!" in schema  # into arguments: then code depends on whether they share memory
+    writes = op._schema.is_mutable  # into arguments: then code depends on whether they share memory
+    # lse is float64 for all dtypes of attention
+    computed_with = [argument.name != "lse" for argument in op._schema.arguments]
     known: dict[Any, Callable[..., Any]] = {}
 
     def on_cpu(*arguments: Any) -> Any:
@@ -87,25 +102,25 @@ def implementation(
         call = known.get(key)
         if call is not None:
             return call(*arguments)
-        if _has_float64(arguments) or (choice == "auto" and pytorch_is_faster(*arguments)):
+        wide = _has_float64(itertools.compress(arguments, computed_with))
+        if wide or (choice == "auto" and pytorch_is_faster(*arguments)):
             known[key] = pytorch
             return pytorch(*arguments)
         try:
             result, call = remember(kernel, arguments)
         except NotImplementedError as error:
-            _fall_back(name, error)
+            _fall_back(op._schema.name, error)
             known[key] = pytorch
             return pytorch(*arguments)
-        if (
-            call is not kernel or writes or not overlap(arguments)
-        ):  # else another call with these shapes may be remembered
-            known[key] = call
+        if call is kernel and not writes and overlap(arguments):
+            return result  # not remembered for these tensors, but it may be for others of these shapes
+        known[key] = call
         return result
 
     return on_cpu
 
 
-def _has_float64(arguments: tuple[Any, ...]) -> bool:
+def _has_float64(arguments: Iterable[Any]) -> bool:
     return any(isinstance(arg, torch.Tensor) and arg.dtype == torch.float64 for arg in arguments)
 
 

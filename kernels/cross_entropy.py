@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .activation import tanh
+from .cpu import runs_natively
 from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import accumulation_dtype
@@ -318,7 +319,7 @@ def reduce_losses(
 ) -> None:
     """Writes `loss` and, for the mean, `count`, from the `losses` of `labels`."""
     mean = reduction == "mean"
-    if losses.is_cuda or INTERPRETED:
+    if losses.is_cuda or INTERPRETED or runs_natively(losses):
         plan_reduce_losses(losses, labels, loss, count if mean else None, ignore_index).launch()
         return
     loss.copy_(losses.sum())

@@ -41,10 +41,10 @@ def register(
     name = schema.split("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CUDA")
-    on_cpu = kernel if INTERPRETED else cpu.implementation(schema, kernel, pytorch, pytorch_is_faster)
+    packet = getattr(torch.ops.llama_fast, name)
+    on_cpu = kernel if INTERPRETED else cpu.implementation(packet.default, kernel, pytorch, pytorch_is_faster)
     _LIBRARY.impl(name, on_cpu, "CPU")
     torch.library.register_fake(f"llama_fast::{name}", fake, lib=_LIBRARY)
-    packet = getattr(torch.ops.llama_fast, name)
     if flops is not None:
         register_flop_formula(packet, get_raw=True)(flops)
     return packet.default

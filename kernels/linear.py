@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from . import flops
 from .activation import activation_slope
+from .cpu import products_are_faster
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, register, register_autocast, register_autograd
 from .matmul import plan_linear
@@ -259,16 +260,19 @@ def require_dtype(x: Tensor, **others: Tensor | None) -> None:
 linear_op = register(
     "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str? activation) -> Tensor",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.linear,
+    pytorch_is_faster=products_are_faster,
 )  # fmt: skip
 linear_training_op = register(
     "linear_training(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str activation)"
     " -> (Tensor y, Tensor preactivation)",
     kernel=_training_kernel, pytorch=_training_pytorch, fake=_training_fake, flops=flops.linear,
+    pytorch_is_faster=products_are_faster,
 )  # fmt: skip
 linear_backward_op = register(
     "linear_backward(Tensor dy, Tensor? x, Tensor? weight, Tensor? preactivation, str? activation, ScalarType dtype,"
     " bool bias_grad) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     kernel=_backward_kernel, pytorch=_backward_pytorch, fake=_backward_fake, flops=flops.linear_backward,
+    pytorch_is_faster=products_are_faster,
 )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import flops
+from .cpu import runs_natively
 from .cross_entropy import (
     Objective,
     gradient_kernel,
@@ -109,7 +110,8 @@ def _walk(
     """Over hidden (T, H): writes `losses` and `lse` if it is given `losses`, then the gradients that are needed."""
     dhidden, dweight, dbias = gradients
     gradients = dhidden.view(hidden.shape if needed[0] else 0), dweight, dbias
-    on_triton = hidden.is_cuda or INTERPRETED
+    products_on_triton = hidden.is_cuda or INTERPRETED
+    on_triton = products_on_triton or runs_natively(hidden)
     write_losses, write_gradient = (losses_kernel, gradient_kernel) if on_triton else (losses_pytorch, gradient_pytorch)
     buffer = hidden.new_empty((min(limit, hidden.shape[0]), weight.shape[0]))
     for chunk in _chunks(hidden.shape[0], limit):
@@ -123,7 +125,7 @@ def _walk(
         if any(needed):
             dloss = None if dlosses is None else dlosses[chunk]
             write_gradient(logits, labels[chunk], lse[chunk], logits, objective, dloss=dloss, count=None)
-            _add_products(logits, hidden[chunk], weight, chunk, gradients, needed, on_triton)
+            _add_products(logits, hidden[chunk], weight, chunk, gradients, needed, products_on_triton)
 
 
 def _add_products(

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import torch
 
 from . import ops
+from .kernels import cpu
 from .kernels.launch import INTERPRETED, gpu_of
+from .kernels.native.machine import host
 from .kernels.triton_compat import HAS_TRITON, triton
 
-PACKAGES = ("torch", "triton", "transformers", "numpy", "peft", "liger-kernel", "kernels")
+PACKAGES = ("torch", "triton", "llvmlite", "transformers", "numpy", "peft", "liger-kernel", "kernels")
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """How ops run on a device: `name` for people ("CPU: PyTorch ops"), and why."""
+    """How ops run on a device: `name` for people ("CPU: Triton kernels, native"), and why."""
 
     name: str
     reason: str
@@ -38,8 +40,24 @@ def implementation_on(device: torch.device) -> Implementation:
         )
     if INTERPRETED:
         return Implementation("CPU: Triton's interpreter", "TRITON_INTERPRET is set: right numbers, no speed")
-    involved = "no Triton kernel is involved" if HAS_TRITON else "Triton, which a GPU would need, is not installed"
-    return Implementation("CPU: PyTorch ops", f"tensors on the CPU run PyTorch's own ops; {involved}")
+    return _implementation_on_cpu()
+
+
+def _implementation_on_cpu() -> Implementation:
+    choice, machine = cpu.chosen(), host()
+    if choice == "pytorch" or machine is None:
+        reason = cpu.why_not_native() or "LLAMA_FAST_CPU asks for them"
+        return Implementation("CPU: PyTorch ops", f"tensors on the CPU run PyTorch's own ops: {reason}")
+    rule = (
+        "PyTorch's ops where those are faster"
+        if choice == "auto"
+        else "all that can be compiled, as LLAMA_FAST_CPU asks"
+    )
+    left = "".join(f"; {op} runs on PyTorch's ops: {reason}" for op, reason in cpu.fallbacks.items())
+    return Implementation(
+        "CPU: Triton kernels, native",
+        f"tensors on the CPU run the Triton kernels, compiled for its {machine.name} instructions, and {rule}{left}",
+    )
 
 
 def default_device() -> torch.device:

@@ -93,7 +93,7 @@ def _print_demo(result: "DemoResult") -> None:
         if before is not None and after is not None:
             table.add_row(label, f"{before:,.2f}", f"{after:,.2f}", f"{after / before:.2f}x")
     console.print(table)
-    if not result.implementation.endswith(": Triton"):
+    if not result.implementation.endswith((": Triton", "native")):
         console.print(
             "No Triton kernel ran at speed here: these figures say nothing about the kernels.", style="yellow"
         )
