@@ -59,6 +59,15 @@ _MIRROR = """
 }
 """
 
+# each program sleeps for so many microseconds
+_SLEEP = """
+  %time = load i32, ptr %arguments
+  %ignored = call i32 @usleep(i32 %time)
+  ret void
+}
+declare i32 @usleep(i32)
+"""
+
 
 def _module(body: str, machine: Machine) -> str:
     return f"{_PROGRAM}{body}\nattributes #0 = {{ {machine.function_attributes} }}\n"
@@ -74,6 +83,10 @@ def mirror_ir(machine: Machine) -> str:
 
 def count_kernel() -> Kernel:
     return Kernel(codegen.compile_module(count_ir(host()), "count", host()), "qq")
+
+
+def sleep_kernel() -> Kernel:
+    return Kernel(codegen.compile_module(_module(_SLEEP, host()), "sleep", host()), "q")
 
 
 def mirror_kernel() -> Kernel:
