@@ -1,7 +1,7 @@
 """Many launches by one native call: what a CUDA graph is to a GPU.
 
     recording = Recording([[norm], [q_rope, k_rope], [attention]])     stages of launches (launch.py)
-    recording.replay()                                                 0.05 us a launch on one thread
+    recording.replay()                                                 0.014 us a launch on one thread, 0.14 on two with a barrier
     recording.patch(2, 0, q.data_ptr())                                argument 0 of launch 2, from the next replay on
 
 The launches of one stage need nothing of each other; a stage begins when the one before it has ended. All stages run

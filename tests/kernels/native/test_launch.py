@@ -1,5 +1,6 @@
 """Launches of kernels written by hand: each program once, on PyTorch's threads, from many Python threads and in a forked child."""
 
+import ctypes
 import gc
 import math
 import os
@@ -10,12 +11,12 @@ import time
 import pytest
 import torch
 
+from llama_fast.kernels.native import threads as openmp
 from llama_fast.kernels.native.launch import Launch
 from llama_fast.kernels.native.threads import WORK_OF_A_THREAD, threads_for
-from tests.kernels.native.handwritten import count_kernel, four_threads, mirror_kernel, native, sleep_kernel
+from tests.kernels.native.handwritten import count_kernel, mirror_kernel, native, sleep_kernel
+from tests.kernels.native.handwritten import four_threads as four_threads
 from tests.parity import not_interpreted
-
-__all__ = ["four_threads"]
 
 pytestmark = [native, not_interpreted]
 
@@ -174,6 +175,16 @@ def test_a_forked_child_launches_on_one_thread(count, threads, four_threads):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     run()
     assert counts[:-1].tolist() == [51] * 400
+
+
+def test_where_pytorch_has_no_openmp_a_launch_runs_on_one_thread(count, four_threads, monkeypatch):
+    monkeypatch.setattr(openmp, "_openmp", dict)
+    library = openmp.library.__wrapped__()
+    counts, numbers = zeros(400)
+    block = Launch(count, (400,), (counts.data_ptr(), numbers.data_ptr()), threads=4).block()
+    for _ in range(20):
+        ctypes.CFUNCTYPE(None, ctypes.c_char_p)(library["launch"])(block)
+    assert counts[:-1].tolist() == [20] * 400 and numbers[:-1].unique().tolist() == [threading.get_native_id()]
 
 
 def test_threads_for_small_work_is_one():

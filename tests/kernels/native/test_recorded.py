@@ -11,10 +11,9 @@ import torch
 
 from llama_fast.kernels.native.launch import Launch
 from llama_fast.kernels.native.recorded import Recording
-from tests.kernels.native.handwritten import count_kernel, four_threads, mirror_kernel, native
+from tests.kernels.native.handwritten import count_kernel, mirror_kernel, native
+from tests.kernels.native.handwritten import four_threads as four_threads
 from tests.parity import not_interpreted
-
-__all__ = ["four_threads"]
 
 pytestmark = [native, not_interpreted]
 
@@ -118,7 +117,7 @@ def test_more_threads_than_cores_do_not_collapse(mirror):
         for _ in range(200):
             recording.replay()
         assert torch.equal(a, torch.arange(64.0) + 100 * 200)
-        assert (time.perf_counter() - begin) / 200 < 0.05
+        assert (time.perf_counter() - begin) / 200 < 0.02  # 0.2 ms beside six busy programs
     finally:
         torch.set_num_threads(before)
 
