@@ -1,11 +1,10 @@
 """LLVM IR text -> machine code in this process.
 
     code = compile_module(ir, "rms_norm_kernel", machine, key=key)     # 20 to 700 ms; `ir` defines @program
-    code = cached(key, "rms_norm_kernel", machine)                     # 1 ms: the object that an earlier process made
+    code = cached(key, "rms_norm_kernel", machine)                     # 0.6 ms (10 the first time): made by an earlier process
     code.work                                                          # the address of its `work` function (drivers.py)
 
-LLVM vectorises and unrolls nothing on its own: the lowering has chosen vectors and loops, and LLVM's second choice
-cost up to 2x and most of the compile time. `LLAMA_FAST_DUMP=DIR` keeps what went in and what came out.
+LLVM vectorises and unrolls nothing on its own: the lowering has chosen vectors and loops already. `LLAMA_FAST_DUMP=DIR` keeps what went in and what came out.
 """
 
 import functools

@@ -12,7 +12,7 @@ A *launch* is a block of memory: a header of 32 bytes, then the arguments, one s
 
     { ptr work, i64 programs, i32 n0, i32 n1, i32 n2, i32 threads }   HEADER, in Python's struct format
 
-`RUNTIME` is a module of its own, compiled once a process, that runs launches on one thread or many, and recordings of them.
+`threads.py` runs a launch on one thread or many, `launch.py` lets Python call it, `recorded.py` runs many in a row.
 """
 
 import struct
@@ -26,8 +26,8 @@ assert HEADER.size == 32
 
 _LAUNCH = "%launch = type { ptr, i64, i32, i32, i32, i32, [0 x i64] }"
 
-# Programs of a grid are numbered with the first axis fastest. A thread divides once, for its first program, and counts
-# on from there: two divisions a program would take 10 ns, as long as a small program itself.
+# Programs of a grid are numbered with the first axis fastest. A thread divides for its first program only, and counts on from
+# there: a small program takes no longer than a division.
 _WORK = r"""
 define void @"NAME.work"(ptr %launch, i32 %thread, i32 %threads) ATTRIBUTES {
 entry:

@@ -5,8 +5,8 @@
     run = launch.function(filled=(0, 1, 2))               remember it for these shapes, and then, for any tensors of them:
     run(x.data_ptr(), w.data_ptr(), y.data_ptr())         0.1 us, and the kernel
 
-`run` is a function that CPython calls like one of its own, made by us: ctypes would take 0.3 us to call the
-kernel and `struct` 0.3 us to put 6 pointers in place.
+`run` is a function that CPython calls like one of its own, made by us: 0.08 us with 6 pointers to put in place, where `struct`
+took 0.5 us to place them and ctypes 0.2 to call the kernel. To make one takes 6 us.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ class Kernel:
         self._slots = struct.Struct("<" + "".join(_SLOT_FORMATS[letter] for letter in arguments))
 
     def pack(self, values: Sequence[float]) -> bytes:
-        """The slots of the arguments; 0.3 us."""
+        """The slots of the arguments; 0.5 us for ten."""
         return self._slots.pack(*values)
 
     def pack_one(self, argument: int, value: float) -> bytes:
@@ -70,7 +70,7 @@ class Launch:
         """A function that runs the launch, with the arguments at the places `filled` (letter `q`) given to each call.
 
         It raises `TypeError` for another number of arguments and for what is no int. It keeps the code alive. Without the
-        GIL it takes 0.04 us more, and other threads of the program go on.
+        GIL it takes 0.05 us more, and other threads of the program go on.
         """
         assert all(self.kernel.arguments[i] == "q" for i in filled)
         block = self.block()
