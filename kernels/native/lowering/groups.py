@@ -373,19 +373,6 @@ def across_lanes(k: "Kernel", op: Op, vectors: list[str], width: int) -> list[st
     return vectors
 
 
-def across_lanes_sum(k: "Kernel", x: str, element: str, width: int) -> str:
-    """The sum of a vector's lanes, in the same order as a reduction's."""
-    while width > 1:
-        half, kind = width // 2, vector_type(element, width)
-        if half == 1:
-            low, high = (k.b.let(f"extractelement {kind} {x}, i64 {i}") for i in (0, 1))
-        else:
-            low, high = (k.b.shuffle(x, "poison", kind, list(range(i, i + half))) for i in (0, half))
-        x = k.b.let(f"fadd {vector_type(element, half)} {low}, {high}")
-        width = half
-    return x
-
-
 def add_uniform(k: "Kernel", op: Op, total: str, x: Operand, count: Operand) -> str:
     """`total` combined with `count` more elements that all are `x`."""
     b, element, kind = k.b, op.operands[0].element, combining(op)
