@@ -20,7 +20,7 @@ from ..kernels.parity import error_bound, relative_error
 from ..profiler.measure.sides import load_transformers
 
 PROMPT = "Once upon a time, there was a brave owl named Mia."
-QUESTION = "Explain in two sentences why the sky is blue."
+QUESTION = "What causes the tides? Answer in one sentence."
 
 
 @dataclass(frozen=True)

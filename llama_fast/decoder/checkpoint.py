@@ -30,11 +30,11 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from . import smollm2
 from .checkpoint_layout import Slot, huggingface_slots, meta_slots
 from .config import DecoderConfig
 from .gguf.file import is_gguf, open_file
 from .gguf.model import ROPE_FACTORS, config_of, slots_of
-from . import smollm2
 from .model import Decoder
 
 Progress = Callable[[int, int], None]  # bytes that were read, bytes in all
