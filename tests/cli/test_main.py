@@ -103,11 +103,22 @@ def test_inspect_writes_the_documented_rows(tmp_path):
         (["demo", "--model", "/no/[such]/model"], "/no/[such]/model"),
         (["demo", "--new-tokens", "1"], "--new-tokens"),
         (["demo", "--dtype", "int8"], "--dtype"),
+        (
+            ["demo", "--model", "smolm2"],
+            "'smolm2' is not the name of a model on the hub (organisation/name), nor smollm2",
+        ),
         (["demo", "--chat", "Who?", "--prompt", "Once"], "--prompt and --chat are two ways to begin: give one of them"),
     ],
 )
 def test_wrong_input_is_named(arguments, message):
     assert message in " ".join(invoke(*arguments, exit_code=2).output.split())
+
+
+@pytest.mark.parametrize("arguments", [["bench", "nothing"], ["profile", "--rounds", "0"]])
+def test_the_help_that_an_error_names_is_spelled_as_it_is_typed(arguments):
+    output = runner.invoke(app, arguments, prog_name="llama-fast").output
+    assert f"Usage: llama-fast {arguments[0]} [OPTIONS]" in output
+    assert f"Try 'llama-fast {arguments[0]} --help' for help." in output
 
 
 def test_demo_proves_parity_and_names_the_implementation():
