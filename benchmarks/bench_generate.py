@@ -1,7 +1,7 @@
 """Generating: time to first token and inter-token latency of our engine ("llama-fast") beside transformers' `generate`: as it is, with a
 static cache and its own compiled and graph-captured step, and after `llama_fast.fuse`.
 
-All have the same weights, dtype, prompts and greedy choice, generate the same number of tokens, and take turns. A sample of the first is
+All have the same weights, random or those of a stored model, dtype, prompts and greedy choice, generate the same number of tokens, and take turns. A sample of the first is
 a round, a sample of the second a token; of a batch each token counts once, when the last row has it.
 
 Judged are the logits of a text, and what was generated: given a side's own text, float64's logit of each token it chose, as a share of
@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from llama_fast import LLM
-from llama_fast.benchmarks.models import FUSED, build_model, in_float64, judged_part
+from llama_fast.benchmarks.models import FUSED, StoredModel, build_model, in_float64, judged_part
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementations, Unavailable
 from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
 from llama_fast.benchmarks.suite.comparison import CALL_ERRORS, FORWARD, first_line, judge, release, speed_test
 from llama_fast.benchmarks.suite.record import Result
 from llama_fast.decoder.config import DecoderConfig
+from llama_fast.decoder.tokenizer import Tokenizer
 from llama_fast.engine.llm import EMBEDDED_MODEL
 from llama_fast.fusion.verify import InFloat64
 from llama_fast.profiler.measure.limits import Limits
@@ -36,10 +37,12 @@ from llama_fast.profiler.measure.sides import (
     EngineSide,
     Side,
     fused_side,
+    load_transformers,
     static_side,
     transformers_side,
     without_bars,
 )
+from llama_fast.profiler.measure.subject import story_ids
 from llama_fast.profiler.measure.work import Work, decoding_step_work, prompt_work
 
 test_speed = speed_test
@@ -52,16 +55,23 @@ JUDGED_PROMPT, JUDGED_NEW, JUDGED_ROWS = 256, 16, 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What is generated: `new` tokens after each of `batch` prompts, by a model of `shape`."""
+    """What is generated: `new` tokens after each of `batch` prompts, by a model of a shape with random weights, or a stored one."""
 
-    shape: ModelShape
+    model: ModelShape | StoredModel
     dtype: torch.dtype
     batch: int
     prompt: int
     new: int
 
     def __str__(self) -> str:
-        return f"{self.shape.name}, batch {self.batch}, {self.prompt} + {self.new} tokens"
+        return f"{self.model.name}, batch {self.batch}, {self.prompt} + {self.new} tokens"
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Of the model, as the engine sees it."""
+        if isinstance(self.model, StoredModel):
+            return self.model.config
+        return DecoderConfig.from_huggingface(self.model.config())
 
 
 def settings(device: torch.device, *, quick: bool) -> list[Setting]:
@@ -78,11 +88,23 @@ def settings(device: torch.device, *, quick: bool) -> list[Setting]:
     ]  # fmt: skip
 
 
-def cases(device: torch.device, *, quick: bool) -> list["GenerateCase"]:
+def settings_of(model: StoredModel, device: torch.device, *, quick: bool) -> list[Setting]:
+    """A stored model alone: one request and a batch, of as many tokens as it has room for."""
+    prompt, new = (16, 16) if quick else (512, 64) if device.type == "cuda" else (64, 64)
+    room = model.config.max_positions // 2
+    both = (torch.float32, torch.bfloat16)
+    return [
+        Setting(model, dtype, batch, min(prompt, room), min(new, room))
+        for dtype in (dtypes(device) if quick or device.type == "cuda" else both) for batch in ((1,) if quick else (1, 8))
+    ]  # fmt: skip
+
+
+def cases(device: torch.device, *, quick: bool, model: StoredModel | None = None) -> list["GenerateCase"]:
     """Two for each setting, which are measured as one."""
+    found = settings(device, quick=quick) if model is None else settings_of(model, device, quick=quick)
     return [
         GenerateCase(setting, direction, device.type)
-        for setting in settings(device, quick=quick) for direction in (FIRST_TOKEN, INTER_TOKEN)
+        for setting in found for direction in (FIRST_TOKEN, INTER_TOKEN)
     ]  # fmt: skip
 
 
@@ -129,7 +151,7 @@ class GenerateCase:
 
 def work_of(setting: Setting, direction: str) -> Work:
     """Of the prompts, with what they leave in the cache; or of a decoding step in the middle of the new tokens."""
-    config = DecoderConfig.from_huggingface(setting.shape.config())
+    config = setting.config
     if direction == INTER_TOKEN:
         return decoding_step_work(config, setting.batch, setting.prompt + setting.new // 2, setting.dtype)
     kept = 2 * config.num_kv_heads * config.head_dim * config.num_layers * setting.prompt * setting.dtype.itemsize
@@ -163,8 +185,7 @@ class _Rounds:
 def _generated(setting: Setting, names: tuple[str, ...], device: torch.device, seconds: float) -> _Rounds:
     release()
     torch.manual_seed(0)
-    model = build_model(setting.shape, device, setting.dtype)
-    prompts = torch.randint(3, setting.shape.vocab, (setting.batch, setting.prompt), device=device)
+    model, prompts = _model_and_prompts(setting, device)
     rounds = _Rounds(_judged(setting, names, model, prompts))
     release()
     sides: dict[str, Side] = {}
@@ -185,6 +206,19 @@ def _generated(setting: Setting, names: tuple[str, ...], device: torch.device, s
     return rounds
 
 
+def _model_and_prompts(setting: Setting, device: torch.device) -> tuple[Any, Tensor]:
+    """transformers' model, and (batch, prompt) tokens: of stories, where a model can read."""
+    model = setting.model
+    if isinstance(model, StoredModel):
+        tokenizer, vocab = Tokenizer(model.path), model.config.vocab_size
+        rows = [story_ids(tokenizer, vocab, seed, setting.prompt) for seed in range(setting.batch)]
+        return load_transformers(str(model.path), dtype=setting.dtype, device=device)[0], torch.tensor(
+            rows, device=device
+        )
+    prompts = torch.randint(3, model.vocab, (setting.batch, setting.prompt), device=device)
+    return build_model(model, device, setting.dtype), prompts
+
+
 def _warm(name: str, model: Any, setting: Setting, prompts: Tensor, rounds: _Rounds) -> Side:
     """A side that has generated twice: it has compiled and captured what it does."""
     side = _MAKERS[name](model, setting)
@@ -198,15 +232,16 @@ def _judged(setting: Setting, names: tuple[str, ...], model: Any, prompts: Tenso
     part = judged_part(model)
     reference = in_float64(part)
     prompts = prompts[:JUDGED_ROWS, :JUDGED_PROMPT]
-    small = replace(setting, batch=len(prompts), prompt=prompts.shape[1], new=JUDGED_NEW)
+    new = min(setting.new, JUDGED_NEW)
+    small = replace(setting, batch=len(prompts), prompt=prompts.shape[1], new=new)
 
     def answer(name: str) -> list[Tensor]:
         side = _MAKERS[name](part, small)
-        texts = side.generate(prompts, JUDGED_NEW).token_ids
+        texts = side.generate(prompts, new).token_ids
         chosen = [_shares_of_best(reference, *row) for row in zip(prompts, texts, strict=True)]
         return [side.logits(prompts[0]), torch.cat(chosen)]
 
-    expected = [_logits(reference, prompts[0]), torch.ones(len(prompts) * JUDGED_NEW, device=prompts.device)]
+    expected = [_logits(reference, prompts[0]), torch.ones(len(prompts) * new, device=prompts.device)]
     calls = {name: functools.partial(answer, name) for name in names}
     return judge(GenerateCase(setting, FORWARD, prompts.device.type), expected, calls)
 

@@ -1,4 +1,4 @@
-"""Whole models and layers with random weights, who runs them, and how they are judged and timed.
+"""Whole models and layers, of random weights or stored ones, who runs them, and how they are judged and timed.
 
 A peer of a model is a function of transformers' model and of `use`, which says what is done with a model (`use(model)` is a function of
 the inputs); it returns a function of the same inputs. All share the weights of one model. "PyTorch" is transformers as it is, "llama-fast"
@@ -6,10 +6,12 @@ the same model after `llama_fast.fuse`, where a file does not say otherwise.
 """
 
 import copy
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -21,6 +23,7 @@ from llama_fast.benchmarks.peers import BASELINE, Implementation, Implementation
 from llama_fast.benchmarks.shapes import ModelShape
 from llama_fast.benchmarks.suite.comparison import CALL_ERRORS, first_line, judge, release, timed
 from llama_fast.benchmarks.suite.record import Result
+from llama_fast.decoder.checkpoint import find, open_checkpoint
 from llama_fast.decoder.checkpoint_layout import huggingface_slots
 from llama_fast.decoder.config import DecoderConfig
 from llama_fast.decoder.model import Decoder
@@ -39,6 +42,26 @@ JUDGED_ELEMENTS = 2_000_000_000
 JUDGED_LAYERS = 2
 
 Use = Callable[[Any], Implementation]
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model with weights of its own: a folder, or a .gguf file."""
+
+    name: str
+    path: Path
+
+    @classmethod
+    def named(cls, name: str) -> "StoredModel":
+        """Raises ValueError if no model is there, or none that the engine can read."""
+        model = cls(Path(name).absolute().name, find(name))
+        _ = model.config
+        return model
+
+    @functools.cached_property
+    def config(self) -> DecoderConfig:
+        """As the engine sees it."""
+        return open_checkpoint(self.path).config
 
 
 def build_model(shape: ModelShape, device: torch.device, dtype: torch.dtype, *, layers: int | None = None) -> Any:

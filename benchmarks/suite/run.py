@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llama_fast.benchmarks.models import StoredModel
 from llama_fast.benchmarks.peers import Unavailable
 from llama_fast.benchmarks.suite.comparison import CALL_ERRORS, Case, first_line, release, unavailable
 from llama_fast.benchmarks.suite.record import Record, Result
@@ -44,15 +45,23 @@ def kernel_files() -> list[str]:
     return [file.stem for file in files if file.stem not in whole and "\ndef cases(" in file.read_text()]
 
 
-def find_cases(kinds: Sequence[str], ops: Sequence[str] | None, device: torch.device, *, quick: bool) -> list[Case]:
-    """The cases of these kinds, or those of them whose op, or whose file's name, is among `ops`.
+def find_cases(
+    kinds: Sequence[str],
+    ops: Sequence[str] | None,
+    device: torch.device,
+    *,
+    quick: bool,
+    model: StoredModel | None = None,
+) -> list[Case]:
+    """The cases of these kinds, or those of them whose op, or whose file's name, is among `ops`; those of "generate" of a `model`.
 
     Raises:
         ValueError: there is no such op.
     """
+    stored = {} if model is None else {"model": model}
     cases: list[tuple[str, Case]] = [
         (module.__name__.rpartition("bench_")[2], case)
-        for kind in kinds for module in modules(kind) for case in module.cases(device, quick=quick)
+        for kind in kinds for module in modules(kind) for case in module.cases(device, quick=quick, **stored)
     ]  # fmt: skip
     if ops is None:
         return [case for _, case in cases]

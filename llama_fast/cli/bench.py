@@ -20,6 +20,7 @@ from .common import Command, GroupWithDefault, Threads, console, errors, fail, r
 if TYPE_CHECKING:
     import torch
 
+    from ..benchmarks.models import StoredModel
     from ..benchmarks.suite.record import Record
 
 
@@ -48,6 +49,10 @@ def run(
     kind: Annotated[Kind, typer.Argument(help="What to measure.", show_default=True)] = Kind.all,
     quick: Annotated[bool, typer.Option("--quick", help="Few sizes, little time: whether all works.")] = False,
     ops: Annotated[str | None, typer.Option(help="Comma-separated: rms_norm,attention. All by default.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Of generate: a folder, a .gguf file, a hub id or smollm2, instead of random weights."),
+    ] = None,
     device: DeviceName = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all samples to this file.")] = None,
     report: Annotated[
@@ -72,17 +77,18 @@ def run(
     from ..benchmarks.suite.comparison import QUICK_SECONDS, SECONDS
 
     where = _device(device)
+    stored = _stored_model(model, kind)
     kinds = job.KINDS if kind == Kind.all else (kind.value,)
     chosen = None if ops is None else [name.strip() for name in ops.split(",")]
     try:
-        cases = job.find_cases(kinds, chosen, where, quick=quick)
+        cases = job.find_cases(kinds, chosen, where, quick=quick, model=stored)
     except ValueError as error:
         raise fail(f"--ops: {error}") from None
     ended, record = "", None
     try:
         with _progress() as show:
             show("the machine's limits", 0, len(cases))
-            record = job.new_record(where, {"kinds": list(kinds), "ops": chosen}, quick=quick)
+            record = job.new_record(where, {"kinds": list(kinds), "ops": chosen, "model": model}, quick=quick)
             job.run_cases(record, cases, where, seconds=QUICK_SECONDS if quick else SECONDS, progress=show)
     except KeyboardInterrupt:
         ended = "interrupted"
@@ -105,6 +111,20 @@ def run(
     ):
         errors.print(f"[red]results of llama-fast that failed: {failures}[/], the rows that say FAIL", highlight=False)
         raise typer.Exit(1)
+
+
+def _stored_model(name: str | None, kind: Kind) -> "StoredModel | None":
+    """The model to measure. That it can be read is found out before the machine is measured."""
+    if name is None:
+        return None
+    if kind != Kind.generate:
+        raise fail(f"--model: `llama-fast bench generate --model {name}` measures a model; others take no weights")
+    from ..benchmarks.models import StoredModel
+
+    try:
+        return StoredModel.named(name)
+    except (ImportError, OSError, ValueError) as error:
+        raise fail(f"--model: {error}") from None
 
 
 def _what_is_kept(json_file: Path | None) -> str:

@@ -1,7 +1,6 @@
 """What every command of the command line shares: where it prints, how it fails, how it writes a file."""
 
 import os
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -79,8 +78,16 @@ def _only_choices(type_shown: Callable[..., str | None], *args: Any, **kwargs: A
     return shown.strip("<>") if shown and "|" in shown else None
 
 
+class _Context(typer.Context):
+    @property
+    def command_path(self) -> str:
+        return super().command_path.rstrip()  # the name of a group's default command is empty
+
+
 class _PlainHelp:
     """Help in words: of the types that typer shows beside an option only a list of choices says more than its text."""
+
+    context_class: Any = _Context
 
     def get_params(self, ctx: Any) -> list[Any]:
         parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
@@ -89,10 +96,6 @@ class _PlainHelp:
                 parameter.display_type_rich = partial(_only_choices, parameter.display_type_rich)
                 parameter._get_number_range_help_str = lambda: None
         return parameters
-
-    def get_usage(self, ctx: Any) -> str:
-        usage: str = super().get_usage(ctx)  # type: ignore[misc]
-        return re.sub(r"(?<=\S)  (?=\S)", " ", usage)  # the name of a group's default command is empty
 
 
 class Command(_PlainHelp, TyperCommand):

@@ -31,8 +31,11 @@ class DType(StrEnum):
 
 
 def demo(
-    model: Annotated[str | None, typer.Option(help="A folder or a hub id; the embedded model by default.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the text starts with.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder, a .gguf file, a hub id or smollm2; the embedded model by default.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the text goes on from.")] = None,
+    chat: Annotated[str | None, typer.Option(help="What a chat model is asked, instead of --prompt.")] = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate at most.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each side.")] = 5,
     device: Annotated[Device, typer.Option(help="auto: the first GPU, or the CPU.")] = Device.auto,
@@ -49,14 +52,19 @@ def demo(
         from . import demo_run as job
     except ImportError as error:
         raise fail(str(error)) from None
+    if prompt is not None and chat is not None:
+        raise fail("--prompt and --chat are two ways to begin: give one of them")
+    opening = None if prompt is None else job.Opening(prompt)
+    if chat is not None:
+        opening = job.Opening(chat, is_chat=True)
     where = default_device() if device == Device.auto else torch.device(device.value)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise fail("--device cuda: PyTorch sees no GPU here; use --device cpu")
     try:
         with errors.status("starting") as status:
             result = job.run_demo(
-                model or EMBEDDED_MODEL, prompt=job.PROMPT if prompt is None else prompt, new_tokens=new_tokens,
-                rounds=rounds, device=where, dtype=getattr(torch, dtype.value),
+                model or EMBEDDED_MODEL, opening=opening, new_tokens=new_tokens, rounds=rounds, device=where,
+                dtype=getattr(torch, dtype.value),
                 progress=lambda step: status.update(escape(step)),
             )  # fmt: skip
     except (OSError, ValueError) as error:
@@ -97,6 +105,14 @@ def _print_demo(result: "DemoResult") -> None:
         console.print(
             "No Triton kernel ran at speed here: these figures say nothing about the kernels.", style="yellow"
         )
-    console.print(f"\n[bold]{escape(result.prompt)}[/]{escape(fused.text)}", highlight=False)
+    _print_texts(result)
+
+
+def _print_texts(result: "DemoResult") -> None:
+    opening, plain, fused = result.opening, result.plain, result.fused
+    # an answer stands below its question
+    console.print(f"\n[bold]{escape(opening.text)}[/]" + "\n" * opening.is_chat + escape(fused.text), highlight=False)
     if plain.text != fused.text:
         console.print(f"\n[dim]plain transformers wrote:[/] {escape(plain.text)}", highlight=False)
+    elif opening.is_chat:
+        console.print("\n[dim]the fused model's answer; plain transformers gave the same[/]", highlight=False)

@@ -20,6 +20,30 @@ from ..kernels.parity import error_bound, relative_error
 from ..profiler.measure.sides import load_transformers
 
 PROMPT = "Once upon a time, there was a brave owl named Mia."
+QUESTION = "What causes the tides? Answer in one sentence."
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the text goes on from, or the question that it answers: `is_chat`."""
+
+    text: str
+    is_chat: bool = False
+
+    def encoded(self, tokenizer: Any) -> Any:
+        """The model's inputs. Raises ValueError if there is no token, or no chat template for a question."""
+        if not self.is_chat:
+            inputs = tokenizer(self.text, return_tensors="pt")
+        elif tokenizer.chat_template:
+            messages = [{"role": "user", "content": self.text}]
+            inputs = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+        else:
+            raise ValueError("the model has no chat template: it is not a chat model; give it a prompt to go on from")
+        if not inputs.input_ids.numel():
+            raise ValueError("the prompt is empty: give at least one token")
+        return inputs
 
 
 @dataclass(frozen=True)
@@ -43,7 +67,7 @@ class DemoResult:
     model: str
     implementation: str
     dtype: str
-    prompt: str
+    opening: Opening
     report: FuseReport
     plain: Side
     fused: Side
@@ -75,15 +99,19 @@ class _Round:
 
 
 def run_demo(
-    model_path: str | Path = EMBEDDED_MODEL, *, prompt: str = PROMPT, new_tokens: int = 64, rounds: int = 5,
+    model_path: str | Path = EMBEDDED_MODEL, *, opening: Opening | None = None, new_tokens: int = 64, rounds: int = 5,
     device: torch.device, dtype: torch.dtype, progress: Callable[[str], None] = lambda _: None,
 ) -> DemoResult:  # fmt: skip
     """Loads a causal language model, generates greedily with and without fused layers, and measures both.
 
+    Without an `opening` a model with a chat template is asked `QUESTION`; others go on from `PROMPT`, and so does the embedded one, which
+    knows stories.
+
     The rounds alternate between the two, after one round of each that is not counted.
 
     Raises:
-        ValueError: the prompt is empty, or `new_tokens` or `rounds` is less than 2 or 1.
+        ValueError: `opening` is empty, or a question to a model without a chat template; or `new_tokens` or `rounds` is less than
+            2 or 1.
         OSError: no model is at `model_path`, or it cannot be loaded.
     """
     if new_tokens < 2 or rounds < 1:
@@ -92,9 +120,10 @@ def run_demo(
     model: Any
     # found first: transformers would ask an absent hub for each file, six times
     model, tokenizer = load_transformers(str(find(model_path)), dtype=dtype, device=device)
-    inputs = tokenizer(prompt, return_tensors="pt").to(device)
-    if not inputs.input_ids.numel():
-        raise ValueError("the prompt is empty: give at least one token")
+    if opening is None:
+        asks = tokenizer.chat_template and Path(model_path) != EMBEDDED_MODEL
+        opening = Opening(QUESTION, is_chat=True) if asks else Opening(PROMPT)
+    inputs = opening.encoded(tokenizer).to(device)
 
     progress("generating with plain transformers")
     plain_ids = _generate(model, tokenizer, inputs, new_tokens)
@@ -128,7 +157,7 @@ def run_demo(
         model=str(model_path),
         implementation=implementation_on(device).name,
         dtype=str(dtype).removeprefix("torch."),
-        prompt=prompt,
+        opening=opening,
         report=report,
         plain=plain,
         fused=fused_side,

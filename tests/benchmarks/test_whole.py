@@ -2,23 +2,30 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
+from llama_fast import LLM, SamplingParams
 from llama_fast.benchmarks import bench_generate, bench_layer, bench_prefill, bench_train_step
-from llama_fast.benchmarks.models import ENGINE, FUSED, ModelCase, build_model, itself, model_peers
+from llama_fast.benchmarks.models import ENGINE, FUSED, ModelCase, StoredModel, build_model, itself, model_peers
 from llama_fast.benchmarks.peers import BASELINE, OURS, Unavailable
 from llama_fast.benchmarks.shapes import ModelShape
 from llama_fast.benchmarks.suite.comparison import FORWARD, TRAINING, Case
 from llama_fast.benchmarks.suite.record import Result
 from llama_fast.decoder.config import DecoderConfig
+from llama_fast.decoder.tokenizer import Tokenizer
+from llama_fast.engine.llm import EMBEDDED_MODEL
 from llama_fast.fusion.layers import FusedAttention, FusedCausalLM, FusedDecoderLayer, FusedMLP, FusedRMSNorm
 from llama_fast.kernels.launch import INTERPRETED
 from llama_fast.profiler.measure.limits import Limits
 from llama_fast.profiler.measure.sides import EngineSide, Generation, sharing_weights
 from llama_fast.profiler.measure.work import Work, decoding_step_work, layer_work, prompt_work, training_flops
+from tests.checkpoints import DREAM, needs_dream
+from tests.decoder.gguf.files import write_model
+from tests.decoder.gguf.test_model import make as gguf_model
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="whole models in the interpreter take minutes")
 
@@ -155,6 +162,31 @@ def test_generated_rounds_are_measured_once_for_both_latencies() -> None:
     assert len(inter[OURS].samples) == (SETTING.new - 1) * len(first[OURS].samples)
     assert first[OURS].note == inter[OURS].note == "4 of 4 greedy tokens as PyTorch's"
     assert first[OURS].flops > inter[OURS].flops
+
+
+@pytest.mark.parametrize("place", [EMBEDDED_MODEL, pytest.param(DREAM, marks=needs_dream), "a.gguf"], ids=str)
+@pytest.mark.filterwarnings("error:max_context")
+def test_a_stored_model_generates_after_stories(place: Any, tmp_path: Path) -> None:
+    if place == "a.gguf":
+        place = tmp_path / place
+        write_model(place, gguf_model(max_position_embeddings=24), "Q8_0")
+    model = StoredModel.named(str(place))
+    settings = bench_generate.settings_of(model, CPU, quick=True)
+    assert [str(setting) for setting in settings] == [
+        f"{place.name}, batch 1, {min(16, model.config.max_positions // 2)} + {settings[0].new} tokens"
+    ]
+    setting = dataclasses.replace(settings[0], batch=2, new=6)
+    _, prompts = bench_generate._model_and_prompts(setting, CPU)
+    assert Tokenizer(model.path).decode(prompts[0].tolist()).strip()[:4] in ("Once", "One ", "Ther")
+    results = measured(bench_generate.GenerateCase(setting, bench_generate.INTER_TOKEN, "cpu"))
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    llm = LLM(model.path, dtype="float32", progress=False)
+    expected = [out.token_ids for out in llm.generate(prompts.tolist(), params)]
+    rounds = bench_generate._generated(setting, tuple(results), CPU, 0.0)
+    for name in (OURS, BASELINE, FUSED):
+        assert results[name].failure is None and results[name].samples
+        assert rounds.texts[name] == expected
+    assert results[OURS].read == decoding_step_work(model.config, 2, setting.prompt + 3, torch.float32).read
 
 
 @pytest.mark.parametrize("module", [bench_layer, bench_prefill, bench_train_step, bench_generate])

@@ -16,6 +16,7 @@ from llama_fast.benchmarks.suite.record import Record
 from llama_fast.cli.main import app
 from llama_fast.profiler.jsonfile import read_json
 from tests.benchmarks.fakes import LIMITS, FakeCase
+from tests.checkpoints import DREAM, needs_dream
 
 
 def bench(*arguments: str) -> Result:
@@ -158,6 +159,32 @@ def test_what_fails_after_the_gpu_is_lost_is_not_blamed_alone(monkeypatch: pytes
         run.run_cases(record, [FakeCase(), FakeCase(op="softmax")], torch.device("cuda"), seconds=0.1)
     assert [result.implementation for result in record.results] == ["llama-fast", "PyTorch", "wrong"]
     assert (record.results[2].failure or "").startswith("this implementation, or one before it, lost the GPU: FAIL")
+
+
+@needs_dream
+def test_a_model_of_the_users_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "measure_limits", lambda *_, **__: LIMITS)
+    file = tmp_path / "a.json"
+    done = bench("generate", "--model", str(DREAM), "--quick", "--device", "cpu", "--json", str(file))
+    assert done.exit_code == 0, done.output
+    record = read_json(file, Record)
+    assert {result.shape for result in record.results} == {"dream-260k, batch 1, 16 + 16 tokens"}
+    assert record.settings["model"] == str(DREAM)
+    assert all(result.samples and result.error is not None for result in record.results)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--model", "/no/such/model"], "--model: there is no folder /no/such/model"),
+        (["generate", "--model", "no.gguf"], "--model: there is no file no.gguf"),
+        (["--model", "smollm2"], "--model: `llama-fast bench generate --model smollm2` measures a model"),
+        (["prefill", "--model", "smollm2"], "--model: `llama-fast bench generate --model smollm2` measures a model"),
+    ],
+)
+def test_a_model_that_cannot_be_measured(arguments: list[str], message: str) -> None:
+    done = bench("--quick", *arguments)
+    assert done.exit_code == 2 and message in " ".join(done.output.split())
 
 
 def test_every_kind_and_op_has_cases() -> None:

@@ -30,7 +30,8 @@ def invoke(*arguments, stdin=None, exit_code=0):
 def test_text_alone_on_stdout():
     result = invoke("generate", "-p", "Once upon a time", "--temperature", "0", "--max-tokens", "8")
     assert result.stdout.startswith("Once upon a time,") and "tokens" not in result.stdout
-    assert "8 tokens, first after" in result.stderr and "(length)" in result.stderr
+    assert "8 tokens, first after" in result.stderr and result.stderr.endswith("(length)\n")
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("stdin", ["Once upon a time", "Once upon a time\n"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import huggingface_hub
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import llama_fast
-from llama_fast import ops
+from llama_fast import LLM, ops
 from llama_fast.cli import demo_run
 from llama_fast.cli.main import app
 from llama_fast.fusion.layers import FusedRMSNorm
@@ -102,10 +103,22 @@ def test_inspect_writes_the_documented_rows(tmp_path):
         (["demo", "--model", "/no/[such]/model"], "/no/[such]/model"),
         (["demo", "--new-tokens", "1"], "--new-tokens"),
         (["demo", "--dtype", "int8"], "--dtype"),
+        (
+            ["demo", "--model", "smolm2"],
+            "'smolm2' is not the name of a model on the hub (organisation/name), nor smollm2",
+        ),
+        (["demo", "--chat", "Who?", "--prompt", "Once"], "--prompt and --chat are two ways to begin: give one of them"),
     ],
 )
 def test_wrong_input_is_named(arguments, message):
     assert message in " ".join(invoke(*arguments, exit_code=2).output.split())
+
+
+@pytest.mark.parametrize("arguments", [["bench", "nothing"], ["profile", "--rounds", "0"]])
+def test_the_help_that_an_error_names_is_spelled_as_it_is_typed(arguments):
+    output = runner.invoke(app, arguments, prog_name="llama-fast").output
+    assert f"Usage: llama-fast {arguments[0]} [OPTIONS]" in output
+    assert f"Try 'llama-fast {arguments[0]} --help' for help." in output
 
 
 def test_demo_proves_parity_and_names_the_implementation():
@@ -117,6 +130,33 @@ def test_demo_proves_parity_and_names_the_implementation():
     assert "FAIL" not in output
     for figure in ("throughput, tokens/s", "time to first token, ms", "time per token, ms", "peak memory, MiB"):
         assert figure in output
+
+
+@pytest.fixture
+def chat_model(tmp_path):
+    """The embedded model in another place: one of the user's."""
+    return shutil.copytree(demo_run.EMBEDDED_MODEL, tmp_path / "chat")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "is_question"),
+    [([], demo_run.QUESTION, True), (["--chat", "Who is Mia?"], "Who is Mia?", True), (["--prompt", "Once"], "Once", False)],
+)  # fmt: skip
+def test_the_demo_asks_a_chat_model(arguments, text, is_question, chat_model, monkeypatch):
+    begun, generate = [], demo_run._generate
+    monkeypatch.setattr(demo_run, "_generate", lambda *given: begun.append(given[2].input_ids) or generate(*given))
+    output = invoke("demo", "--model", chat_model, "--new-tokens", "8", "--rounds", "1", *arguments).stdout
+    tokenizer = LLM(progress=False).tokenizer
+    expected = tokenizer.chat([{"role": "user", "content": text}]) if is_question else tokenizer.encode(text)
+    assert all(ids.tolist() == [expected] for ids in begun)
+    assert (f"\n{text}\n" in output) == ("plain transformers gave the same" in output) == is_question
+
+
+def test_a_model_without_a_chat_template_is_asked_nothing(chat_model):
+    (chat_model / "chat_template.jinja").unlink()
+    assert demo_run.PROMPT in invoke("demo", "--model", chat_model, "--new-tokens", "2", "--rounds", "1").stdout
+    output = invoke("demo", "--model", chat_model, "--chat", "Who is Mia?", exit_code=2).output
+    assert "the model has no chat template: it is not a chat model; give it a prompt" in " ".join(output.split())
 
 
 def test_the_timed_layers_are_those_that_were_checked(monkeypatch):

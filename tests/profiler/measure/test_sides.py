@@ -18,6 +18,8 @@ from llama_fast.profiler.measure.sides import (
     transformers_side,
     without_bars,
 )
+from tests.decoder.gguf.files import write_model
+from tests.decoder.gguf.test_model import make as gguf_model
 from tests.decoder.models import make, save
 from tests.engine.engines import Watch
 
@@ -145,7 +147,9 @@ def test_transformers_draws_no_bars_while_it_loads_and_may_again_afterwards(mode
         with without_bars():
             model.save_pretrained(tmp_path)
             assert are_progress_bars_disabled() == (not enabled)
-        load_transformers(str(tmp_path), dtype=torch.float32, device=torch.device("cpu"))
+        write_model(tmp_path / "a.gguf", gguf_model("llama"), "Q4_0")
+        for path in (tmp_path, tmp_path / "a.gguf"):
+            load_transformers(str(path), dtype=torch.float32, device=torch.device("cpu"))
         assert logging.is_progress_bar_enabled() == enabled
     finally:
         logging.enable_progress_bar()
