@@ -199,15 +199,16 @@ def decode(
     # the query heads of a kv head are the queries of one call: no GQA left, nothing to repeat
     (batch, heads, _, head_dim), kv_heads = q.shape, k_cache.shape[1]
     queries = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    pattern = Pattern(None, None, None, None, None, causal=False, window=None, scale=scale, softcap=softcap)
     if block_table is None and len(set(ranges)) == 1:
         if ranges[0] != (0, k_cache.shape[2]):
             keys = slice(*ranges[0])
             k_cache, v_cache = k_cache[:, :, keys], v_cache[:, :, keys]
-        return _attend(queries, k_cache, v_cache, scale, softcap).reshape(q.shape).contiguous()
+        return _attend(queries, k_cache, v_cache, pattern).reshape(q.shape).contiguous()
     out = queries.new_empty(queries.shape)
     for i, (first, last) in enumerate(ranges):
         k, v = (_row_keys(cache, i, first, last, block_table) for cache in (k_cache, v_cache))
-        out[i] = _attend(queries[i, None], k, v, scale, softcap)[0]
+        out[i] = _attend(queries[i, None], k, v, pattern)[0]
     return out.reshape(q.shape)
 
 
@@ -221,12 +222,11 @@ def _row_keys(cache: Tensor, row: int, start: int, end: int, block_table: Tensor
     return blocks.transpose(0, 1).flatten(1, 2)[None, :, start - first * page : end - first * page]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     """q (batch, kv_heads, group, head_dim) over all of k, v (batch, kv_heads, keys, head_dim)."""
     if k.shape[2] == 0:
         return torch.zeros_like(q)
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    dtype = accumulation_dtype(q)
-    logits = q.to(dtype) @ k.to(dtype).mT * scale
-    return ((logits / softcap).tanh() * softcap).softmax(-1).matmul(v.to(dtype)).to(q.dtype)
+    if pattern.softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=pattern.scale)
+    scores, _ = _scores(q, k, None, pattern)
+    return (_probabilities(scores) @ v.to(scores.dtype)).to(q.dtype)

@@ -16,7 +16,6 @@ from .sampling import TABLE_BYTES
 
 LOGPROB_ROWS = 128  # prompt tokens whose logits are there at a time: 64 MB of float32 for 128k of vocabulary
 
-LARGEST_HEAD_DIM = 256  # of `ops.attention` and `ops.attention_decode`
 _SLOTS = 2**31  # fewer than these: kernels count a cache's tokens in 32 bits
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

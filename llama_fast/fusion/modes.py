@@ -22,7 +22,7 @@ _ALONE = (
 
 
 @contextmanager
-def own_modes() -> Iterator[None]:
+def default_modes() -> Iterator[None]:
     """PyTorch as it starts: float32 and the CPU by default, gradients, no autocast, and nobody who sees or changes what ops do.
 
     The default dtype and global hooks are the whole process's, so one thread is in here at a time, and others should not compute meanwhile.
