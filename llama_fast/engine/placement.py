@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..decoder.checkpoint_layout import weight_bytes
 from ..decoder.config import DecoderConfig
+from ..kernels.torch_compat import DisableTorchFunction, cpu_multiplies_bfloat16
 from .cache import bytes_per_token
 from .memory import MemoryLedger, available_bytes
 from .sampling import TABLE_BYTES
@@ -56,7 +57,7 @@ def device_of(device: str | torch.device) -> torch.device:
 def dtype_of(dtype: str | torch.dtype, stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype that a user names; "auto" is the checkpoint's, `stored`, where the device multiplies it in hardware."""
     if dtype == "auto":
-        if device.type != "cpu" or (stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()):
+        if device.type != "cpu" or (stored == torch.bfloat16 and cpu_multiplies_bfloat16()):
             return stored
         return torch.float32
     chosen = _DTYPES.get(str(dtype).removeprefix("torch."))
@@ -81,7 +82,7 @@ def own_modes(device: torch.device, *, inference: bool = True) -> Iterator[None]
     stream = _own_stream(device) if device.type == "cuda" else contextlib.nullcontext()
     autocast = torch.is_autocast_enabled(device.type)
     plain = torch.autocast(device.type, enabled=False) if autocast else contextlib.nullcontext()
-    with stream, torch._C.DisableTorchFunction(), torch.inference_mode(inference), plain:
+    with stream, DisableTorchFunction(), torch.inference_mode(inference), plain:
         yield
 
 
