@@ -33,7 +33,8 @@ test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton 
 nightly: $(INSTALLED)  ## all that is too slow for every change, and the newest releases of our neighbours
 	@$(PYTEST) --nightly
 	@TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED_TESTS)
-	@$(MAKE) test-triton test-transformers test-without-triton
+	@$(MAKE) test-triton PYTEST="$(PYTEST) --nightly"
+	@$(MAKE) test-transformers test-without-triton
 
 bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
 	@$(BIN)/llama-fast bench --quick

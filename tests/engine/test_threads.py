@@ -264,7 +264,7 @@ def interrupted_at(count, work, *, traced=is_of_engine):
     return lines
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.nightly) for part in (1, 2, 3))])
 def test_an_interrupt_before_any_line(llm, alone, part):
     """The requests of others get their tokens and their text, and nothing is left of those that were interrupted."""
     ours = [
