@@ -5,7 +5,8 @@ TORCH ?= torch==2.13.0
 CONSTRAINTS := $(if $(filter torch==2.13.0,$(TORCH)),constraints.txt,constraints-any-torch.txt)
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+# another PyTorch is another install, into the same place; only letters, digits and dots are safe in a target's name
+INSTALLED := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' -)
 # what the demo shows: nothing for the embedded model, smollm2, a folder, a .gguf file or the name of a model on the hub
 MODEL :=
 SMOLLM2 := $(VENV)/.smollm2
@@ -35,7 +36,8 @@ test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton 
 nightly: $(INSTALLED) $(SMOLLM2)  ## all that is too slow for every change, and the newest releases of our neighbours
 	@$(PYTEST) --nightly
 	@TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED_TESTS)
-	@$(MAKE) test-triton test-transformers test-without-triton
+	@$(MAKE) test-triton PYTEST="$(PYTEST) --nightly"
+	@$(MAKE) test-transformers test-without-triton
 
 bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
 	@$(BIN)/llama-fast bench --quick
@@ -81,10 +83,10 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt constraints-any-torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llama-fast needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
 	@test -x $(BIN)/python || { echo "== install 1/3: creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "== install 2/3: $(TORCH) (some 200 MB, more with CUDA)"
-	@$(BIN)/python -m pip install -q -c $(CONSTRAINTS) "$(TORCH)" setuptools
+	@$(BIN)/python -m pip install -q --upgrade -c $(CONSTRAINTS) "$(TORCH)" setuptools
 	@echo "== install 3/3: llama-fast and its tools, by $(CONSTRAINTS)"
 	@$(BIN)/python -m pip install -q -c $(CONSTRAINTS) --no-build-isolation -e ".[dev]"
-	@touch $@
+	@rm -f $(VENV)/.installed* && touch $@
 
 lock:  ## write the constraints anew: the newest release of everything that goes with $(TORCH); run all tests after it
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock

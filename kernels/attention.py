@@ -29,6 +29,7 @@ from . import attention_pytorch, flops
 from .activation import tanh
 from .attention_backward import attention_backward_op, plan_attention_backward
 from .attention_common import (
+    LARGEST_HEAD_DIM,
     LN2,
     LOG2E,
     NOT_SPECIALIZED,
@@ -182,9 +183,8 @@ def plan_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pa
 def _tile(head_dim: int, itemsize: int, block_m: int, gpu: Gpu) -> Tile:
     """The table's tile, or a lower one for fewer queries than it has rows."""
     tile = tile_for(TILES, head_dim, itemsize, gpu)
-    if head_dim < block_d(
-        head_dim
-    ):  # the mask of its columns takes registers: with 128 keys 184 bytes spilled on sm_90
+    if head_dim < block_d(head_dim):
+        # the mask of its columns takes registers: with 128 keys 184 bytes spilled on sm_90
         tile = replace(tile, block_n=min(64, tile.block_n))
     if block_m < tile.block_m:
         num_warps = 4 if head_dim <= 128 else tile.num_warps
@@ -357,8 +357,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, is_packed: bool) -> None:
         raise ValueError(f"k must have q's {same}: q has shape {tuple(q_shape)}, k {tuple(k_shape)}")
     if not heads or not kv_heads or heads % kv_heads:
         raise ValueError(f"the heads of q must be a positive multiple of those of k, got {heads} and {kv_heads}")
-    if not 1 <= head_dim <= 256:
-        raise ValueError(f"head_dim must be from 1 to 256, got {head_dim}")
+    if not 1 <= head_dim <= LARGEST_HEAD_DIM:
+        raise ValueError(f"head_dim must be from 1 to {LARGEST_HEAD_DIM}, got {head_dim}")
 
 
 def _check_packed(

@@ -31,6 +31,9 @@ LN2 = tl.constexpr(0.6931471805599453)
 SECTION_BYTES = 16 * 2**20
 """What the programs that run at the same time should share: it fits in half of the L2 of an A100 or H100."""
 
+LARGEST_HEAD_DIM = 256
+"""Of `attention` and `attention_decode`: what their tiles are tuned for."""
+
 NOT_SPECIALIZED = ["HEADS", "SEQ_Q", "SEQ_K", "SEQUENCES", "TILES", "PAIRS", "SECTION", "ROWS", "window"]
 """Sizes that change from call to call: no binary of its own for a multiple of 16 or a 1."""
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from . import attention_pytorch, flops
 from .activation import tanh
-from .attention_common import LOG2E, block_d
+from .attention_common import LARGEST_HEAD_DIM, LOG2E, block_d
 from .dot import dot
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
@@ -415,8 +415,8 @@ def _check(
     if len(q_shape) != 4 or q_shape[2] != 1:
         raise ValueError(f"q must have shape (batch, heads, 1, head_dim), got {tuple(q_shape)}")
     batch, heads, _, head_dim = q_shape
-    if not 1 <= head_dim <= 256:
-        raise ValueError(f"q's head_dim must be from 1 to 256, got {head_dim}")
+    if not 1 <= head_dim <= LARGEST_HEAD_DIM:
+        raise ValueError(f"q's head_dim must be from 1 to {LARGEST_HEAD_DIM}, got {head_dim}")
     if len(k_shape) != 4 or k_shape[3] != head_dim or (block_table is None and k_shape[0] != batch):
         first, third = ("blocks", "block_size") if block_table is not None else (batch, "max_len")
         raise ValueError(f"k_cache must have shape ({first}, kv_heads, {third}, {head_dim}), got {tuple(k_shape)}")

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from .attention_common import Pattern, as_batch, as_empty_rows, empty_lse, empty_rows
 from .rows import accumulation_dtype
-
-_flash = torch._scaled_dot_product_flash_attention_for_cpu  # 1.7 us faster to call than by `torch.ops.aten`
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+from .torch_compat import flash_attention_cpu, flash_attention_cpu_backward, softmax_backward
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -81,9 +79,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor,
         return as_empty_rows(out.view(q.shape).to(q.dtype)), torch.logsumexp(scores, -1).view(q.shape[:-1])
     if seq_q == 1 and allowed is None:  # the heads of a group as the queries of one: their keys are read once
         grouped = q.reshape(batch, k.shape[1], -1, head_dim)
-        out, lse = _flash(grouped, k, v, 0.0, False, scale=pattern.scale)
+        out, lse = flash_attention_cpu(grouped, k, v, 0.0, False, scale=pattern.scale)
         return out.reshape(q.shape), lse.reshape(batch, heads, 1)
-    out, lse = _flash(q, k, v, 0.0, square, attn_mask=_additive(allowed, q), scale=pattern.scale)
+    out, lse = flash_attention_cpu(q, k, v, 0.0, square, attn_mask=_additive(allowed, q), scale=pattern.scale)
     if allowed is not None:  # where there is nothing to attend to it says lse = 0
         lse = lse.masked_fill(~allowed.any(-1), float("-inf"))
     return as_empty_rows(out), lse.contiguous()
@@ -100,7 +98,7 @@ def _backward(
     if pattern.softcap is None and dlse is None:
         lse = lse.masked_fill(lse == float("-inf"), float("inf"))  # e^(s - lse) = 0 for any s
         mask = _additive(allowed, q)
-        gradients: tuple[Tensor, Tensor, Tensor] = _flash_backward(
+        gradients: tuple[Tensor, Tensor, Tensor] = flash_attention_cpu_backward(
             dout, q, k, v, as_batch(out), lse, 0.0, square, attn_mask=mask, scale=pattern.scale
         )
         return gradients
@@ -108,7 +106,7 @@ def _backward(
     groups = q.shape[0], k.shape[1], -1
     p = _probabilities(scores)
     dout = dout.to(p.dtype).reshape(*groups, q.shape[3])
-    ds = torch._softmax_backward_data(dout @ v.to(p.dtype).mT, p, -1, p.dtype)
+    ds = softmax_backward(dout @ v.to(p.dtype).mT, p, -1, p.dtype)
     if dlse is not None:
         ds += p * dlse.masked_fill(lse == float("-inf"), 0).reshape(*groups, 1)
     ds *= slope
@@ -199,15 +197,16 @@ def decode(
     # the query heads of a kv head are the queries of one call: no GQA left, nothing to repeat
     (batch, heads, _, head_dim), kv_heads = q.shape, k_cache.shape[1]
     queries = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    pattern = Pattern(None, None, None, None, None, causal=False, window=None, scale=scale, softcap=softcap)
     if block_table is None and len(set(ranges)) == 1:
         if ranges[0] != (0, k_cache.shape[2]):
             keys = slice(*ranges[0])
             k_cache, v_cache = k_cache[:, :, keys], v_cache[:, :, keys]
-        return _attend(queries, k_cache, v_cache, scale, softcap).reshape(q.shape).contiguous()
+        return _attend(queries, k_cache, v_cache, pattern).reshape(q.shape).contiguous()
     out = queries.new_empty(queries.shape)
     for i, (first, last) in enumerate(ranges):
         k, v = (_row_keys(cache, i, first, last, block_table) for cache in (k_cache, v_cache))
-        out[i] = _attend(queries[i, None], k, v, scale, softcap)[0]
+        out[i] = _attend(queries[i, None], k, v, pattern)[0]
     return out.reshape(q.shape)
 
 
@@ -221,12 +220,11 @@ def _row_keys(cache: Tensor, row: int, start: int, end: int, block_table: Tensor
     return blocks.transpose(0, 1).flatten(1, 2)[None, :, start - first * page : end - first * page]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     """q (batch, kv_heads, group, head_dim) over all of k, v (batch, kv_heads, keys, head_dim)."""
     if k.shape[2] == 0:
         return torch.zeros_like(q)
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    dtype = accumulation_dtype(q)
-    logits = q.to(dtype) @ k.to(dtype).mT * scale
-    return ((logits / softcap).tanh() * softcap).softmax(-1).matmul(v.to(dtype)).to(q.dtype)
+    if pattern.softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=pattern.scale)
+    scores, _ = _scores(q, k, None, pattern)
+    return (_probabilities(scores) @ v.to(scores.dtype)).to(q.dtype)

@@ -10,12 +10,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .native.machine import host, why_none
 from .triton_compat import HAS_TRITON
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
 
 CHOICES = ("auto", "native", "pytorch")
 _VARIABLE = "LLAMA_FAST_CPU"
@@ -76,7 +79,7 @@ def products_are_faster(*arguments: Any) -> bool:
 
 
 def implementation(
-    op: torch._ops.OpOverload,
+    op: "OpOverload",
     kernel: Callable[..., Any],
     pytorch: Callable[..., Any],
     pytorch_is_faster: Callable[..., bool],

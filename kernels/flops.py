@@ -9,7 +9,6 @@ from math import prod
 from typing import Any
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from .attention_common import Pattern
 
@@ -49,8 +48,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *options: Any, **_: Any) -> int:
 
 
 def _has_values(x: Tensor) -> bool:
-    """Not so a stand-in for a tensor: then all pairs count, the most there can be, as PyTorch has it."""
-    return x.device.type != "meta" and not isinstance(x, FakeTensor)
+    """Not so a stand-in for a tensor (a FakeTensor, say): then all pairs count, the most there can be, as PyTorch has it."""
+    return x.device.type != "meta" and type(x) is Tensor
 
 
 def attention_backward(

@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,21 +49,23 @@ class Gpu:
     @property
     def has_pdl(self) -> bool:
         """Whether kernels are launched while the one before still runs (programmatic dependent launch)."""
-        return _dependent_launch and self.compute_capability >= 90 and not INTERPRETED
+        return _dependent_launch.get() and self.compute_capability >= 90 and not INTERPRETED
 
 
-_dependent_launch = True
+_dependent_launch = ContextVar("dependent_launch", default=True)  # each thread has its own
 
 
 @contextmanager
 def dependent_launch(allowed: bool) -> Iterator[None]:
-    """Inside, plans are made with programmatic dependent launch, where the GPU has it, or without: to measure what it gains."""
-    global _dependent_launch
-    before, _dependent_launch = _dependent_launch, allowed
+    """Inside, plans are made with programmatic dependent launch, where the GPU has it, or without: to measure what it gains.
+
+    In this thread alone: another's engine may have other fusions.
+    """
+    token = _dependent_launch.set(allowed)
     try:
         yield
     finally:
-        _dependent_launch = before
+        _dependent_launch.reset(token)
 
 
 GPUS = {

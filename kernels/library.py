@@ -8,18 +8,21 @@ Autograd is an implementation for the `Autograd` key that enters an `autograd.Fu
 """
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu
 from .launch import INTERPRETED
+from .torch_compat import BelowAutograd, below_autocast, in_forward_mode
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
 
 _LIBRARY = torch.library.Library("llama_fast", "FRAGMENT")
 
-below_autograd = torch._C._AutoDispatchBelowAutograd
+below_autograd = BelowAutograd
 """Context in which an op's call goes straight to its device implementation."""
 
 
@@ -30,7 +33,7 @@ def _never(*arguments: Any) -> bool:
 def register(
     schema: str, *, kernel: Callable[..., Any], pytorch: Callable[..., Any], fake: Callable[..., Any],
     flops: Callable[..., int] | None = None, pytorch_is_faster: Callable[..., bool] = _never,
-) -> torch._ops.OpOverload:  # fmt: skip
+) -> "OpOverload":  # fmt: skip
     """Registers `llama_fast::<schema>` and returns the op.
 
     `kernel` launches Triton, `pytorch` computes the same with PyTorch's ops (any dtype, float64 included), `fake` makes
@@ -50,13 +53,13 @@ def register(
     return packet.default
 
 
-def register_autograd(op: torch._ops.OpOverload, function: type[torch.autograd.Function]) -> None:
+def register_autograd(op: "OpOverload", function: type[torch.autograd.Function]) -> None:
     """Gives `op` a derivative: `function.forward` takes the op's arguments, and calls `op` under `below_autograd()`."""
 
     def autograd(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
             return function.apply(*args)
-        if forward_ad._current_level >= 0:
+        if in_forward_mode():
             return function.apply(*args)  # which refuses tangents; below autograd they would be lost without a word
         with below_autograd():
             return op(*args)
@@ -64,7 +67,7 @@ def register_autograd(op: torch._ops.OpOverload, function: type[torch.autograd.F
     _LIBRARY.impl(op._schema.name.split("::")[1], autograd, "Autograd")
 
 
-def register_autocast(op: torch._ops.OpOverload, *, keep: Collection[str] = ()) -> None:
+def register_autocast(op: "OpOverload", *, keep: Collection[str] = ()) -> None:
     """Under `torch.autocast`, casts the op's floating-point tensor arguments to the autocast dtype (as `F.linear` does).
 
     The arguments named in `keep` stay as they are.
@@ -74,13 +77,10 @@ def register_autocast(op: torch._ops.OpOverload, *, keep: Collection[str] = ()) 
         _LIBRARY.impl(op._schema.name.split("::")[1], _autocast_to_lower(op, device_type, casts), key)
 
 
-def _autocast_to_lower(op: torch._ops.OpOverload, device_type: str, casts: list[bool]) -> Callable[..., Any]:
+def _autocast_to_lower(op: "OpOverload", device_type: str, casts: list[bool]) -> Callable[..., Any]:
     def autocast(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(
-            torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-            | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-        ):
+        with below_autocast():
             return op(*(_cast(arg, dtype) if cast else arg for arg, cast in zip(args, casts, strict=False)))
 
     return autocast

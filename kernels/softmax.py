@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import below_autograd, register, register_autograd
 from .rows import LONG_ROW_BLOCK, WHOLE_ROW_LIMIT, RowTile, forward_tile, row_tile
+from .torch_compat import softmax_backward
 from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype
 
@@ -229,7 +230,7 @@ def _pytorch(x: Tensor, dim: int) -> Tensor:
 
 
 def _backward_pytorch(dy: Tensor, y: Tensor, dim: int) -> Tensor:
-    return torch._softmax_backward_data(dy, y, dim, y.dtype).contiguous()
+    return softmax_backward(dy, y, dim, y.dtype).contiguous()
 
 
 def _fake(x: Tensor, dim: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from . import engine_options as options
 from .common import (
     Command,
     GroupWithDefault,
@@ -38,9 +39,7 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def run(
-    model: Annotated[
-        str | None, typer.Argument(help="A folder, a .gguf file or a hub id; the embedded model by default.")
-    ] = None,
+    model: options.ModelArgument = None,
     prompt_tokens: Annotated[
         str | None, typer.Option(help="512 by default, or what the model has room for.", show_default=False)
     ] = None,
@@ -54,8 +53,8 @@ def run(
     against: Annotated[
         str | None, typer.Option(help="Comma-separated: transformers, transformers-fused, transformers-static.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: options.DeviceName = "auto",
+    dtype: options.DTypeName = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each side.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder for profile.json, profile.html and trace.json.")] = None,
     threads: Threads = None,

@@ -91,8 +91,13 @@ def _packed(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight) if _can_pack(weight.dtype) else weight
 
 
+_PACKED_OPS = ("_reorder_linear_weight", "_linear_pointwise")  # private: without them weights stay plain
+
+
 def _can_pack(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if not all(hasattr(torch.ops.mkldnn, name) for name in _PACKED_OPS):
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

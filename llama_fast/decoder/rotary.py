@@ -88,7 +88,7 @@ def _both_halves(x: Tensor) -> Tensor:
 
 
 def _exponents(rotary_dim: int) -> Tensor:
-    return torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+    return torch.arange(0, rotary_dim, 2, dtype=torch.float32, device="cpu") / rotary_dim
 
 
 _Length = TypeVar("_Length", float, Tensor)
@@ -127,7 +127,7 @@ def _yarn(rope: RopeConfig, rotary_dim: int, max_positions: int) -> tuple[Tensor
     if parameters.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, rotary_dim - 1)
-    ramp = (torch.arange(rotary_dim // 2, dtype=torch.float32) - first) / ((last - first) or 0.001)
+    ramp = (torch.arange(rotary_dim // 2, dtype=torch.float32, device="cpu") - first) / ((last - first) or 0.001)
     kept = 1 - ramp.clamp(0, 1)
     wavelengths = rope.theta ** _exponents(rotary_dim)
     frequencies = 1.0 / (factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
@@ -154,5 +154,5 @@ def _longrope(rope: RopeConfig, rotary_dim: int, max_positions: int, length: int
     if scaling is None:
         scaling = 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(trained))
     chosen = parameters["long_factor" if length is not None and length > trained else "short_factor"]
-    factors = torch.tensor(chosen, dtype=torch.float32)
+    factors = torch.tensor(chosen, dtype=torch.float32, device="cpu")
     return 1.0 / (factors * rope.theta ** _exponents(rotary_dim)), float(scaling)

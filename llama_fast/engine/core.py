@@ -51,11 +51,11 @@ class EngineCore:
         self.between_steps(lambda: self._add(requests))
 
     def cancel(self, requests: list[Request]) -> None:
-        """At once; in the midst of a step of this thread (it drops a stream there, or hears a signal), when that is done."""
+        """At once; in the midst of a turn of this thread (it drops a stream there, or hears a signal), at the end of that."""
         running = [request for request in requests if not request.done]
         self._cancelled.extend(running)
         if running and not self._turns.mine:
-            self.between_steps(self._end_cancelled)
+            self.between_steps(lambda: None)  # a turn ends them
 
     def step(self) -> None:
         """A step, unless one of another thread has ended meanwhile. What is interrupted or fails is computed again later."""
@@ -92,6 +92,7 @@ class EngineCore:
             self._rebuild()
         self._whole = False
         result = work()
+        self._end_cancelled()
         self._whole = True
         return result
 
@@ -99,7 +100,6 @@ class EngineCore:
         with own_modes(self.runner.cache.device):
             self._compute()
         self._steps += 1
-        self._end_cancelled()
 
     def _compute(self) -> None:
         self._recompute_turned()

@@ -23,13 +23,14 @@ from torch import Tensor
 from ..decoder import checkpoint
 from ..decoder.model import Decoder, Fusions
 from ..decoder.tokenizer import Tokenizer, configured_eos_ids, has_tokenizer, no_tokenizer
+from ..kernels.attention_common import LARGEST_HEAD_DIM
 from .bad_words import spelled
 from .cache import BlockPool, KVCache
 from .completion import Completion, Output
 from .core import EngineCore
 from .memory import MemoryLedger
 from .paged import OneSequence
-from .placement import LARGEST_HEAD_DIM, check_sizes, device_of, dtype_of, own_modes, plan_memory
+from .placement import check_sizes, device_of, dtype_of, own_modes, plan_memory
 from .request import Piece, Prompt, Request, Run, as_prompts, token_ids_of
 from .runner import Runner
 from .sampling import Sampler, SamplingParams
@@ -45,6 +46,7 @@ class LLM:
     Any number of threads may use it at once. Their requests share the steps, and each gets the tokens it gets alone. There is no
     thread of its own: who waits for tokens computes a step, while the others wait for its end. Where a step fails, the error is
     raised to the thread that computed it, and ends its requests; those of others are computed again by whoever comes next.
+    A forked process may go on with it on a CPU, on one of PyTorch's threads; a GPU is none of a forked process's.
 
     Args:
         model: a folder, a .gguf file, or the name of a model on the Hugging Face hub; None: the small one inside the package.
@@ -169,8 +171,9 @@ class LLM:
         params = params or SamplingParams()
         if params.n != 1:
             raise ValueError(f"n must be 1 to stream, got {params.n}")
-        request = self.submit(prompt, params)
+        request = self._request(prompt, params)
         try:
+            self._core.add([request])
             while not request.done:
                 self.step()
                 if not request.done and (text := request.new_text()):
@@ -222,7 +225,11 @@ class LLM:
         return request
 
     def cancel(self, request: Request) -> None:
-        """Ends what of a request still runs; its completions keep what they have."""
+        """Ends what of a request still runs; its completions keep what they have.
+
+        At once; but called in the midst of another call of this engine by the same thread (a stream that the garbage collector
+        drops there, a signal's handler), when that call ends.
+        """
         self._core.cancel([request])
 
     def step(self) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..decoder.checkpoint_layout import weight_bytes
 from ..decoder.config import DecoderConfig
+from ..kernels.torch_compat import DisableTorchFunction, cpu_multiplies_bfloat16
 from .cache import bytes_per_token
 from .memory import MemoryLedger, available_bytes
 from .sampling import TABLE_BYTES
 
 LOGPROB_ROWS = 128  # prompt tokens whose logits are there at a time: 64 MB of float32 for 128k of vocabulary
 
-LARGEST_HEAD_DIM = 256  # of `ops.attention` and `ops.attention_decode`
 _SLOTS = 2**31  # fewer than these: kernels count a cache's tokens in 32 bits
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +57,7 @@ def device_of(device: str | torch.device) -> torch.device:
 def dtype_of(dtype: str | torch.dtype, stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype that a user names; "auto" is the checkpoint's, `stored`, where the device multiplies it in hardware."""
     if dtype == "auto":
-        if device.type != "cpu" or (stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()):
+        if device.type != "cpu" or (stored == torch.bfloat16 and cpu_multiplies_bfloat16()):
             return stored
         return torch.float32
     chosen = _DTYPES.get(str(dtype).removeprefix("torch."))
@@ -82,7 +82,7 @@ def own_modes(device: torch.device, *, inference: bool = True) -> Iterator[None]
     stream = _own_stream(device) if device.type == "cuda" else contextlib.nullcontext()
     autocast = torch.is_autocast_enabled(device.type)
     plain = torch.autocast(device.type, enabled=False) if autocast else contextlib.nullcontext()
-    with stream, torch._C.DisableTorchFunction(), torch.inference_mode(inference), plain:
+    with stream, DisableTorchFunction(), torch.inference_mode(inference), plain:
         yield
 
 

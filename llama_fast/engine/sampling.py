@@ -109,10 +109,8 @@ class Sampler:
     ) -> None:  # fmt: skip
         """Gives `row` to a request that has `output_ids` already (some, if it was preempted), with its `bad_words` as tokens.
 
-        Raises:
-            ValueError: `params` names a token outside the vocabulary, or leaves none to choose from.
+        `params` fit the vocabulary: `SamplingParams.check_vocabulary` has said so, once for a request.
         """
-        params.check_vocabulary(self.vocab_size, self._eos_ids, bad_words)
         if bad_words and self._bad_words is None:
             self._bad_words = BadWords(len(self._needs), self.vocab_size, upload=self._upload)
         if self._bad_words is not None:

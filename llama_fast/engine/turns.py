@@ -1,11 +1,14 @@
 """Whose turn it is: one thread at a time, in the order in which they come."""
 
 import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeVar
+
+import torch
 
 _Result = TypeVar("_Result")
 
@@ -13,10 +16,10 @@ _LISTEN_SECONDS = 0.05  # until who stands in line looks around, in case an inte
 
 
 class _Ticket:
-    """A place in the line: the thread that stands there, for as long as it holds `standing`, and where it hears that it is called."""
+    """A place in the line: the thread, of which process, that stands there, for as long as it holds `standing`, and where it hears that it is called."""
 
     def __init__(self) -> None:
-        self.thread = threading.get_ident()
+        self.process, self.thread = os.getpid(), threading.get_ident()
         self.standing = threading.Lock()
         self.called: SimpleQueue[None] = SimpleQueue()
 
@@ -31,6 +34,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._line: deque[_Ticket] = deque()  # its methods are atomic
+        self._process = os.getpid()
 
     def take(self, work: Callable[[], _Result]) -> _Result:
         """What `work` returns, once it is this thread's turn.
@@ -38,6 +42,7 @@ class Turns:
         Raises:
             RuntimeError: this thread stands in the line already, and would wait for itself.
         """
+        self._leave_parent()
         if self.mine:
             raise RuntimeError("this thread is in the midst of a step of this LLM: call it when that has returned")
         ticket = _Ticket()
@@ -53,14 +58,30 @@ class Turns:
             if first is not None:
                 first.called.put(None)
 
+    def _leave_parent(self) -> None:
+        """In a forked child only the thread that forked goes on: no other stands in line, and none is left to compute beside it."""
+        process, me = os.getpid(), threading.get_ident()
+        if self._process == process:
+            return
+        for ticket in list(self._line):
+            if ticket.process != process and ticket.thread != me:
+                self._remove(ticket)
+        torch.set_num_threads(
+            1
+        )  # OpenMP would wait for the threads it had in the parent, as PyTorch's data loaders know
+        self._process = process
+
     def _first(self) -> _Ticket | None:
         """Who stands first in line, once the tickets of those who left are gone."""
         for ticket in list(self._line):
             if ticket.standing.locked():
                 return ticket
-            with contextlib.suppress(ValueError):  # another thread was faster
-                self._line.remove(ticket)
+            self._remove(ticket)
         return None
+
+    def _remove(self, ticket: _Ticket) -> None:
+        with contextlib.suppress(ValueError):  # another thread was faster
+            self._line.remove(ticket)
 
     @property
     def mine(self) -> bool:

@@ -11,7 +11,7 @@ from . import structure
 from .attention import IMPLEMENTATION, refusal
 from .calls import Case, LayerCases, layer_cases, random_cases
 from .layers import FusedAttention
-from .modes import own_modes
+from .modes import default_modes
 from .neighbours import GradientCheckpointingLayer, PreTrainedModel, attention_of, base_layer, set_attention
 from .report import FuseReport, Left, Swapped
 from .structure import CALL_ERRORS, Found, Swap, first_line, untouchable
@@ -58,7 +58,7 @@ def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inferenc
         raise ValueError("model is fused already: call llama_fast.unfuse(model) first")
     fusing = _Fusing(model, is_training=mode == "training", verify=verify)
     try:
-        with own_modes():
+        with default_modes():
             fusing.run()
     except BaseException:
         _restore(model)

@@ -5,24 +5,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch.nn.modules import module as nn_module
-from torch.overrides import _pop_mode_temporarily
-from torch.utils._python_dispatch import _disable_current_modes
 
-_GLOBAL_HOOKS = (
-    nn_module._global_forward_hooks,
-    nn_module._global_forward_pre_hooks,
-    nn_module._global_backward_hooks,
-    nn_module._global_backward_pre_hooks,
+from ..kernels.torch_compat import (
+    GLOBAL_MODULE_HOOKS,
+    count_torch_function_modes,
+    disable_dispatch_modes,
+    pop_torch_function_mode,
 )
 
-_ALONE = (
-    threading.RLock()
-)  # the default dtype and the hooks are the process's: two at once would give back each other's
+# the default dtype and the hooks are the process's: two at once would give back each other's
+_ALONE = threading.RLock()
 
 
 @contextmanager
-def own_modes() -> Iterator[None]:
+def default_modes() -> Iterator[None]:
     """PyTorch as it starts: float32 and the CPU by default, gradients, no autocast, and nobody who sees or changes what ops do.
 
     The default dtype and global hooks are the whole process's, so one thread is in here at a time, and others should not compute meanwhile.
@@ -31,10 +27,10 @@ def own_modes() -> Iterator[None]:
     with _ALONE, ExitStack() as stack:
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
-        stack.enter_context(_disable_current_modes())  # FakeTensorMode, FlopCounterMode
-        for _ in range(torch._C._len_torch_function_stack()):
-            stack.enter_context(_pop_mode_temporarily())
-        for hooks in _GLOBAL_HOOKS:
+        stack.enter_context(disable_dispatch_modes())  # FakeTensorMode, FlopCounterMode
+        for _ in range(count_torch_function_modes()):
+            stack.enter_context(pop_torch_function_mode())
+        for hooks in GLOBAL_MODULE_HOOKS:
             stack.callback(hooks.update, dict(hooks))
             hooks.clear()
         used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]

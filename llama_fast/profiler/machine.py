@@ -68,7 +68,7 @@ def gpu_state(device: torch.device) -> dict[str, str]:
             done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         except subprocess.CalledProcessError:
             continue
-        except (OSError, subprocess.SubprocessError, RuntimeError):
+        except (OSError, subprocess.SubprocessError, RuntimeError, AttributeError):
             return {}
         values = (value.strip() for value in done.stdout.split(","))
         return dict(zip((*_GPU_STATE, _REASONS), values, strict=False))

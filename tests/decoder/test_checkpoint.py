@@ -200,6 +200,17 @@ def test_every_format_gives_the_same_decoder(write, tmp_path):
     assert reports == sorted(reports) and reports[-1] == (weight_bytes(decoder.config, torch.float32),) * 2
 
 
+@pytest.mark.parametrize("write", [lambda model, folder: model.save_pretrained(folder), write_bin, write_meta])
+def test_a_default_device_around_loading_changes_nothing(write, tmp_path):
+    model = make("llama")
+    (tmp_path / "model").mkdir()
+    write(model, tmp_path / "model")
+    with torch.device("meta"):
+        decoder = checkpoint.load(tmp_path / "model", device="cpu")
+    assert_is(decoder, model)
+    assert {buffer.device.type for buffer in decoder.rotary.rows(*[torch.arange(3)] * 2)} == {"cpu"}
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weight_bytes_are_those_of_the_parameters(name):
     config = DecoderConfig.from_huggingface(SMALL | FAMILIES[name])

@@ -106,6 +106,15 @@ def test_frequencies_are_transformers(name, length):
     assert frequencies.dtype == torch.float32 and torch.equal(frequencies, expected) and ours == scaling
 
 
+@pytest.mark.parametrize("name", ROPES)
+def test_a_default_device_changes_no_table(name):
+    config, _ = both(name)
+    expected = rows(RotaryTable(config, "cpu"), [300, 12], [299, 5])
+    with torch.device("meta"):
+        table = RotaryTable(config, "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(rows(table, [300, 12], [299, 5]), expected, strict=True))
+
+
 @pytest.mark.parametrize("name", ["dynamic", "longrope"])
 def test_a_row_depends_on_its_own_sequence_alone(name):
     """Rows of long and short sequences side by side are those that each gets alone, to the bit."""

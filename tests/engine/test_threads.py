@@ -1,6 +1,7 @@
 """Threads that share an engine: each gets the tokens it gets alone, whoever computed them, failed, or left."""
 
 import itertools
+import os
 import random
 import signal
 import sys
@@ -9,11 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
+from llama_fast.engine.llm import LLM
 from llama_fast.engine.sampling import SamplingParams
 from llama_fast.engine.turns import Turns
 from tests.decoder.models import random_ids
-from tests.engine.engines import assert_nothing_left, engine
+from tests.engine.engines import DEVICE, assert_nothing_left, engine
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -232,16 +235,17 @@ def test_an_interrupt_of_one_thread(delay, llm, alone):
     assert found == [[alone[4:6], alone[6], alone[7]]]
 
 
-ENGINE_FOLDERS = ("/llama_fast/engine/", "/llama_fast/decoder/detokenizer.py")
+def is_of_engine(code):
+    return any(file in code.co_filename for file in ("/llama_fast/engine/", "/llama_fast/decoder/detokenizer.py"))
 
 
-def interrupted_at(count, work):
-    """Runs `work`, with a KeyboardInterrupt before the `count`-th line of the engine's code in it; returns how many lines there were."""
+def interrupted_at(count, work, *, traced=is_of_engine):
+    """Runs `work`, with a KeyboardInterrupt before the `count`-th line of the `traced` code in it; returns how many lines there were."""
     lines = 0
 
     def trace(frame, event, _):
         nonlocal lines
-        if not any(folder in frame.f_code.co_filename for folder in ENGINE_FOLDERS):
+        if not traced(frame.f_code):
             return None
         if event == "line":
             lines += 1
@@ -260,7 +264,7 @@ def interrupted_at(count, work):
     return lines
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.nightly) for part in (1, 2, 3))])
 def test_an_interrupt_before_any_line(llm, alone, part):
     """The requests of others get their tokens and their text, and nothing is left of those that were interrupted."""
     ours = [
@@ -282,6 +286,22 @@ def test_an_interrupt_before_any_line(llm, alone, part):
         assert [request.done for request in requests] == [True] * len(others)
         assert [request.completion for request in requests] == [alone[i] for i in others]
         assert_nothing_left(llm)
+
+
+def test_an_interrupt_of_a_stream_before_any_line_of_it(folder, alone):
+    """It leaves no request that runs on, though nobody holds the stream any more."""
+    llm = engine(folder("llama"), max_context=128)
+
+    def lines_to_first_piece(interrupted):
+        stream = llm.stream(PROMPTS[4], EACH[4])
+        return interrupted_at(interrupted, lambda: next(stream), traced=LLM.stream.__code__.__eq__)
+
+    lines = lines_to_first_piece(0)
+    assert lines > 5
+    for line in range(1, lines + 1):
+        lines_to_first_piece(line)
+        assert_nothing_left(llm)
+    assert llm.generate(PROMPTS[4], EACH[4]) == alone[4:5]
 
 
 def test_a_thread_that_leaves_its_stream(llm, alone):
@@ -316,6 +336,58 @@ def test_a_stream_that_is_dropped_in_the_midst_of_a_step(llm, alone, monkeypatch
 
     monkeypatch.setattr(llm._core, "_launch", dropping)
     assert at_once(generating(llm, [6]), generating(llm, [7])) == [[alone[6]], [alone[7]]]
+
+
+def test_a_stream_that_is_dropped_in_the_midst_of_another_call(llm, alone, monkeypatch):
+    """It ends with that call: no step has to come."""
+    stream = llm.stream(PROMPTS[4], EACH[4])
+    next(stream)
+    logits = llm.decoder.logits
+
+    def dropping(hidden):
+        stream.close()
+        return logits(hidden)
+
+    monkeypatch.setattr(llm.decoder, "logits", dropping)
+    llm.logits(PROMPTS[5])
+    assert_nothing_left(llm)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork") or DEVICE != "cpu", reason="a forked process has no GPU")
+def test_a_forked_child_generates(folder, alone):
+    """Of its parent it has neither the thread that computes nor those that stood in line, nor OpenMP's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    llm = engine(folder("llama"), max_context=128)
+    llm.generate([list(range(3, 83))], EACH[1])  # wide enough for two threads
+    forked, in_turn = threading.Event(), threading.Event()
+    holders = [
+        threading.Thread(target=lambda: llm._core.between_steps(lambda: (in_turn.set(), forked.wait(TOO_LONG)))),
+        threading.Thread(target=lambda: llm.generate(PROMPTS[5], EACH[5])),
+    ]
+    holders[0].start()
+    in_turn.wait(TOO_LONG)
+    holders[1].start()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(TOO_LONG)
+        same = llm.generate(PROMPTS, EACH) == alone and llm.generate([list(range(3, 83))], EACH[1])
+        os._exit(0 if same else 1)
+    forked.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for holder in holders:
+        holder.join(TOO_LONG)
+    torch.set_num_threads(threads)
+    assert llm.generate(PROMPTS, EACH) == alone
+
+
+def test_what_is_asked_for_is_checked_once(llm, monkeypatch):
+    """When it is submitted: a step has the vocabulary of others to compute."""
+    checked = []
+    monkeypatch.setattr(SamplingParams, "check_vocabulary", lambda self, *_: checked.append(self))
+    llm.generate(PROMPTS[4], EACH[4])
+    assert checked == [EACH[4]]
 
 
 def test_a_call_in_the_midst_of_a_step_is_refused(llm):

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import llama_fast
-from llama_fast.fusion.modes import own_modes
+from llama_fast.fusion.modes import default_modes
 from llama_fast.fusion.verify import InFloat64
 from tests.fusion.models import make, random_ids
 from tests.parity import not_interpreted
@@ -108,12 +108,12 @@ def test_two_threads_give_back_what_was_set():
     inside, go = threading.Event(), threading.Event()
 
     def first():
-        with own_modes():
+        with default_modes():
             inside.set()
             go.wait(10)
 
     def second():
-        with own_modes():
+        with default_modes():
             done.wait(0.2)
 
     done = threading.Event()

@@ -1,5 +1,7 @@
 """How many launches a decoder layer takes in a decoding step: each boundary costs about a microsecond."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -48,3 +50,9 @@ def test_dependent_launch_can_be_switched_off_for_a_while():
             assert GPUS["sm_90"].has_pdl
         assert not (plan.pdl or plan.constants["PDL"] or GPUS["sm_90"].has_pdl)
     assert GPUS["sm_90"].has_pdl and not GPUS["sm_80"].has_pdl
+
+
+def test_dependent_launch_is_switched_off_in_one_thread_alone():
+    with dependent_launch(False), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: GPUS["sm_90"].has_pdl).result()
+        assert not GPUS["sm_90"].has_pdl

@@ -44,7 +44,7 @@ class GGUFTensor:
             return torch.from_numpy(self.data).view(self.dtype).view(self.shape)
         import gguf
 
-        values = torch.empty(self.shape)
+        values = torch.empty(self.shape, dtype=torch.float32, device="cpu")
         rows = values.view(len(self.data), -1).numpy()
         for i in range(0, len(rows), _ROWS):
             rows[i : i + _ROWS] = gguf.dequantize(self.data[i : i + _ROWS], gguf.GGMLQuantizationType[self.kind])

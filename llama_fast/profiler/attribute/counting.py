@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...kernels.torch_compat import has_kernel_for_key
 from ..measure.work import NO_WORK, Work
 from .op_work import bound, work_of
 
@@ -158,7 +159,7 @@ def _where(name: str, path: str) -> str:
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return bool(has_kernel_for_key(func.name(), "CompositeImplicitAutograd"))
 
 
 def _dtype(arguments: Mapping[str, Any], out: Any) -> torch.dtype:

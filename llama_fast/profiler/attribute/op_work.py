@@ -5,17 +5,20 @@ element by element counts as memory alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..measure.work import Work, attended_pairs, attention_flops
 
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
 Arguments = Mapping[str, Any]
 
 
-def work_of(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Work:
+def work_of(op: "OpOverload", args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Work:
     """What a call of `op` must do. On a GPU, waits for the lengths of caches."""
     name = op._schema.name.split("::")[1]
     arguments = bound(op, args, kwargs)
@@ -30,7 +33,7 @@ def work_of(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str,
 _NOTHING = ("empty", "new_empty", "lift_fresh", "detach", "resolve_", "_unsafe_view")
 
 
-def bound(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bound(op: "OpOverload", args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by their names in the op's schema."""
     names = [argument.name for argument in op._schema.arguments]
     return dict(zip(names, args, strict=False)) | dict(kwargs)
@@ -46,7 +49,7 @@ def _storage(x: Tensor) -> int | None:
     return None if x.is_mkldnn or not x.numel() else x.untyped_storage().data_ptr()
 
 
-def _makes_nothing(op: torch._ops.OpOverload, arguments: Arguments, outputs: list[Tensor]) -> bool:
+def _makes_nothing(op: "OpOverload", arguments: Arguments, outputs: list[Tensor]) -> bool:
     if op._schema.is_mutable or not outputs:
         return not outputs and not op._schema.is_mutable and not _tensors(list(arguments.values()))
     inputs = {_storage(x) for x in _tensors(list(arguments.values()))} - {None}
@@ -68,7 +71,7 @@ def _moving(reads: Sequence[Tensor | None], writes: Sequence[Tensor], flops: int
 _OVERWRITES = {"copy_", "fill_", "zero_", "index_fill_", "masked_fill_"}
 
 
-def _default(op: torch._ops.OpOverload, arguments: Arguments, outputs: list[Tensor]) -> Work:
+def _default(op: "OpOverload", arguments: Arguments, outputs: list[Tensor]) -> Work:
     name = op._schema.name.split("::")[1]
     read: list[Tensor] = []
     written: dict[int, Tensor] = {id(x): x for x in outputs}

@@ -228,7 +228,7 @@ _FAILED_GRAPHS: list[torch.cuda.CUDAGraph] = []
 
 def _end_failed_capture(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> None:
     """Ends what PyTorch leaves begun where a capture fails: random numbers would refuse to be drawn, and (before 2.12) memory to be freed."""
-    with contextlib.suppress(RuntimeError):  # newer versions have ended it
+    with contextlib.suppress(RuntimeError, AttributeError):  # newer versions have ended it
         torch._C._cuda_endAllocateToPool(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
         _FAILED_GRAPHS.append(graph)  # the allocator of pinned memory still asks it what it captures

@@ -65,6 +65,8 @@ def test_a_large_tensor_is_dequantised_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "dequantize", lambda rows, kind: pieces.append(len(rows)) or dequantize(rows, kind))
     assert torch.equal(tensor.read(), torch.from_numpy(expected))
     assert max(pieces) < 2500 and sum(pieces) == 2500
+    with torch.device("meta"):  # of whoever reads it
+        assert tensor.read().device.type == "cpu"
 
 
 def test_what_is_not_quantised_is_not_copied(tmp_path):

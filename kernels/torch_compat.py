@@ -1,0 +1,78 @@
+"""What we use of PyTorch that it calls private, in one place: any release may take it away.
+
+The package can be imported without it, and whatever needs what is gone raises `PrivateNameGoneError`, which names it.
+"""
+
+import functools
+from typing import Any
+
+import torch
+
+_TESTED = "2.13.0"  # as in constraints.txt
+
+
+class PrivateNameGoneError(RuntimeError):
+    """PyTorch is one that has no longer, or not yet, what was to be used of it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"PyTorch {torch.__version__} has no {path}, which llama-fast uses: pip install torch=={_TESTED}"
+        )
+
+
+class _Gone:
+    """Stands in for what PyTorch has not: it can be imported, and neither called nor looked into."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise PrivateNameGoneError(self._path)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # Python's own questions: copy, pickle, inspect
+            raise AttributeError(name)
+        raise PrivateNameGoneError(self._path)
+
+
+def _private(path: str) -> Any:
+    try:
+        return functools.reduce(getattr, path.split(".")[1:], torch)
+    except AttributeError:
+        return _Gone(path)
+
+
+# modes, of this thread and of the process
+BelowAutograd = _private("torch._C._AutoDispatchBelowAutograd")
+DisableTorchFunction = _private("torch._C.DisableTorchFunction")
+count_torch_function_modes = _private("torch._C._len_torch_function_stack")
+pop_torch_function_mode = _private("torch.overrides._pop_mode_temporarily")
+disable_dispatch_modes = _private("torch.utils._python_dispatch._disable_current_modes")
+GLOBAL_MODULE_HOOKS = tuple(
+    _private(f"torch.nn.modules.module._global_{kind}_hooks")
+    for kind in ("forward", "forward_pre", "backward", "backward_pre")
+)
+_ExcludeDispatchKeys = _private("torch._C._ExcludeDispatchKeyGuard")
+_DispatchKeySet = _private("torch._C.DispatchKeySet")
+_DispatchKey = _private("torch._C.DispatchKey")
+
+# ops
+softmax_backward = _private("torch._softmax_backward_data")
+flash_attention_cpu = _private("torch._scaled_dot_product_flash_attention_for_cpu")
+flash_attention_cpu_backward = _private("torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default")
+has_kernel_for_key = _private("torch._C._dispatch_has_kernel_for_dispatch_key")
+
+
+def below_autocast() -> Any:
+    """Context in which an op's call goes past autocast."""
+    return _ExcludeDispatchKeys(_DispatchKeySet(_DispatchKey.AutocastCUDA) | _DispatchKeySet(_DispatchKey.AutocastCPU))
+
+
+def in_forward_mode() -> bool:
+    """Whether derivatives are computed forward; where PyTorch does not say so, tangents are lost without a word."""
+    return getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU does so in hardware, as far as PyTorch says."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
