@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import torch
 
+from llama_fast.environment import implementation_on
 from llama_fast.kernels.launch import INTERPRETED
 from tests.browser import browser as browser
 
@@ -67,8 +68,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    if INTERPRETED:
-        return "llama-fast: Triton kernels in the interpreter, on the CPU"
-    return "llama-fast: " + (
-        f"Triton kernels on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "PyTorch ops on the CPU"
-    )
+    device = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+    return f"llama-fast: {implementation_on(device).name}"

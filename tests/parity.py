@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llama_fast.kernels import cpu
 from llama_fast.kernels.launch import INTERPRETED
 from llama_fast.kernels.parity import GRADIENT_FACTOR, OUTPUT_FACTOR, error_bound, relative_error
 from llama_fast.kernels.triton_compat import HAS_TRITON
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
-on_triton = INTERPRETED or torch.cuda.is_available()
-"""Whether ops run Triton kernels in this process."""
+on_triton = INTERPRETED or torch.cuda.is_available() or cpu.chosen() == "native"
+"""Whether all ops run Triton kernels in this process. (Natively they do for LLAMA_FAST_CPU=native; by default some stay PyTorch's.)"""
 
 triton_only = pytest.mark.skipif(not on_triton, reason="the PyTorch path takes this; only the Triton path is tested")
-pytorch_only = pytest.mark.skipif(on_triton, reason="float64 is for the PyTorch path on the CPU")
+on_cpu = pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="float64 is for the CPU, on PyTorch's ops")
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="the interpreter would only repeat this, slowly")
 compiles_kernels = pytest.mark.skipif(
     INTERPRETED or not HAS_TRITON,

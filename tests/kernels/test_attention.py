@@ -19,7 +19,7 @@ from tests.parity import (
     assert_same_bits,
     compiles_kernels,
     not_interpreted,
-    pytorch_only,
+    on_cpu,
     triton_only,
 )
 
@@ -452,7 +452,7 @@ def test_autocast_makes_the_dtypes_agree(dtype, device):
     assert q.grad.dtype == torch.float32
 
 
-@pytorch_only
+@on_cpu
 @pytest.mark.parametrize(
     "options",
     [
@@ -473,7 +473,7 @@ def test_gradcheck(options):
     assert torch.autograd.gradcheck(function, (q, k, v))
 
 
-@pytorch_only
+@on_cpu
 def test_gradcheck_packed():
     q, k, v = (x.requires_grad_() for x in packed_inputs("cpu", 2, 1, 6, 6, 4, torch.float64))
     cu_seqlens = torch.tensor([0, 2, 2, 6], dtype=torch.int32)

@@ -15,7 +15,7 @@ from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.attention_decode import attention_decode_op, plan_attention_decode
 from llama_fast.kernels.launch import gpu_of
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
 
 
 def int32(values, device):
@@ -271,7 +271,7 @@ def test_a_gradient_is_refused(device):
         assert not ops.attention_decode(q, k, v, lens).requires_grad
 
 
-@pytorch_only
+@on_cpu
 @pytest.mark.parametrize("options", [{}, {"softcap": 20.0}, {"window": 7}])
 def test_float64(options, device):
     q, k, v, lens, start = random_case([9, 0, 70], device, max_len=70, key_start=[2, 0, 0], dtype=torch.float64)

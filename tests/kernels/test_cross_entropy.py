@@ -17,7 +17,7 @@ from llama_fast.kernels.cross_entropy import (
     plan_cross_entropy,
     plan_cross_entropy_backward,
 )
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
 
 REDUCTIONS = ["mean", "sum", "none"]
 
@@ -260,7 +260,7 @@ def test_autocast_leaves_the_loss_in_float32(device):
         assert ops.cross_entropy(logits.float(), labels).dtype == torch.float32
 
 
-@pytorch_only
+@on_cpu
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(reduction):
     logits, labels = tokens((2, 3), 7, "cpu", torch.float64)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.layer_norm import add_layer_norm_op, layer_norm_backward_op, layer_norm_op
-from tests.parity import DTYPES, CalledOps, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import DTYPES, CalledOps, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
 
 
 def torch_layer_norm(x, weight=None, bias=None, residual=None, eps=1e-5):
@@ -200,7 +200,7 @@ def test_autocast_keeps_the_dtype_rule(device):
         assert ops.layer_norm(x, torch.ones(64, device=device)).dtype == torch.float32
 
 
-@pytorch_only
+@on_cpu
 def test_gradcheck():
     x, residual = torch.randn(2, 3, 10, dtype=torch.float64).unbind()
     weight, bias = torch.randn(2, 10, dtype=torch.float64).unbind()

@@ -17,7 +17,7 @@ from tests.parity import (
     assert_same_bits,
     compiles_kernels,
     not_interpreted,
-    pytorch_only,
+    on_cpu,
     triton_only,
 )
 
@@ -244,7 +244,7 @@ def test_autocast_casts_the_product_and_not_the_residual(compiled, device):
     torch.testing.assert_close(y, product + residual, atol=1e-6, rtol=1e-6)
 
 
-@pytorch_only
+@on_cpu
 def test_gradcheck():
     inputs = [t.double().requires_grad_() for t in operands((2, 3, 5), 4, "cpu")]
     for activation in (None, *ACTIVATIONS):

@@ -15,7 +15,7 @@ from llama_fast.kernels import reference
 from llama_fast.kernels.launch import INTERPRETED
 from llama_fast.kernels.linear_cross_entropy import linear_cross_entropy_backward_op, linear_cross_entropy_op
 from tests.kernels.test_cross_entropy import REDUCTIONS, torch_cross_entropy
-from tests.parity import DTYPES, assert_parity, assert_same_bits, on_triton, pytorch_only, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, on_cpu, on_triton, triton_only
 
 
 @pytest.fixture(autouse=True)
@@ -286,7 +286,7 @@ def test_autocast(reduction, device):
     assert torch.equal(loss, expected)
 
 
-@pytorch_only
+@on_cpu
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(reduction):
     hidden, weight, labels, bias = operands((2, 9), 3, 7, "cpu", torch.float64)

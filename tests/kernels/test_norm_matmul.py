@@ -24,7 +24,7 @@ from tests.parity import (
     assert_same_bits,
     compiles_kernels,
     not_interpreted,
-    pytorch_only,
+    on_cpu,
     triton_only,
 )
 
@@ -345,7 +345,7 @@ def test_a_gradient_is_refused(device):
         assert not ops.norm_qkv_rope(*case, eps=EPS, heads=4).requires_grad
 
 
-@pytorch_only
+@on_cpu
 def test_float64(device):
     case = qkv_case(4, device, bias=True, dtype=torch.float64)
     ours, expected = (on_copies(f, 4)(*case) for f in (ops.norm_qkv_rope, reference.norm_qkv_rope))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.rope import rope_op
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
 
 
 def angles(batch, seq, rotary_dim, *, interleaved=False, device="cpu", dtype=torch.float32):
@@ -194,7 +194,7 @@ def test_autocast_keeps_the_dtype(device):
         assert ops.rope(q, k, *angles(1, 5, 16, device=device))[0].dtype == torch.float32
 
 
-@pytorch_only
+@on_cpu
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_gradcheck(interleaved):
     q = torch.randn(2, 2, 3, 6, dtype=torch.float64, requires_grad=True)

@@ -9,7 +9,7 @@ from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.launch import INTERPRETER
 from llama_fast.kernels.softmax import plan_softmax, softmax_backward_op, softmax_op
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
 
 INF = float("inf")
 
@@ -164,7 +164,7 @@ def test_autocast_keeps_the_dtype(device):
         assert ops.softmax(x.float()).dtype == torch.float32
 
 
-@pytorch_only
+@on_cpu
 @pytest.mark.parametrize("dim", [0, 1, 2])
 def test_gradcheck(dim):
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.swiglu import glu_backward_op, glu_op, plan_glu
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, pytorch_only, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
 
 # name: ours, PyTorch's own ops for the same (the peer), the reference
 ACTIVATIONS = {
@@ -128,7 +128,7 @@ def test_autocast_keeps_the_dtype(device):
         assert ops.swiglu(*torch.randn(2, 4, 64, device=device)).dtype == torch.float32
 
 
-@pytorch_only
+@on_cpu
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(activation):
     gate, up = torch.randn(2, 3, 10, dtype=torch.float64).unbind()

@@ -82,7 +82,7 @@ def test_the_release_that_is_advised_is_the_one_that_is_tested():
 def test_without_some_of_it_the_rest_works_and_says_what_is_missing(gone, works):
     """A name that PyTorch itself needs cannot be taken from it: these stand for all."""
     script = AFTER.format(gone=", ".join(gone), works=works)
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "LLAMA_FAST_CPU": "pytorch"}
     done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     advice = f"which llama-fast uses: pip install torch=={torch_compat._TESTED}"
