@@ -54,6 +54,7 @@ class Turns:
                         ticket.called.get(timeout=_LISTEN_SECONDS)
                 return work()
         finally:
+            self._remove(ticket)  # a debugger's interrupt can come between the last line of `with` and its end
             first = self._first()
             if first is not None:
                 first.called.put(None)

@@ -420,6 +420,15 @@ def test_turns_come_in_order():
     assert order == list(range(8)) and not turns._line
 
 
+def test_an_interrupt_before_any_line_of_a_turn_leaves_none_taken():
+    code = Turns.take.__code__
+    lines = interrupted_at(0, lambda: Turns().take(list), traced=code.__eq__)
+    for line in range(1, lines + 1):
+        turns = Turns()
+        interrupted_at(line, lambda turns=turns: turns.take(list), traced=code.__eq__)
+        assert turns.take(list) == [] and not turns._line
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_an_interrupt_leaves_no_turn_taken(seed):
     """Wherever it comes: every other thread still has its turn."""

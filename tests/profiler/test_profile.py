@@ -1,5 +1,6 @@
 """A whole profile: of the embedded model, of engines, of models of transformers. Its sums, its figures, its errors."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 import llama_fast
 from llama_fast.engine.llm import LLM
 from llama_fast.fusion import fuse
+from llama_fast.profiler import run as job
 from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.measure.contexts import _steps_at
 from llama_fast.profiler.measure.latency import Rounds
@@ -20,9 +22,17 @@ from llama_fast.profiler.result import Profile, Run, Waterfall
 from tests.decoder.models import make, save
 from tests.parity import not_interpreted
 
-pytestmark = not_interpreted
+pytestmark = [not_interpreted, pytest.mark.usefixtures("limits_measured_once")]
 
 FEW = dict(prompt_tokens=12, new_tokens=6, rounds=2, ablate=False, contexts=())
+
+
+@pytest.fixture(scope="module")
+def limits_measured_once():
+    """The machine's limits take seconds, and `measure/test_limits.py` to test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "measure_limits", functools.cache(job.measure_limits))
+        yield
 
 
 @pytest.fixture(scope="module")
