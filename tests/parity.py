@@ -20,6 +20,9 @@ on_triton = INTERPRETED or torch.cuda.is_available() or cpu.chosen() == "native"
 
 triton_only = pytest.mark.skipif(not on_triton, reason="the PyTorch path takes this; only the Triton path is tested")
 on_cpu = pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="float64 is for the CPU, on PyTorch's ops")
+not_on_cpu = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="on a CPU, PyTorch's ops take this"
+)
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="the interpreter would only repeat this, slowly")
 compiles_kernels = pytest.mark.skipif(
     INTERPRETED or not HAS_TRITON,

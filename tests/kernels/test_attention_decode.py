@@ -15,7 +15,7 @@ from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.attention_decode import attention_decode_op, plan_attention_decode
 from llama_fast.kernels.launch import gpu_of
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, not_on_cpu, on_cpu, triton_only
 
 
 def int32(values, device):
@@ -279,7 +279,7 @@ def test_float64(options, device):
     torch.testing.assert_close(ops.attention_decode(q, k, v, lens, key_start=start, **options), expected)
 
 
-@triton_only
+@not_on_cpu
 def test_triton_refuses_float64(device):
     q, k, v, lens, _ = random_case([9], device, dtype=torch.float64)
     with pytest.raises(TypeError, match="q is float64"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.layer_norm import add_layer_norm_op, layer_norm_backward_op, layer_norm_op
-from tests.parity import DTYPES, CalledOps, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
+from tests.parity import DTYPES, CalledOps, assert_parity, assert_same_bits, not_interpreted, not_on_cpu, on_cpu
 
 
 def torch_layer_norm(x, weight=None, bias=None, residual=None, eps=1e-5):
@@ -209,7 +209,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(ops.layer_norm, tensors[:3])
 
 
-@triton_only
+@not_on_cpu
 def test_triton_refuses_float64(device):
     with pytest.raises(TypeError, match="x is float64"):
         ops.layer_norm(torch.randn(2, 4, device=device, dtype=torch.float64))

@@ -17,6 +17,7 @@ from tests.parity import (
     assert_same_bits,
     compiles_kernels,
     not_interpreted,
+    not_on_cpu,
     on_cpu,
     triton_only,
 )
@@ -253,7 +254,7 @@ def test_gradcheck():
         )
 
 
-@triton_only
+@not_on_cpu
 def test_triton_refuses_float64(device):
     with pytest.raises(TypeError, match="x is float64"):
         ops.linear(torch.ones(2, 4, device=device, dtype=torch.float64), torch.ones(3, 4, device=device).double())

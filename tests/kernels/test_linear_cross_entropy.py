@@ -15,7 +15,7 @@ from llama_fast.kernels import reference
 from llama_fast.kernels.launch import INTERPRETED
 from llama_fast.kernels.linear_cross_entropy import linear_cross_entropy_backward_op, linear_cross_entropy_op
 from tests.kernels.test_cross_entropy import REDUCTIONS, torch_cross_entropy
-from tests.parity import DTYPES, assert_parity, assert_same_bits, on_cpu, on_triton, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_on_cpu, on_cpu, on_triton
 
 
 @pytest.fixture(autouse=True)
@@ -300,7 +300,7 @@ def test_gradcheck(reduction):
         )
 
 
-@triton_only
+@not_on_cpu
 def test_triton_refuses_float64(device):
     hidden, weight, labels, _ = operands((4,), 8, 16, device, torch.float64)
     with pytest.raises(TypeError, match="hidden is float64"):

@@ -24,6 +24,7 @@ from tests.parity import (
     assert_same_bits,
     compiles_kernels,
     not_interpreted,
+    not_on_cpu,
     on_cpu,
     triton_only,
 )
@@ -354,7 +355,7 @@ def test_float64(device):
     torch.testing.assert_close(ops.norm_swiglu(*case, eps=EPS), reference.norm_swiglu(*case, eps=EPS))
 
 
-@triton_only
+@not_on_cpu
 def test_triton_refuses_float64(device):
     with pytest.raises(TypeError, match="x is float64"):
         ops.norm_qkv_rope(*qkv_case(1, device, dtype=torch.float64), eps=EPS, heads=4)

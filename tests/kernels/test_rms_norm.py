@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.rms_norm import add_rms_norm_op, rms_norm_op
-from tests.parity import DTYPES, CalledOps, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
+from tests.parity import DTYPES, CalledOps, assert_parity, assert_same_bits, not_interpreted, not_on_cpu, on_cpu
 
 
 def torch_rms_norm(x, weight, residual=None, eps=1e-6, offset=0.0):
@@ -176,7 +176,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(ops.rms_norm, (x, weight))
 
 
-@triton_only
+@not_on_cpu
 def test_triton_refuses_float64(device):
     with pytest.raises(TypeError, match="x is float64"):
         ops.rms_norm(torch.randn(2, 4, device=device, dtype=torch.float64), None)

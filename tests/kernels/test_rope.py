@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.rope import rope_op
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, not_on_cpu, on_cpu
 
 
 def angles(batch, seq, rotary_dim, *, interleaved=False, device="cpu", dtype=torch.float32):
@@ -205,7 +205,7 @@ def test_gradcheck(interleaved):
     assert torch.autograd.gradgradcheck(check, (q, k))
 
 
-@triton_only
+@not_on_cpu
 def test_triton_refuses_float64(device):
     q = torch.randn(1, 1, 2, 4, device=device, dtype=torch.float64)
     with pytest.raises(TypeError, match="q is float64"):

@@ -9,7 +9,7 @@ from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.launch import INTERPRETER
 from llama_fast.kernels.softmax import plan_softmax, softmax_backward_op, softmax_op
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, not_on_cpu, on_cpu
 
 INF = float("inf")
 
@@ -171,7 +171,7 @@ def test_gradcheck(dim):
     assert torch.autograd.gradcheck(lambda x: ops.softmax(x, dim), x)
 
 
-@triton_only
+@not_on_cpu
 def test_triton_refuses_float64(device):
     with pytest.raises(TypeError, match="x is float64"):
         ops.softmax(torch.randn(2, 4, device=device, dtype=torch.float64))

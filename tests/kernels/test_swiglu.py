@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.swiglu import glu_backward_op, glu_op, plan_glu
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, on_cpu, triton_only
+from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, not_on_cpu, on_cpu, triton_only
 
 # name: ours, PyTorch's own ops for the same (the peer), the reference
 ACTIVATIONS = {
@@ -135,7 +135,7 @@ def test_gradcheck(activation):
     assert torch.autograd.gradcheck(ACTIVATIONS[activation][0], (gate.requires_grad_(), up.requires_grad_()))
 
 
-@triton_only
+@not_on_cpu
 def test_triton_refuses_float64(device):
     with pytest.raises(TypeError, match="gate is float64"):
         ops.swiglu(*torch.randn(2, 2, 4, device=device, dtype=torch.float64))

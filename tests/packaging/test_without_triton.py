@@ -104,7 +104,10 @@ def test_the_command_line_says_so():
     env = " ".join(CliRunner().invoke(app, ["env"]).output.split())
     assert "triton │ not installed" in env
     assert "CPU: PyTorch ops" in env
-    assert "Why: tensors on the CPU run PyTorch's own ops: Triton, whose front end reads the kernels, is not installed." in env
+    assert (
+        "Why: tensors on the CPU run PyTorch's own ops: Triton, whose front end reads the kernels, is not installed."
+        in env
+    )
     inspect = CliRunner().invoke(app, ["inspect", "--op", "swiglu"])
     assert inspect.exit_code == 2
     assert f"error: {MISSING}" in inspect.output and REMEDY in inspect.output
