@@ -15,6 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 # what the neighbours' releases are tested with: Triton beside the one in constraints.txt, and transformers
 TRITON ?= 3.6.0 3.9.0
 TRANSFORMERS ?= 5.17.0 5.23.0 newest
+PARITY_TESTS := tests/kernels --ignore tests/kernels/native --ignore tests/kernels/test_binaries.py
 INTERPRETED_TESTS := tests/kernels tests/fusion tests/engine/test_engine.py
 FUSE_TESTS ?= tests/fusion tests/convergence
 QUICK_FUSE_TESTS := tests/fusion/test_neighbours.py tests/fusion/test_families.py -k "not greedy and not kernels"
@@ -27,14 +28,21 @@ LOCK := .cache/lock/bin/python -m pip
 demo: $(INSTALLED) $(if $(filter smollm2,$(MODEL)),$(SMOLLM2))  ## swap fused layers into a LLaMA, or MODEL: parity, throughput, latency
 	@$(BIN)/llama-fast demo $(if $(MODEL),--model "$(MODEL)")
 
-test: $(INSTALLED)  ## PyTorch path and ahead-of-time binaries, then the Triton kernels in the interpreter
-	@echo "== tests 1/2: ops as this machine runs them, fuse, packaging, binaries for GPUs that are not here"
-	@$(PYTEST)
-	@echo "== tests 2/2: Triton kernels in the interpreter, each fifth case"
-	@TRITON_INTERPRET=1 $(PYTEST) --every 5 $(INTERPRETED_TESTS)
+test: $(INSTALLED)  ## all as this machine runs it, then the parity of kernels natively, on PyTorch's ops and in the interpreter
+	@echo "== tests 1/4: engine, fuse, packaging, native kernels' compiler, binaries for GPUs that are not here"
+	@$(PYTEST) --ignore-glob 'tests/kernels/test_[!b]*'
+	@echo "== tests 2/4: Triton kernels natively on this CPU, each third case"
+	@LLAMA_FAST_CPU=native $(PYTEST) --every 3 $(PARITY_TESTS)
+	@echo "== tests 3/4: the same on PyTorch's ops, each other case"
+	@LLAMA_FAST_CPU=pytorch $(PYTEST) --every 2 $(PARITY_TESTS)
+	@echo "== tests 4/4: Triton kernels in the interpreter, each tenth case"
+	@TRITON_INTERPRET=1 $(PYTEST) --every 10 $(INTERPRETED_TESTS)
 
 nightly: $(INSTALLED) $(SMOLLM2)  ## all that is too slow for every change, and the newest releases of our neighbours
 	@$(PYTEST) --nightly
+	@LLAMA_FAST_CPU=native $(PYTEST) --nightly $(PARITY_TESTS)
+	@LLAMA_FAST_CPU=native LLAMA_FAST_CPU_TARGET=avx2 $(PYTEST) --nightly $(PARITY_TESTS)
+	@LLAMA_FAST_CPU=pytorch $(PYTEST) --nightly $(PARITY_TESTS)
 	@TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED_TESTS)
 	@$(MAKE) test-triton PYTEST="$(PYTEST) --nightly"
 	@$(MAKE) test-transformers test-without-triton

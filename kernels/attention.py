@@ -46,6 +46,7 @@ from .attention_common import (
     load_rows,
     may_attend,
     plan_tiles,
+    pytorch_is_faster_on_cpu,
     read_pattern,
     store_rows,
     tile_for,
@@ -234,6 +235,7 @@ def _require_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> None:
 attention_op = register(
     f"attention(Tensor q, Tensor k, Tensor v, {PATTERN_SCHEMA}) -> (Tensor out, Tensor lse)",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.attention,
+    pytorch_is_faster=lambda q, k, *_: pytorch_is_faster_on_cpu(q, k),
 )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from .attention_common import (
     may_attend,
     next_tile,
     plan_tiles,
+    pytorch_is_faster_on_cpu,
     query_tiles,
     read_pattern,
     sequence_bounds,
@@ -376,4 +377,5 @@ attention_backward_op = register(
     "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
     f" {PATTERN_SCHEMA}) -> (Tensor dq, Tensor dk, Tensor dv)",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.attention_backward,
+    pytorch_is_faster=lambda dout, dlse, q, k, *_: pytorch_is_faster_on_cpu(q, k),
 )  # fmt: skip

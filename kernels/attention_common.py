@@ -269,8 +269,22 @@ class Tile:
     num_stages: int
 
 
+CPU_TILE = Tile(64, 64, 4, 1)
+"""Scores of 16 KB, which stay in the first-level cache with the tiles of k and v; larger ones are computed beyond the diagonal."""
+
+
+MANY_KEYS = 1024
+
+
+def pytorch_is_faster_on_cpu(q: Tensor, k: Tensor) -> bool:
+    """Where PyTorch's attention beats ours on a CPU: in 16 bits, whose products it has as matrix kernels, and for long keys."""
+    return q.dtype != torch.float32 or k.shape[-2] > MANY_KEYS
+
+
 def tile_for(tiles: dict[str, tuple[Tile, Tile, Tile]], head_dim: int, itemsize: int, gpu: Gpu) -> Tile:
     """From a table with three tiles for each kind of GPU: head_dim up to 64, 128 and 256."""
+    if gpu.is_cpu:
+        return CPU_TILE
     if itemsize == 4:
         kind = "float32"
     elif not gpu.is_nvidia:

@@ -35,6 +35,10 @@ class Gpu:
         return self.arch.startswith("sm_")
 
     @property
+    def is_cpu(self) -> bool:
+        return self.arch == "cpu"
+
+    @property
     def compute_capability(self) -> int:
         """90 for sm_90; 0 on AMD."""
         return int(self.arch.removeprefix("sm_")) if self.is_nvidia else 0
@@ -82,8 +86,8 @@ GPUS = {
 # persistent kernels start few programs and still give each of them several rounds of work.
 INTERPRETER = Gpu("sm_90", multiprocessors=2, shared_bytes=227 * 1024)
 
-# A CPU as the GPUs' plans see it: an old NVIDIA GPU with a multiprocessor for each core.
-CPU = Gpu("sm_80", multiprocessors=os.cpu_count() or 1, shared_bytes=163 * 1024)
+# This computer's CPU to the plans: a multiprocessor for each core, and of its second-level cache what a tile may take.
+CPU = Gpu("cpu", multiprocessors=os.cpu_count() or 1, shared_bytes=512 * 1024)
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether TRITON_INTERPRET was set when this package was imported: kernels then run in the interpreter, on the CPU."""

@@ -43,7 +43,7 @@ def remember(implementation: Callable[..., Any], arguments: Sequence[Any]) -> tu
     watch = _Watch()
     with recording() as launches, watch:
         result = implementation(*arguments)
-    if watch.did_more or overlap(arguments):  # then it cannot be told which of two arguments a launch was given
+    if watch.did_more:
         return result, implementation
     return result, _replay(watch, launches, arguments, result) or implementation
 
@@ -85,11 +85,12 @@ def _replay(
     ]
 
     def place(tensor: torch.Tensor) -> _Place | None:
+        """None also where two arguments share memory and it cannot be told which of them a launch was given."""
         begin, end = memory_span(tensor)
-        for first, last, number in spans:
-            if first <= begin and end <= last:
-                return _Place(number, begin - first)
-        return None
+        inside = [(first, number) for first, last, number in spans if first <= begin and end <= last]
+        starting = [(first, number) for first, number in inside if first == begin]
+        found = starting or inside
+        return _Place(found[0][1], begin - found[0][0]) if len(found) == 1 else None
 
     runs: list[tuple[Callable[..., None], list[tuple[int, int]]]] = []
     for kernel, plan in launches:
@@ -112,24 +113,36 @@ def _replay(
     return _call(fresh, runs, [output for output in outputs if output is not None], isinstance(result, tuple))
 
 
-def _output(tensor: Any, tensors: list[Any], arguments: int) -> int | None:
-    """Which allocated tensor a result is; None if it is none as it was allocated."""
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """A result: an allocated tensor, or the view of one."""
+
+    tensor: int
+    view: tuple[Any, Any, Any] | None  # shape, strides, storage offset
+
+    def of(self, tensors: list[Any]) -> Any:
+        made = tensors[self.tensor]
+        return made if self.view is None else made.as_strided(*self.view)
+
+
+def _output(tensor: torch.Tensor, tensors: list[Any], arguments: int) -> _Output | None:
+    """Which allocated tensor a result is, or lies in; None if it lies in none."""
     for number in range(arguments, len(tensors)):
         made = tensors[number]
-        same = made.shape == tensor.shape and made.stride() == tensor.stride() and made.dtype == tensor.dtype
-        if (
-            same
-            and made.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
-            and (made.data_ptr() == tensor.data_ptr() and (made.numel() or made is tensor))
+        if made is tensor or (
+            made.numel() and made.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
         ):
-            return number
+            view = (tensor.shape, tensor.stride(), tensor.storage_offset())
+            same = made.dtype == tensor.dtype and (made.shape, made.stride(), made.storage_offset()) == view
+            if made.dtype == tensor.dtype:
+                return _Output(number, None if same else view)
     return None
 
 
 def _call(
     fresh: list[tuple[Any, Any, torch.dtype]],
     runs: list[tuple[Callable[..., None], list[tuple[int, int]]]],
-    outputs: list[int],
+    outputs: list[_Output],
     is_tuple: bool,
 ) -> Callable[..., Any]:
     empty = torch.empty_strided
@@ -138,6 +151,6 @@ def _call(
         tensors = [*arguments, *[empty(shape, stride, dtype=dtype) for shape, stride, dtype in fresh]]
         for run, places in runs:
             run(*[tensors[number].data_ptr() + offset for number, offset in places])
-        return tuple([tensors[number] for number in outputs]) if is_tuple else tensors[outputs[0]]
+        return tuple([output.of(tensors) for output in outputs]) if is_tuple else outputs[0].of(tensors)
 
     return call

@@ -95,17 +95,52 @@ def _accumulates_in_place(k: "Kernel", op: Op) -> str | None:
 
 
 def _emit_product(k: "Kernel", product: _Product) -> None:
-    rows = _prefix_bound(k, product.a, len(product.lead), product.m)
-    columns = _prefix_bound(k, product.b, len(product.lead) + 1, product.n)
+    lead = len(product.lead)
+    rows = _prefix_bound(k, product.a, lead, product.m)
+    columns = _prefix_bound(k, product.b, lead + 1, product.n)
     inner = k.b.min(
-        _prefix_bound(k, product.a, len(product.lead) + 1, product.k),
-        _prefix_bound(k, product.b, len(product.lead), product.k),
+        _prefix_bound(k, product.a, lead + 1, product.k),
+        _prefix_bound(k, product.b, lead, product.k),
     )
+    exact = _mask_is_its_bounds(k, product.a), _mask_is_its_bounds(k, product.b)
     along_k = _contiguous(k, product.a, product.lead, 1) and _contiguous(k, product.b, product.lead, 0)
     if along_k and is_float(product.a.element):
-        _AlongK(k, product, inner).emit(rows, columns)
+        _AlongK(k, product, inner, exact).emit(rows, columns)
     else:
-        _AlongN(k, product, inner).emit(rows)
+        _AlongN(k, product, inner, (exact[0], exact[1] and columns == product.n)).emit(rows)
+
+
+def _mask_is_its_bounds(k: "Kernel", value: Value) -> bool:
+    """Whether an operand's mask is nothing but a prefix in each dimension, so that within these bounds it is true."""
+    found = _loaded(k, value)
+    if found is None or len(found[0].operands) < 2:
+        return found is not None
+    load, _ = found
+    _, mask, *other = load.operands
+    if other and not _is_zero(other[0]):
+        return False
+    with k.b.trial():
+        return all(_is_prefix(k, part) for part in _conjuncts(k, mask))
+
+
+def _conjuncts(k: "Kernel", mask: Value) -> list[Value]:
+    """What a mask is the `and` of."""
+    op = mask.op
+    if mask not in k.tiles.stored and op is not None and not mask.is_argument:
+        if op.kind == "arith.andi":
+            return [part for operand in op.operands for part in _conjuncts(k, operand)]
+        if op.kind in ("tt.broadcast", "tt.expand_dims"):
+            return _conjuncts(k, op.operands[0])
+    return [mask]
+
+
+def _is_prefix(k: "Kernel", part: Value) -> bool:
+    long = [dimension for dimension, size in enumerate(part.shape) if size > 1]
+    if len(long) != 1:
+        return not long and part.shape == ()
+    coordinates: list[Lane] = [Uniform(0)] * len(part.shape)
+    coordinates[long[0]] = Affine(0, 1)
+    return isinstance(k.tiles.lanes(part, Index(tuple(coordinates), 1)), Prefix)
 
 
 def _loaded(k: "Kernel", value: Value) -> tuple[Op, list[int]] | None:
@@ -164,8 +199,8 @@ def _contiguous(k: "Kernel", value: Value, lead: tuple[Lane, ...], dimension: in
 
 
 class _AlongK:
-    def __init__(self, k: "Kernel", product: _Product, inner: Operand) -> None:
-        self.kernel, self.b, self.product, self.inner = k, k.b, product, inner
+    def __init__(self, k: "Kernel", product: _Product, inner: Operand, exact: tuple[bool, bool]) -> None:
+        self.kernel, self.b, self.product, self.inner, self.exact = k, k.b, product, inner, exact
         self.element = product.result.element  # of the accumulators
         self.pairs = product.a.element == "bf16" and k.b.machine.has_bf16_products and product.k >= 2 * k.b.lanes
         lanes = k.b.lanes if self.element == "f32" else k.b.lanes // 2
@@ -210,8 +245,9 @@ class _AlongK:
         b, product = self.b, self.product
         with b.scope():
             along = Affine(i, 1) if self.width > 1 else Uniform(i)
-            lefts = [Index((*product.lead, row, along), self.width, masks) for row in rows]
-            rights = [Index((*product.lead, along, column), self.width, masks) for column in columns]
+            left_masks, right_masks = (Masks.TRUE if exact and masks is Masks.INSIDE else masks for exact in self.exact)
+            lefts = [Index((*product.lead, row, along), self.width, left_masks) for row in rows]
+            rights = [Index((*product.lead, along, column), self.width, right_masks) for column in columns]
             if masks is Masks.INSIDE:
                 self.prefetch(rows, i)
             left = [self.operand(product.a, at) for at in lefts]
@@ -289,8 +325,8 @@ def sums_of_lanes(b: Builder, vectors: list[str], element: str, width: int) -> s
 
 
 class _AlongN:
-    def __init__(self, k: "Kernel", product: _Product, inner: Operand) -> None:
-        self.kernel, self.b, self.product, self.inner = k, k.b, product, inner
+    def __init__(self, k: "Kernel", product: _Product, inner: Operand, exact: tuple[bool, bool]) -> None:
+        self.kernel, self.b, self.product, self.inner, self.exact = k, k.b, product, inner, exact
         self.element = product.result.element
         lanes = max(1, k.b.machine.vector_bytes * 8 // BITS[self.element])
         self.width = min(lanes, product.n)
@@ -337,16 +373,19 @@ class _AlongN:
         with b.scope():
             right = []
             for column in columns:
-                x = tiles.vector(product.b, Index((*product.lead, Uniform(i), column), self.width))
+                x = tiles.vector(product.b, Index((*product.lead, Uniform(i), column), self.width, self.masks(1)))
                 right.append(self.convert(x, product.b.element, self.width))
             for r, row in enumerate(rows):
-                x = tiles.vector(product.a, Index((*product.lead, row, Uniform(i)), 1))
+                x = tiles.vector(product.a, Index((*product.lead, row, Uniform(i)), 1, self.masks(0)))
                 scalar = self.convert(x, product.a.element, 1)
                 left = b.splat(scalar, self.element, self.width)
                 for y, slot in zip(right, slots[r * len(columns) :], strict=False):
                     before = b.let(f"load {self.kind}, ptr {slot}")
                     after = multiply_add(self.kernel, left, y, before, self.element, self.width)
                     b.emit(f"store {self.kind} {after}, ptr {slot}")
+
+    def masks(self, operand: int) -> Masks:
+        return Masks.TRUE if self.exact[operand] else Masks.TEST
 
     def convert(self, x: str, element: str, width: int) -> str:
         if is_float(element):

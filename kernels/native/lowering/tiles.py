@@ -31,6 +31,7 @@ class Masks(Enum):
     TEST = "test"
     INSIDE = "inside"
     OUTSIDE = "outside"
+    TRUE = "true"  # whatever the mask: the elements are known to be inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,8 @@ class Tiles:
 
     def mask(self, value: Value, at: Index) -> memory.Mask:
         """The lanes inside, None for all of them. Where the loop's bounds hold, prefixes need no test."""
+        if at.masks is Masks.TRUE:
+            return None
         lane = self.lanes(value, at)
         if isinstance(lane, Prefix) and at.masks is not Masks.TEST:
             return None if at.masks is Masks.INSIDE else Uniform(False)
