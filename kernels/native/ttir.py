@@ -11,6 +11,7 @@ with the file and line that `#loc7` names. Nothing here knows what an op means; 
 """
 
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,11 @@ FRONT_END = GPUS[
 ]  # the front end wants a target; from sm_90 on it keeps tensor descriptors, which we do not read
 
 
-@dataclass(eq=False, slots=True)
+class UnsupportedOpError(NotImplementedError):
+    """A kernel holds something that is not compiled for the CPU. Names it, the kernel and the line."""
+
+
+@dataclass(eq=False, slots=True, repr=False)
 class Value:
     """An SSA value: a scalar (shape ()) or a tensor. `element` is "f32", "bf16", "i1", ... or "ptr:f32" for a pointer.
 
@@ -39,8 +44,11 @@ class Value:
     is_argument: bool = False
     uses: list["Op"] = field(default_factory=list)
 
+    def __repr__(self) -> str:  # all of them together hold the whole kernel
+        return f"%{self.name}: {'x'.join(map(str, (*self.shape, self.element)))}"
 
-@dataclass(eq=False, slots=True)
+
+@dataclass(eq=False, slots=True, repr=False)
 class Block:
     """Ops in order; the kernel's own blocks may end in branches, a region's ends in what it yields."""
 
@@ -49,7 +57,7 @@ class Block:
     ops: list["Op"] = field(default_factory=list)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Op:
     """An operation. `order` numbers ops as they are written; `parent` is the op whose region holds it."""
 
@@ -62,6 +70,9 @@ class Op:
     order: int = 0
     location: str = ""
 
+    def __repr__(self) -> str:
+        return f"{self.results} = {self.kind} {self.operands} {self.attributes}"
+
     @property
     def result(self) -> Value:
         return self.results[0]
@@ -71,7 +82,7 @@ class Op:
         return [] if self.parent is None else [self.parent, *self.parent.ancestors]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Function:
     """A kernel: its run-time arguments (None and constexprs are gone), its blocks, and the text they were read from."""
 
@@ -133,8 +144,11 @@ class Specialization:
             module = source.make_ir(
                 self._target, self._parsed, code_generation, self._backend.get_module_map(), context
             )
+        module = _all_inline(module, context)
         manager = ir.pass_manager(context)
         passes.common.add_inliner(manager)
+        if hasattr(passes.ttir, "add_rewrite_tensor_pointer"):  # as long as Triton has block pointers
+            passes.ttir.add_rewrite_tensor_pointer(manager)
         passes.ttir.add_rewrite_tensor_descriptor_to_pointer(manager)
         passes.common.add_canonicalizer(manager)
         passes.ttir.add_combine(manager)
@@ -142,6 +156,21 @@ class Specialization:
         passes.common.add_symbol_dce(manager)
         manager.run(module, "make_ttir")
         return str(module)
+
+
+def _all_inline(module: Any, context: Any) -> Any:
+    """The module with functions that were to stay apart (`noinline`) made like all others."""
+    from triton._C.libtriton import ir
+
+    text = str(module)
+    if _NO_INLINE not in text:
+        return module
+    with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
+        file.write(text.replace(_NO_INLINE, "noinline = false"))
+        file.flush()
+        module = ir.parse_mlir_module(file.name, context)
+        module.context = context
+        return module
 
 
 def read_plan(plan: LaunchPlan) -> Function:
@@ -154,6 +183,7 @@ def parse(text: str) -> Function:
     return _Parser(text).function()
 
 
+_NO_INLINE = "noinline = true"
 _MAYBE = dict(
     instrumentation_mode="", sanitize_overflow=False, fpsan_homomorphic_casts=False
 )  # what some releases ask for
@@ -161,7 +191,7 @@ _TYPE = re.compile(r"tensor<((?:\d+x)*)(.+)>$")
 _OP = re.compile(r'(?:(%[^=]+?) = )?"?([a-z_]+\.[\w.]+)"?(.*)$')
 _OPERAND = re.compile(r"%[\w\-.$]+(?:#\d+)?")
 _FOR = re.compile(r"(?: unsigned)? (%\S+) = (\S+) to (\S+) step (\S+)(?: iter_args\((.*?)\) -> \((.*)\))?\s*: (\w+) $")
-_WHILE = re.compile(r" \((.*)\) : \((.*)\) -> \(?(.*?)\)? $")
+_WHILE = re.compile(r"(?: \((.*)\))? : \((.*)\) -> \(?(.*?)\)? $")
 
 
 def _takes(backend: Any, option: str) -> bool:
@@ -203,13 +233,18 @@ def _types(text: str) -> list[tuple[tuple[int, ...], str]]:
 
 def _attribute(text: str) -> Any:
     if text.startswith('"'):
-        return text[1:-1]
+        return _unescaped(text[1:-1])
     if text.startswith("array<"):
-        return tuple(int(number) for number in re.findall(r"-?\d+", text.split(":", 1)[1]))
+        return tuple(int(number) for number in re.findall(r"-?\d+", text.partition(":")[2]))
     value = text.split(" : ")[0]
     if value in ("true", "false"):
         return value == "true"
     return int(value) if re.fullmatch(r"-?\d+", value) else value
+
+
+def _unescaped(text: str) -> str:
+    r"""MLIR writes `"` as `\22`, and bytes that are not ASCII so."""
+    return re.sub(rb"\\([0-9A-F]{2})", lambda code: bytes([int(code[1], 16)]), text.encode()).decode()
 
 
 def _without_locations(line: str) -> tuple[str, str]:
@@ -237,6 +272,7 @@ class _Parser:
         self.position = 0
         self.scopes: list[dict[str, Value]] = [{}]
         self.order = 0
+        self.name = ""
 
     def function(self) -> Function:
         while not self.lines[self.position].startswith("tt.func public"):
@@ -244,6 +280,7 @@ class _Parser:
         head, _ = _without_locations(self.next_line())
         name = re.search(r"@([\w.]+)\(", head)
         assert name is not None, head
+        self.name = name[1]
         arguments = head[name.end() : head.rindex(") attributes")]
         declared = [self.declare(*argument.split(": ", 1)) for argument in _split(arguments)]
         return Function(name[1], declared, self.region(), self.text)
@@ -279,9 +316,15 @@ class _Parser:
 
     def op(self, line: str) -> Op:
         line, location = _without_locations(line)
+        try:
+            return self.read_op(line, location)
+        except (AssertionError, AttributeError, IndexError, KeyError, StopIteration, ValueError) as error:
+            raise UnsupportedOpError(f"{self.name}, {self.where(location)}: {line.strip()!r} cannot be read") from error
+
+    def read_op(self, line: str, location: str) -> Op:
         match = _OP.match(line)
         if match is None:
-            raise SyntaxError(f"this is no TTIR that llama-fast can read: {line}")
+            raise ValueError(line)
         names, kind, rest = match.groups()
         self.order += 1
         op = Op(kind, [], [], {}, order=self.order)
@@ -307,8 +350,10 @@ class _Parser:
                 op.attributes[name] = _attribute(value) if value else True
         rest = re.sub(r"<?\{.*?\}>?", "", rest)
         if op.kind == "tt.print":
-            op.attributes["prefix"] = rest.split('"')[1]
+            op.attributes["prefix"] = _unescaped(rest.split('"')[1])
             rest = rest.split('"')[2].strip().removeprefix(": ")
+        elif op.kind == "tt.assert":
+            op.attributes["message"] = _unescaped(rest.split('"')[1])
         divider = " : " if " : " in rest else " -> "
         before, arrow, types = rest.rpartition(divider) if divider in rest else (rest, "", "")
         types = arrow + types if arrow == " -> " else types
@@ -351,10 +396,11 @@ class _Parser:
                 *zip((name for name, _ in carried), _split(header[6] or ""), strict=True),
             ]
             results = _types(header[6] or "")
+            op.attributes["unsigned"] = rest.startswith(" unsigned")
         elif op.kind == "scf.while":
             header = _WHILE.match(rest)
             assert header is not None, rest
-            carried = [part.split(" = ") for part in _split(header[1])]
+            carried = [part.split(" = ") for part in _split(header[1] or "")]
             op.operands = [self.value(init) for _, init in carried]
             arguments = list(zip((name for name, _ in carried), _split(header[2]), strict=True))
             results = _types(header[3])
