@@ -321,6 +321,10 @@ def sums_of_lanes(b: Builder, vectors: list[str], element: str, width: int) -> s
                 parts = [b.shuffle(left, right, kind, low), b.shuffle(left, right, kind, [lane + half for lane in low])]
             vectors.append(b.let(f"fadd {vector_type(element, lanes)} {parts[0]}, {parts[1]}"))
         group = half
+    while len(vectors) > 1:  # there were more vectors than lanes
+        kind, order = vector_type(element, lanes), list(range(2 * lanes))
+        vectors = [b.shuffle(vectors[i], vectors[i + 1], kind, order) for i in range(0, len(vectors), 2)]
+        lanes *= 2
     return vectors[0]
 
 
