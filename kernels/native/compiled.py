@@ -9,9 +9,10 @@ where one that is written overlaps another, what was loaded before must be kept 
 
 import functools
 import hashlib
+import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,9 @@ from typing import Any
 import torch
 
 from ..launch import LaunchPlan
-from . import cache, codegen
+from . import cache, codegen, failures
 from .launch import Kernel, Launch
-from .lowering import lower
+from .lowering import can_fail, lower
 from .machine import Machine, host, why_none
 from .threads import threads_for
 from .ttir import Specialization, parse
@@ -35,32 +36,59 @@ PRODUCTS_PER_BYTE = (
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel's code and the names of its run-time arguments. `has_products`: it does more than move bytes."""
+    """A kernel's code and the names of its run-time arguments. `has_products`: it does more than move bytes.
+
+    One that `can_fail` has a record of failures behind its arguments, and where it `checks_bounds` the tensors' memory.
+    """
 
     kernel: Kernel
     names: tuple[str, ...]
     has_products: bool
+    can_fail: bool = False
+    checks_bounds: bool = False
 
-    def launch_of(self, plan: LaunchPlan) -> Launch:
+    def run(self, plan: LaunchPlan) -> None:
+        """Launches, and raises what failed in the kernel."""
+        if not self.can_fail:
+            return self.launch_of(plan).function()()
+        record = failures.Record()
+        tensors = [plan.arguments[name] for name in self.names]
+        spans = [
+            memory_span(value) if value.numel() else (0, 0)
+            for value in tensors
+            if self.checks_bounds and isinstance(value, torch.Tensor)
+        ]
+        self.launch_of(plan, [record.address, *itertools.chain(*spans)]).function()()
+        return record.raise_failure(plan)
+
+    def launch_of(self, plan: LaunchPlan, more: Sequence[int] = ()) -> Launch:
         """A launch of the kernel on the plan's tensors, with as many threads as it has work for."""
         arguments = [plan.arguments[name] for name in self.names]
-        values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
+        values = [value.data_ptr() if isinstance(value, torch.Tensor) else _signed(value) for value in arguments]
         tensors = {tensor.data_ptr(): tensor for tensor in arguments if isinstance(tensor, torch.Tensor)}
         moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         programs = functools.reduce(int.__mul__, plan.grid, 1)
         threads = threads_for(programs, moved * (PRODUCTS_PER_BYTE if self.has_products else 1))
-        return Launch(self.kernel, plan.grid, values, threads)
+        return Launch(self.kernel, plan.grid, [*values, *more], threads)
 
 
-def launch(plan: LaunchPlan) -> None:
-    """Runs a plan whose tensors are on the CPU."""
-    kernel = compiled(plan)
+def _signed(x: float) -> float:
+    """An integer of 64 bits without a sign as one with it, which a slot takes."""
+    return x - (1 << 64) if x >= 1 << 63 and isinstance(x, int) else x
+
+
+def launch(plan: LaunchPlan, *, check_bounds: bool | None = None) -> None:
+    """Runs a plan whose tensors are on the CPU. `check_bounds`: as `LLAMA_FAST_CHECK_BOUNDS` says where it is None.
+
+    Raises `AssertionError` and `IndexError` for what failed in the kernel.
+    """
+    kernel = compiled(plan, failures.bounds_asked_for() if check_bounds is None else check_bounds)
     if (recorded := getattr(_local, "recorded", None)) is not None:
         recorded.append((kernel, plan))
-    kernel.launch_of(plan).function()()
+    kernel.run(plan)
 
 
-def compiled(plan: LaunchPlan) -> Compiled:
+def compiled(plan: LaunchPlan, check_bounds: bool = False) -> Compiled:
     """The machine code of a plan's kernel for this computer.
 
     Raises `RuntimeError` where there is none, and `UnsupportedOpError` for a kernel that cannot be compiled.
@@ -69,11 +97,19 @@ def compiled(plan: LaunchPlan) -> Compiled:
     if machine is None:
         raise RuntimeError(f"no native kernels: {why_none()}")
     aliases = shared_memory(plan)
-    key = (machine, plan.kernel, tuple(_kinds(plan)), tuple(sorted(plan.constants.items())), aliases)
+    key = (
+        machine,
+        plan.kernel,
+        tuple(_kinds(plan)),
+        tuple(_constants(plan)),
+        aliases,
+        check_bounds,
+        plan.options.get("debug"),
+    )
     with _lock:
         found = _compiled.get(key)
         if found is None:
-            found = _compiled[key] = _load_or_compile(plan, aliases, machine)
+            found = _compiled[key] = _load_or_compile(plan, aliases, machine, check_bounds)
     return found
 
 
@@ -99,9 +135,15 @@ def _kinds(plan: LaunchPlan) -> Iterator[Any]:
         if isinstance(value, torch.Tensor):
             yield value.dtype
         elif isinstance(value, int) and not isinstance(value, bool):
-            yield 1 if value == 1 else -1 if -(2**31) <= value < 2**31 else -2
+            yield 1 if value == 1 else -1 if -(2**31) <= value < 2**31 else -2 if value < 2**63 else -3
         else:
             yield None if value is None else type(value)
+
+
+def _constants(plan: LaunchPlan) -> Iterator[Any]:
+    """With their types: 1, 1.0 and True are equal, and not the same to a kernel."""
+    for name, value in sorted(plan.constants.items(), key=lambda item: item[0]):
+        yield name, type(value), value
 
 
 def shared_memory(plan: LaunchPlan) -> tuple[tuple[str, str], ...]:
@@ -126,22 +168,28 @@ def memory_span(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def _load_or_compile(plan: LaunchPlan, pairs: tuple[tuple[str, str], ...], machine: Machine) -> Compiled:
+def _load_or_compile(
+    plan: LaunchPlan, pairs: tuple[tuple[str, str], ...], machine: Machine, check_bounds: bool
+) -> Compiled:
     specialization = Specialization(plan)
     names = [name for name, _ in specialization.arguments]
     classes = _classes(names, pairs)
     name = str(plan.kernel.__name__)
-    key = "\n".join((specialization.key, repr(sorted(classes.items())), _own_version()))
+    key = "\n".join((specialization.key, repr(sorted(classes.items())), f"check_bounds={check_bounds}", _own_version()))
     code, facts = codegen.cached(key, name, machine), cache.read(key + "\nfacts")
     if code is None or facts is None:
         text = specialization.ttir()
         function = parse(text)
-        ir = lower(function, classes, machine)
+        ir = lower(function, classes, machine, check_bounds=check_bounds)
         code = codegen.compile_module(ir, name, machine, key=key, ttir=text)
-        facts = json.dumps(dict(has_products=any(op.kind == "tt.dot" for op in function.ops()))).encode()
+        has_products = any(op.kind == "tt.dot" for op in function.ops())
+        facts = json.dumps(dict(has_products=has_products, can_fail=can_fail(function, check_bounds))).encode()
         cache.write(key + "\nfacts", facts)
-    letters = "".join(_LETTERS.get(kind, "q") for _, kind in specialization.arguments)
-    return Compiled(Kernel(code, letters), tuple(names), json.loads(facts)["has_products"])
+    known = json.loads(facts)
+    kinds = [kind for _, kind in specialization.arguments]
+    more = known["can_fail"] + check_bounds * 2 * sum(kind.startswith("*") for kind in kinds)
+    letters = "".join(_LETTERS.get(kind, "q") for kind in kinds) + "q" * more
+    return Compiled(Kernel(code, letters), tuple(names), **known, checks_bounds=check_bounds)
 
 
 def _classes(names: list[str], pairs: tuple[tuple[str, str], ...]) -> dict[int, int]:
@@ -149,8 +197,8 @@ def _classes(names: list[str], pairs: tuple[tuple[str, str], ...]) -> dict[int, 
     classes: dict[int, int] = {}
     for left, right in pairs:
         if left in names and right in names:
-            i, j = sorted((names.index(left), names.index(right)))
-            classes[j] = classes.get(i, i)
+            i, j = sorted(classes.get(names.index(name), names.index(name)) for name in (left, right))
+            classes |= {number: i for number, first in classes.items() if first == j} | {j: i}
     return classes
 
 

@@ -45,6 +45,8 @@ def remember(implementation: Callable[..., Any], arguments: Sequence[Any]) -> tu
         result = implementation(*arguments)
     if watch.did_more:
         return result, implementation
+    if any(kernel.can_fail for kernel, _ in launches):  # then each launch has a record of its own
+        return result, implementation
     return result, _replay(watch, launches, arguments, result) or implementation
 
 

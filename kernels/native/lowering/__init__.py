@@ -8,12 +8,15 @@ groups.py        loops over tiles: stores, reductions, kept tiles
 products.py      tl.dot as register tiles
 control.py       for, while, if, and what they carry
 statements.py    scalar loads and stores, atomics, histograms
+failures.py      asserts, and accesses outside a tensor's memory
 memory.py        loads and stores of lanes
 elementwise.py   a table: each op of arithmetic and what it becomes
 elements.py      element types and literals
 builder.py       writes instructions, loops, index arithmetic
 """
 
-from .kernel import UnsupportedOpError, lower
+from ..ttir import UnsupportedOpError
+from .failures import can_fail
+from .kernel import lower
 
-__all__ = ["UnsupportedOpError", "lower"]
+__all__ = ["UnsupportedOpError", "can_fail", "lower"]

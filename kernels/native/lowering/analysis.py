@@ -5,24 +5,27 @@ A tile is kept where computing it at its consumer would be wrong or slow:
 - it was loaded before a store that may write the same memory, and is consumed after it (in-place kernels);
 - it is an operand of a product or of a gather, and is not simply loaded: each element would be computed many times;
 - it holds an exp or a division and more than one loop consumes it, or one that runs more often than it;
-- its formula has grown large and more than one loop consumes it (a sorting network doubles it at every step).
+- its formula has grown large and more than one loop consumes it (a sorting network doubles it at every step), or deep.
 
 What a loop carries from one iteration to the next is kept too, by `control.py`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from ..ttir import Function, Op, Value
 from .elements import is_pointer
 from .elementwise import INSTRUCTIONS
-from .tiles import FORMULAS
+from .tiles import FORMULAS, MOVES
 
 EXPENSIVE = {
     "arith.divf", "math.cos", "math.erf", "math.exp", "math.exp2", "math.log", "math.log2", "math.rsqrt", "math.sin", "math.sqrt",
     "math.tanh", "tt.extern_elementwise", "tt.gather", "tt.precise_divf", "tt.precise_sqrt",
 }  # fmt: skip
 LARGE = 100  # ops of a formula
+DEEP = 100  # ops from a formula's end to its beginning: each is a call of a call when it is written
 WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
 
 
@@ -44,9 +47,14 @@ class Analysis:
         self.writes = [op for op in ops if op.kind in WRITES]
         self.kept = set(self.operands_of_products(ops))
         self.sizes: dict[Value, int] = {}
+        self.depths: dict[Value, int] = {}
+        self.deep: set[Value] = set()
         for op in ops:
             if is_formula(op):
-                self.sizes[op.result] = min(10**6, 1 + sum(self.sizes.get(operand, 1) for operand in op.operands))
+                size = min(10**6, 1 + sum(self.sizes.get(operand, 1) for operand in op.operands))
+                depth = 1 + max((self.depths.get(operand, 0) for operand in op.operands), default=0)
+                self.sizes.update(dict.fromkeys(op.results, size))
+                self.depths.update(dict.fromkeys(op.results, depth % DEEP))
         for op in reversed(ops):  # consumers first: what they keep ends a formula
             if (
                 is_formula(op)
@@ -61,7 +69,9 @@ class Analysis:
             if op.kind in ("tt.dot", "tt.gather"):
                 for operand in op.operands[: 2 if op.kind == "tt.dot" else 1]:
                     source = operand
-                    while source.op is not None and not source.is_argument and source.op.kind == "tt.trans":
+                    while (
+                        source.op is not None and not source.is_argument and source.op.kind in ("tt.split", "tt.trans")
+                    ):
                         source = source.op.operands[0]
                     made = source.op
                     if (
@@ -81,6 +91,11 @@ class Analysis:
             return len(consumers) > 1 or any(
                 consumer.ancestors != op.ancestors or consumer.kind == "tt.dot" for consumer in consumers
             )
+        if op.kind == "tt.split":
+            return False
+        if self.depths[op.result] == DEEP - 1:
+            self.deep.add(op.result)
+            return True
         return self.sizes[op.result] > LARGE and len(self.consumers(op.result)) > 1
 
     def is_overwritten(self, load: Op) -> bool:
@@ -88,37 +103,61 @@ class Analysis:
         for consumer in self.consumers(load.result):
             loops = [op for op in consumer.ancestors if op not in load.ancestors]
             for write in self.writes:
-                if (write is consumer and write.kind == "tt.store") or not self.may_alias(load, write):
+                if not self.may_alias(load, write):
                     continue
+                if write is consumer and not loops and not self.crosses(write, consumer, load):
+                    continue  # each element is read just before it is written
                 if load.order < write.order <= consumer.order or any(loop in write.ancestors for loop in loops):
                     return True
         return False
 
-    def may_alias(self, load: Op, write: Op) -> bool:
-        left, right = self.memory(load.operands[0]), self.memory(write.operands[0])
-        return left is None or right is None or left == right
+    def may_share_loop(self, root: Op, other: Op) -> bool:
+        """Whether neither overwrites, element by element, what the other has still to read, or has written."""
+        if root.kind == other.kind == "tt.store" and self.may_overwrite(root, other):
+            return False
+        pairs = [(write, reader) for write, reader in ((root, other), (other, root)) if write.kind == "tt.store"]
+        return not any(
+            self.may_alias(load, write) and self.crosses(write, reader, load)
+            for write, reader in pairs
+            for load in self.loads(reader)
+        )
 
-    def memory(self, pointer: Value) -> int | None:
-        """The alias class of the argument that a pointer was made from, None where it cannot be told."""
-        while pointer not in self.classes:
-            op = pointer.op
-            if op is None:
-                return None
-            if op.kind == "scf.for":
-                pointer = op.operands[3 + pointer.position - (1 if pointer.is_argument else 0)]
-            elif op.kind in (
-                "tt.addptr",
-                "tt.splat",
-                "tt.broadcast",
-                "tt.expand_dims",
-                "tt.trans",
-                "tt.reshape",
-                "tt.bitcast",
-            ):
-                pointer = op.operands[0]
-            else:
-                return None
-        return self.classes[pointer]
+    def may_overwrite(self, store: Op, other: Op) -> bool:
+        """Whether both may write one place, from different elements."""
+        left, right = store.operands[0], other.operands[0]
+        return left is not right and self.may_alias(store, other) and not is_shifted(left, right)
+
+    def crosses(self, write: Op, reader: Op, load: Op) -> bool:
+        """Whether `reader` uses what it loads for other elements than those `write` writes to the same places."""
+        return write.kind != "tt.store" or load.operands[0] is not write.operands[0] or self.loads(reader)[load]
+
+    def loads(self, op: Op) -> dict[Op, bool]:
+        """The loads in what `op` consumes (or is, a kept tile), with whether their elements are used at other places."""
+        found: dict[Op, bool] = {}
+        seen: set[tuple[Op, bool]] = set()
+        waiting = [(op, False)]
+        while waiting:
+            current, moved = waiting.pop()
+            if (current, moved) in seen:
+                continue
+            seen.add((current, moved))
+            if current.kind == "tt.load":
+                found[current] = found.get(current, False) or moved
+            moved = moved or current.kind in MOVES
+            for operand in current.operands:
+                made = operand.op
+                if made is not None and not operand.is_argument and is_formula(made) and operand not in self.kept:
+                    waiting.append((made, moved))
+        return found
+
+    def may_alias(self, access: Op, write: Op) -> bool:
+        left, right = self.memory(access.operands[0]), self.memory(write.operands[0])
+        return left is None or right is None or bool(left & right)
+
+    def memory(self, pointer: Value) -> set[int] | None:
+        """The alias classes of the arguments that a pointer may be made from, None where it cannot be told."""
+        arguments = origins(pointer)
+        return None if arguments is None else {self.classes[argument] for argument in arguments}
 
     def consumers(self, value: Value) -> list[Op]:
         """The ops that end the formulas `value` is part of: stores, reductions, products, loops, or what is kept itself."""
@@ -138,3 +177,73 @@ class Analysis:
 
         follow(value)
         return list(found)
+
+
+def origins(pointer: Value) -> list[Value] | None:
+    """The kernel's arguments that a pointer may be made from, None where it cannot be told (a pointer that was loaded)."""
+    found: dict[Value, None] = {}
+    seen: set[Value] = set()
+    waiting = [pointer]
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value.op is None:
+            if value.is_argument:
+                return None
+            found[value] = None
+            continue
+        sources = _sources(value, value.op)
+        if sources is None:
+            return None
+        waiting += sources
+    return list(found)
+
+
+def is_shifted(left: Value, right: Value) -> bool:
+    """Whether two tiles of pointers into one argument differ by the same in every element: halves of a row.
+
+    Stores to such places share a loop. Where they overlap it matters in which order they come, and that is so on a GPU too,
+    where only a barrier puts stores of different threads in order.
+    """
+    arguments = origins(left)
+    one = arguments is not None and len(arguments) == 1 and origins(right) == arguments
+    return one and _terms(left) == _terms(right)
+
+
+def _terms(value: Value) -> Counter[Any]:
+    """The summands of an address that are not the same in every element, with what they are multiplied by."""
+    op = value.op
+    if op is None or value.is_argument or op.kind in ("arith.constant", "tt.splat"):
+        return Counter({value: 1}) if op is not None and value.is_argument else Counter()
+    if op.kind in ("arith.addi", "tt.addptr"):
+        return _terms(op.operands[0]) + _terms(op.operands[1])
+    if op.kind in ("arith.extsi", "tt.broadcast", "tt.expand_dims"):
+        return Counter({(op.kind, value.shape, term): n for term, n in _terms(op.operands[0]).items()})
+    if op.kind == "arith.muli":
+        for factor, other in (op.operands, op.operands[::-1]):
+            if not _terms(factor):
+                return Counter({("arith.muli", factor, term): n for term, n in _terms(other).items()})
+    return Counter({value: 1})
+
+
+def _sources(value: Value, op: Op) -> list[Value] | None:
+    """The values that a pointer is made from in one step."""
+    if op.kind == "scf.for":
+        carried = value.position - (1 if value.is_argument else 0)
+        return [op.operands[3 + carried], op.regions[0][-1].ops[-1].operands[carried]]
+    if op.kind == "scf.if":
+        return [region[-1].ops[-1].operands[value.position] for region in op.regions]
+    if op.kind == "scf.while":
+        (before,), (after,) = op.regions
+        if value in before.arguments:
+            return [op.operands[value.position], after.ops[-1].operands[value.position]]
+        return [before.ops[-1].operands[1 + value.position]]
+    if op.kind == "arith.select":
+        return op.operands[1:]
+    if op.kind in ("tt.cat", "tt.join"):
+        return op.operands
+    if op.kind in MOVES | {"tt.addptr", "tt.bitcast", "tt.splat"}:
+        return op.operands[:1]
+    return None

@@ -42,7 +42,7 @@ class Builder:
 
     def name(self, hint: str) -> str:
         self._names += 1
-        return f"%{hint}{self._names}"
+        return f"%{hint}.{self._names}"  # arguments and slots have names without a dot
 
     def emit(self, instruction: str) -> None:
         self.lines.append("  " + instruction)

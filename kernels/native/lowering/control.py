@@ -20,7 +20,7 @@ from . import memory
 from .elements import Operand, is_float, literal, llvm_type, vector_type
 from .groups import Write, emit_group
 from .lanes import Uniform, as_affine
-from .tiles import VIEWS, Advanced, Buffer, Index
+from .tiles import MOVES, VIEWS, Advanced, Buffer, Index
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -120,9 +120,6 @@ def _buffered(k: "Kernel", like: Value, buffer: str) -> Value:
     return value
 
 
-_MOVES = {"tt.trans", "tt.reshape", "tt.join", "tt.split", "tt.gather", "tt.broadcast", "tt.expand_dims"}
-
-
 def buffers_read(k: "Kernel", value: Value) -> dict[str, bool]:
     """Buffers that the formula of `value` reads, with whether at other places than the one that is computed."""
     found: dict[str, bool] = {}
@@ -138,7 +135,7 @@ def buffers_read(k: "Kernel", value: Value) -> dict[str, bool]:
             visit(stored.initial, moved, seen)
         elif stored is None and current.op is not None and current.shape:
             for operand in current.op.operands:
-                visit(operand, moved or current.op.kind in _MOVES, seen)
+                visit(operand, moved or current.op.kind in MOVES, seen)
 
     visit(value, False, set())
     return found
@@ -214,14 +211,15 @@ def emit_for(k: "Kernel", op: Op) -> None:
     k.b.branch(head)
     k.b.place(head)
     i = k.b.let(f"load {integer}, ptr {counter}", "i")
-    k.b.branch_if(k.b.let(f"icmp slt {integer} {i}, {high}"), inside, done)
+    less = "ult" if op.attributes["unsigned"] else "slt"
+    k.b.branch_if(k.b.let(f"icmp {less} {integer} {i}, {high}"), inside, done)
     k.b.place(inside)
     with _region(k, op, slots):
         k.tiles.stored[index] = Uniform(i)
         for slot, value in zip(slots, carried, strict=True):
             read_slot(k, slot, value)
         k.block(body)
-    k.b.emit(f"store {integer} {k.b.let(f'add nsw {integer} {i}, {step}')}, ptr {counter}")
+    k.b.emit(f"store {integer} {k.b.let(f'add {integer} {i}, {step}')}, ptr {counter}")
     k.b.branch(head)
     k.b.place(done)
     for slot, result in zip(slots, op.results, strict=True):

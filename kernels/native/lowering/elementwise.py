@@ -224,6 +224,8 @@ def convert_float(b: Builder, x: str, source: str, target: str, width: int) -> s
         return x
     if BITS[target] > BITS[source]:
         return b.let(f"fpext {vector_type(source, width)} {x} to {vector_type(target, width)}")
+    if source == "f64" and BITS[target] == 16:  # as PyTorch does; LLVM would call a function that no library here has
+        return convert_float(b, convert_float(b, x, "f64", "f32", width), "f32", target, width)
     if target == "bf16" and not b.machine.has_bf16_products:
         return _round_to_bf16(b, convert_float(b, x, source, "f32", width), width)
     return b.let(f"fptrunc {vector_type(source, width)} {x} to {vector_type(target, width)}")
@@ -349,7 +351,10 @@ _LIBDEVICE = {
 }
 _LIBDEVICE_INTRINSICS = {"fabs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "rint", "sqrt": "sqrt", "fma": "fma",
                          "fmin": "minnum", "fmax": "maxnum", "copysign": "copysign", "pow": "pow", "round": "round", "nearbyint": "nearbyint",
-                         "log10": "log10", "exp10": "exp10", "tan": "tan", "atan": "atan", "asin": "asin", "acos": "acos", "sinh": "sinh", "cosh": "cosh"}  # fmt: skip
+                         "log10": "log10", "exp10": "exp10", "tan": "tan", "fast_exp": "exp", "atan": "atan", "asin": "asin", "acos": "acos", "sinh": "sinh", "cosh": "cosh"}  # fmt: skip
+
+_C_LIBRARY = {"acosh", "asinh", "atan2", "atanh", "cbrt", "erfc", "expm1", "fmod", "hypot", "j0", "j1", "lgamma", "log1p", "remainder", "tgamma",
+              "y0", "y1"}  # fmt: skip
 
 
 def _libdevice(b: Builder, op: Op, x: list[str], width: int) -> str:
@@ -364,7 +369,22 @@ def _libdevice(b: Builder, op: Op, x: list[str], width: int) -> str:
         )
     if name in _LIBDEVICE_INTRINSICS:
         return _intrinsic(_LIBDEVICE_INTRINSICS[name])(b, op, x, width)
+    if name in _C_LIBRARY:
+        return _c_library(b, op, x, width, name + ("f" if op.result.element == "f32" else ""))
     raise NotImplementedError(f"libdevice's {symbol}")
+
+
+def _c_library(b: Builder, op: Op, x: list[str], width: int, function: str) -> str:
+    """A function of the C library, a lane at a time."""
+    scalar, kind = _kind(op, 1), _kind(op, width)
+    if width == 1:
+        return b.call(scalar, function, *((scalar, operand) for operand in x))
+    result = "poison"
+    for lane in range(width):
+        operands = [b.let(f"extractelement {kind} {operand}, i64 {lane}") for operand in x]
+        y = b.call(scalar, function, *((scalar, operand) for operand in operands))
+        result = b.let(f"insertelement {kind} {result}, {scalar} {y}, i64 {lane}")
+    return result
 
 
 INSTRUCTIONS: dict[str, Instruction] = {

@@ -84,6 +84,13 @@ class Reduction:
 Root = Write | Store | Reduction
 
 
+def operation(root: Root) -> Op:
+    """The store or reduction, or what makes the kept tile."""
+    op = root.value.op if isinstance(root, Write) else root.op
+    assert op is not None
+    return op
+
+
 def may_share_loop(roots: list[Root], root: Root) -> bool:
     """Reductions share a loop with others of their shape only along the last dimension."""
     if roots[0].shape != root.shape:
@@ -283,9 +290,10 @@ class _Loop:
             if isinstance(root, Store):
                 pointer, value, *_ = root.op.operands
                 mask = None if root.mask is None else self.tiles.mask(root.mask, at)
-                memory.store(
-                    self.b, self.tiles.lanes(pointer, at), self.tiles.lanes(value, at), value.element, mask, at.width
-                )
+                lanes = self.tiles.lanes(pointer, at)
+                x = self.tiles.lanes(value, at)
+                mask = self.tiles.narrow(root.op, lanes, mask, at.width)
+                memory.store(self.b, lanes, x, value.element, mask, at.width)
             elif isinstance(root, Write):
                 pointer_lane = self.tiles.buffer_pointer(self.shape, root.value.element, root.buffer, at)
                 memory.store(self.b, pointer_lane, self.tiles.lanes(root.value, at), root.value.element, None, at.width)

@@ -14,43 +14,49 @@ import math
 from collections.abc import Callable
 
 from ..machine import Machine
-from ..ttir import Block, Function, Op, Value
+from ..ttir import Block, Function, Op, UnsupportedOpError, Value
 from . import control, products, statements
 from .analysis import Analysis, is_formula
 from .builder import Builder
-from .elements import in_memory, llvm_type
-from .groups import Reduction, Root, Store, Write, emit_group, may_share_loop
+from .elements import in_memory, llvm_type, pointee
+from .elementwise import INSTRUCTIONS
+from .failures import Failures, can_fail
+from .groups import Reduction, Root, Store, Write, emit_group, may_share_loop, operation
 from .lanes import Uniform
-from .tiles import Buffer, Tiles
+from .tiles import FORMULAS, Buffer, Tiles
 
 
-class UnsupportedOpError(NotImplementedError):
-    """A kernel holds something that is not compiled for the CPU. Names it, the kernel and the line."""
+def lower(function: Function, aliases: dict[int, int], machine: Machine, *, check_bounds: bool = False) -> str:
+    """The LLVM module of a kernel. `aliases` maps the number of a pointer argument to a class of those that share memory.
 
-
-def lower(function: Function, aliases: dict[int, int], machine: Machine) -> str:
-    """The LLVM module of a kernel. `aliases` maps the number of a pointer argument to a class of those that share memory."""
-    return Kernel(function, aliases, machine).module()
+    With `check_bounds` no access leaves the memory of the tensor that its pointer comes from (`failures.py`).
+    """
+    return Kernel(function, aliases, machine, check_bounds).module()
 
 
 class Kernel:
     """A kernel that is being written. `frames` are the regions around the point of writing."""
 
-    def __init__(self, function: Function, aliases: dict[int, int], machine: Machine) -> None:
-        self.function = function
+    def __init__(self, function: Function, aliases: dict[int, int], machine: Machine, check_bounds: bool) -> None:
+        self.function, self.check_bounds = function, check_bounds
         self.b = Builder(machine)
         self.tiles = Tiles(self.b)
         self.analysis = Analysis(function, aliases)
         self.kept = self.analysis.kept
         self.frames: list[control.Frame] = []
+        self.failures = Failures(self)
+        if check_bounds:
+            self.tiles.narrow = self.failures.narrow
 
     def module(self) -> str:
         arguments = []
         for number, argument in enumerate(self.function.arguments):
             kind = llvm_type(argument.element)
-            arguments.append(f"  %slot.{number} = getelementptr i64, ptr %arguments, i64 {number}")
-            arguments.append(f"  %a{number} = load {kind}, ptr %slot.{number}, align 8")
+            arguments.append(f"  %slot{number} = getelementptr i64, ptr %arguments, i64 {number}")
+            arguments.append(f"  %a{number} = load {kind}, ptr %slot{number}, align 8")
             self.tiles.stored[argument] = Uniform(f"%a{number}")
+        if can_fail(self.function, self.check_bounds):
+            arguments += self.failures.load_slots()
         for number, block in enumerate(self.function.blocks):
             if number:
                 self.b.place(f"block.{block.label}")
@@ -96,9 +102,10 @@ class Kernel:
 
         for op in block.ops:
             try:
+                check_supported(op)
                 root = self.root(op)
                 if root is not None:
-                    if waiting and not (may_share_loop(waiting, root) and not self.needs(op, waiting)):
+                    if waiting and not self.may_share_loop(waiting, root):
                         flush()
                     waiting.append(root)
                 elif not is_formula(op):
@@ -121,10 +128,18 @@ class Kernel:
             return Store(op)
         return Reduction(op) if op.kind == "tt.reduce" else None
 
+    def may_share_loop(self, waiting: list[Root], root: Root) -> bool:
+        return (
+            may_share_loop(waiting, root)
+            and not self.needs(operation(root), waiting)
+            and all(self.analysis.may_share_loop(operation(other), operation(root)) for other in waiting)
+        )
+
     def needs(self, op: Op, waiting: list[Root]) -> bool:
         """Whether `op` reads what a waiting store or reduction is still to give. (A kept tile's formula gives it as well.)"""
         ops = {root.op for root in waiting if not isinstance(root, Write)}
         results = {result for each in ops for result in each.results}
+        results |= {root.value for root in waiting if isinstance(root, Write) and root.value in self.analysis.deep}
         return self._reads(op, results, set())
 
     def _reads(self, op: Op, results: set[Value], seen: set[Op]) -> bool:
@@ -150,6 +165,15 @@ class Kernel:
             statements.emit_scalar(self, op)
 
 
+def check_supported(op: Op) -> None:
+    """Raises `NotImplementedError` for ops and element types that are not known."""
+    if op.kind not in STATEMENTS and op.kind not in SCALARS and op.kind not in FORMULAS | INSTRUCTIONS:
+        raise NotImplementedError(op.kind)
+    for value in (*op.operands, *op.results):
+        llvm_type(pointee(value.element))
+
+
+SCALARS = {"tt.get_program_id", "tt.get_num_programs", "tt.reduce"}
 STATEMENTS: dict[str, Callable[[Kernel, Op], None]] = {
     "cf.br": control.emit_branch,
     "cf.cond_br": control.emit_branch,

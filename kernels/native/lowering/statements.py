@@ -1,12 +1,13 @@
 """Ops that act: scalar loads and stores, atomics, histograms, and what kernels print or assert."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..ttir import Op, Value
 from . import memory
-from .elements import BITS, Operand, is_float, llvm_type, size
+from .elements import BITS, Operand, is_float, is_pointer, llvm_type, size
 from .elementwise import constant, elementwise
+from .failures import text_constant
 from .groups import Write, emit_group
 from .lanes import Lane, Uniform, Vector, as_vector, offset_pointer
 from .tiles import Buffer, Index
@@ -41,7 +42,7 @@ def emit_load(k: "Kernel", op: Op) -> None:
     """Of a scalar; a tile's load is a formula."""
     pointer, *rest = (Uniform(k.tiles.scalar(operand)) for operand in op.operands)
     mask, other = rest[0] if rest else None, rest[1] if len(rest) > 1 else None
-    lane = memory.load(k.b, pointer, op.result.element, mask, other, 1)
+    lane = memory.load(k.b, pointer, op.result.element, k.tiles.narrow(op, pointer, mask, 1), other, 1)
     k.tiles.stored[op.result] = (
         lane if isinstance(lane, Uniform) else Uniform(as_vector(k.b, lane, op.result.element, 1))
     )
@@ -50,7 +51,8 @@ def emit_load(k: "Kernel", op: Op) -> None:
 def emit_store(k: "Kernel", op: Op) -> None:
     """Of a scalar; a tile's store is a root of a group."""
     pointer, value, *mask = (Uniform(k.tiles.scalar(operand)) for operand in op.operands)
-    memory.store(k.b, pointer, value, op.operands[1].element, mask[0] if mask else None, 1)
+    inside = k.tiles.narrow(op, pointer, mask[0] if mask else None, 1)
+    memory.store(k.b, pointer, value, op.operands[1].element, inside, 1)
 
 
 def emit_nothing(k: "Kernel", op: Op) -> None:
@@ -67,13 +69,15 @@ def emit_atomic(k: "Kernel", op: Op) -> None:
 
     def element(at: Index) -> str:
         pointer = k.tiles.vector(op.operands[0], at)
-        if op.kind == "tt.atomic_cas":
-            return _compare_and_swap(k, op, pointer, at)
-        value, *mask = op.operands[1:]
-        kind = llvm_type(value.element)
+        masked = op.kind == "tt.atomic_rmw" and len(op.operands) > 2
+        inside = k.tiles.narrow(op, Vector(pointer), k.tiles.mask(op.operands[2], at) if masked else None, 1)
         address = pointer
-        if mask:
-            address = k.b.let(f"select i1 {k.tiles.vector(mask[0], at)}, ptr {pointer}, ptr @lf.sink")
+        if inside is not None:
+            address = k.b.let(f"select i1 {as_vector(k.b, inside, 'i1', 1)}, ptr {pointer}, ptr @lf.sink")
+        if op.kind == "tt.atomic_cas":
+            return _compare_and_swap(k, op, address, at)
+        value = op.operands[1]
+        kind = llvm_type(value.element)
         name = _ATOMICS[op.attributes["words"][0]]
         return k.b.let(f"atomicrmw {name} ptr {address}, {kind} {k.tiles.vector(value, at)} seq_cst")
 
@@ -148,8 +152,56 @@ def emit_cat(k: "Kernel", op: Op) -> None:
 
 
 def emit_print(k: "Kernel", op: Op) -> None:
-    raise NotImplementedError("tl.device_print")
+    """Lines as Triton prints them, one for each element: program, index, prefix, and which of several operands."""
+    program = [("i32", f"%i{axis}") for axis in range(3)]
+    if not op.operands:
+        _print(k, f"pid (%d, %d, %d){op.attributes['prefix']}\n", program)
+    for number, operand in enumerate(op.operands):
+        which = f"(operand {number}) " if len(op.operands) > 1 else ""
+        is_signed = op.attributes.get("isSigned", (1,) * len(op.operands))[number]
+        form, cast = _printed(operand.element, bool(op.attributes.get("hex")), bool(is_signed))
+
+        def line(at: Index, operand: Value = operand, which: str = which, form: str = form, cast: str = cast) -> None:
+            x = k.tiles.vector(operand, at)
+            kind = cast.split()[-1] if cast else llvm_type(operand.element)
+            if cast:
+                x = k.b.let(f"{cast.split()[0]} {llvm_type(operand.element)} {x} to {kind}")
+            places = [("i64", c.x) for c in at.coordinates if isinstance(c, Uniform)]
+            index = ", ".join(f"%{len(str(size - 1))}ld" for size in operand.shape)
+            text = f"pid (%d, %d, %d) idx ({index}){op.attributes['prefix']}{which}{form}\n"
+            _print(k, text, [*program, *places, (kind, x)])
+
+        _each_element(k, operand.shape, line)
+    k.b.call("i32", "fflush", ("ptr", "null"))
+
+
+def _printed(element: str, as_hex: bool, is_signed: bool) -> tuple[str, str]:
+    """How C prints an element, and what makes of it what C passes on."""
+    if is_pointer(element):
+        return "%p", ""
+    if is_float(element):
+        return "%f", "" if element == "f64" else "fpext double"
+    bits = BITS[element]
+    form = f"0x%0{max(bits // 4, 1)}llx" if as_hex else "%lld" if is_signed and bits > 1 else "%llu"
+    return form, "" if bits == 64 else ("sext i64" if is_signed and bits > 1 and not as_hex else "zext i64")
+
+
+def _print(k: "Kernel", text: str, arguments: Sequence[tuple[str, Operand]]) -> None:
+    k.b.declarations["printf"] = "declare i32 @printf(ptr, ...)"
+    typed = ", ".join(f"{kind} {x}" for kind, x in [("ptr", text_constant(k, text)), *arguments])
+    k.b.let(f"call i32 (ptr, ...) @printf({typed})")
 
 
 def emit_assert(k: "Kernel", op: Op) -> None:
-    raise NotImplementedError("tl.device_assert")
+    """A program whose assert fails ends there, and the launch raises."""
+    message = op.attributes["message"]
+
+    def check(at: Index) -> None:
+        passed, failed = k.b.label("passed"), k.b.label("failed")
+        k.b.branch_if(k.tiles.vector(op.operands[0], at), passed, failed)
+        k.b.place(failed)
+        k.failures.fail(op, "assert", message, 0)
+        k.b.emit("ret void")
+        k.b.place(passed)
+
+    _each_element(k, op.operands[0].shape, check)

@@ -18,7 +18,7 @@ from enum import Enum
 from ..ttir import Op, Value
 from . import memory
 from .builder import Builder
-from .elements import Operand, in_memory, is_pointer, vector_type
+from .elements import Operand, in_memory, is_pointer, splat_literal, vector_type
 from .elementwise import constant, elementwise
 from .lanes import Affine, Lane, Prefix, Uniform, Vector, as_vector, offset_pointer, widen
 
@@ -63,6 +63,10 @@ class Advanced:
 
 Storage = Uniform | Buffer | Advanced
 VIEWS = {"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.trans", "tt.reshape", "tt.split", "tt.join"}
+MOVES = (VIEWS | {"tt.gather"}) - {"tt.splat"}
+"""Ops whose result has elements of their operand at other places."""
+Narrow = Callable[[Op, Lane, memory.Mask, int], memory.Mask]
+"""Of an access through a pointer, with its mask: the lanes that may be accessed."""
 
 
 class Tiles:
@@ -71,6 +75,7 @@ class Tiles:
     def __init__(self, b: Builder) -> None:
         self.b = b
         self.stored: dict[Value, Storage] = {}
+        self.narrow: Narrow = lambda op, pointer, mask, width: mask
 
     def scalar(self, value: Value) -> Operand:
         lane = self.lanes(value, Index((), 1))
@@ -124,7 +129,8 @@ class Tiles:
         """The number of an element, row by row."""
         base: Operand = 0
         stride: Operand = 0
-        gathered: str | None = None
+        gathered: list[str] = []
+        kind = vector_type("i64", width)
         step = 1
         for size, coordinate in reversed(list(zip(shape, coordinates, strict=True))):
             if size > 1:
@@ -134,15 +140,16 @@ class Tiles:
                     base = self.b.add(base, self.b.mul(coordinate.base, step))
                     stride = self.b.add(stride, self.b.mul(coordinate.stride, step))
                 else:
-                    assert isinstance(coordinate, Vector) and gathered is None
-                    factor = self.b.splat(self.b.let(f"add i64 0, {step}"), "i64", width)
-                    gathered = self.b.let(f"mul {vector_type('i64', width)} {coordinate.x}, {factor}")
+                    assert isinstance(coordinate, Vector)
+                    gathered.append(self.b.let(f"mul {kind} {coordinate.x}, {splat_literal(step, 'i64', width)}"))
             step *= size
         regular = Uniform(base) if stride == 0 else Affine(base, stride)
-        if gathered is None:
+        if not gathered:
             return regular
-        rest = as_vector(self.b, regular, "i64", width)
-        return Vector(self.b.let(f"add {vector_type('i64', width)} {gathered}, {rest}"))
+        total = as_vector(self.b, regular, "i64", width)
+        for x in gathered:
+            total = self.b.let(f"add {kind} {total}, {x}")
+        return Vector(total)
 
     # -- masks
 
@@ -183,7 +190,7 @@ class Tiles:
         if op.kind in ("tt.load", "arith.select"):
             yield op, at, 1
         lanes = 1
-        if op.kind == "tt.reshape" and is_interleaving(op):
+        if op.kind == "tt.reshape" and is_interleaving(op, at):
             half = interleaved_index(self.b, at)
             lanes = at.width // half.width
             operands = [(operand, half) for operand in joined(op).operands]
@@ -236,12 +243,11 @@ def _reshape(tiles: Tiles, op: Op, value: Value, at: Index) -> Coordinates:
     if shape == value.shape:
         return at.coordinates
     linear = tiles.linear(value.shape, at.coordinates, at.width)
-    if isinstance(linear, Vector):
-        raise NotImplementedError("a reshape of gathered elements")
-    assert isinstance(linear, Uniform | Affine)
-    base, stride = (linear.x, 0) if isinstance(linear, Uniform) else (linear.base, linear.stride)
-    if not isinstance(stride, int):
-        raise NotImplementedError("a reshape of strided elements")
+    base, stride = (linear.base, linear.stride) if isinstance(linear, Affine) else (None, 0)
+    if isinstance(linear, Uniform):
+        base = linear.x
+    if base is None or not isinstance(stride, int):
+        return _reshape_lanes(b, shape, as_vector(b, linear, "i64", at.width), at.width)
     coordinates: list[Lane] = []
     for size in reversed(shape[1:]):
         if stride % size == 0:
@@ -284,8 +290,14 @@ def joined(reshape: Op) -> Op:
     return source
 
 
-def is_interleaving(op: Op) -> bool:
-    """Whether this is reshape(join(a, b)) to a last dimension with a's elements at even places and b's at odd ones."""
+def is_interleaving(op: Op, at: Index) -> bool:
+    """Whether this is reshape(join(a, b)) to a last dimension with a's elements at even places and b's at odd ones.
+
+    And `at` one place there, or neighbours.
+    """
+    last = at.coordinates[-1] if at.coordinates else None
+    if not isinstance(last, Uniform) and not (isinstance(last, Affine) and last.stride == 1 and at.width > 1):
+        return False
     source = op.operands[0]
     if source.op is None or source.is_argument or source.op.kind != "tt.join":
         return False
@@ -313,7 +325,7 @@ def _view(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
 
 
 def _reshape_formula(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
-    if op.operands[0] in tiles.stored or not is_interleaving(op):
+    if op.operands[0] in tiles.stored or not is_interleaving(op, at):
         return _view(tiles, op, value, at)
     b, element = tiles.b, value.element
     half = interleaved_index(b, at)
@@ -345,7 +357,8 @@ def _join(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
             return tiles.lanes(op.operands[last.x], source)
         left, right = (tiles.vector(operand, source) for operand in op.operands)
         return _choose(b, last.x, left, right, value.element, at.width)
-    odd = as_vector(b, last, "i1", at.width)
+    number = as_vector(b, last, "i64", at.width)
+    odd = b.let(f"trunc {vector_type('i64', at.width)} {number} to {vector_type('i1', at.width)}")
     return Vector(_select_lanes(tiles, odd, op.operands[1], op.operands[0], source))
 
 
@@ -379,7 +392,9 @@ def _load(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
     other = tiles.lanes(op.operands[2], at) if len(op.operands) > 2 else None
     if mask == Uniform(False):
         return other or Uniform(0)
-    return memory.load(tiles.b, tiles.lanes(op.operands[0], at), value.element, mask, other, at.width)
+    pointer = tiles.lanes(op.operands[0], at)
+    mask = tiles.narrow(op, pointer, mask, at.width)
+    return memory.load(tiles.b, pointer, value.element, mask, other, at.width)
 
 
 def _select(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
