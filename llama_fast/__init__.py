@@ -4,21 +4,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import ops
+    from . import native, ops
     from .engine import LLM, SamplingParams
     from .fusion import fuse, unfuse
     from .profiler.run import profile
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__", "fuse", "ops", "profile", "unfuse"]
+__all__ = ["LLM", "SamplingParams", "__version__", "fuse", "native", "ops", "profile", "unfuse"]
 
 _HOMES = {"LLM": ".engine", "SamplingParams": ".engine", "profile": ".profiler.run"}
 
 
 def __getattr__(name: str) -> Any:
     """Imports on first use: the ops need PyTorch, `fuse` and `unfuse` transformers."""
-    if name == "ops":
-        return import_module(".ops", __name__)
+    if name in ("native", "ops"):
+        return import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(import_module(_HOMES[name], __name__), name)
     if name in ("fuse", "unfuse"):
