@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .kernels.cpu import why_not_native
+from .kernels import cpu
 from .kernels.launch import INTERPRETED, LaunchPlan
 from .kernels.native.lowering import UnsupportedOpError
 from .kernels.triton_compat import triton
@@ -57,11 +57,16 @@ def launch(kernel: Any, grid: Grid, /, *arguments: Any, check_bounds: bool | Non
         AssertionError: A `tl.device_assert` failed; the launch has ended, results are not to be used.
         IndexError: With `check_bounds`: an element outside its tensor was to be read or written, and was not.
     """
-    if reason := "TRITON_INTERPRET is set, and kernels belong to the interpreter" if INTERPRETED else why_not_native():
+    if reason := why_not_native():
         raise RuntimeError(f"no native kernels: {reason}")
     if not hasattr(kernel, "run"):
         raise TypeError(f"kernel must be a function under @triton.jit, got {type(kernel).__name__}")
     _native(kernel, check_bounds).run(*arguments, grid=grid, warmup=False, **named)
+
+
+def why_not_native() -> str | None:
+    """Why kernels cannot be launched here; None where they can."""
+    return "TRITON_INTERPRET is set, and kernels belong to the interpreter" if INTERPRETED else cpu.why_not_native()
 
 
 @functools.cache

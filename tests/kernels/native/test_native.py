@@ -9,6 +9,7 @@ import llama_fast
 from llama_fast import native
 from llama_fast.kernels.triton_compat import tl, triton
 
+pytest.importorskip("triton", reason="kernels are Triton's")
 pytestmark = pytest.mark.skipif(
     native.why_not_native() is not None, reason=f"no native kernels: {native.why_not_native()}"
 )
