@@ -129,7 +129,9 @@ class Analysis:
 
     def crosses(self, write: Op, reader: Op, load: Op) -> bool:
         """Whether `reader` uses what it loads for other elements than those `write` writes to the same places."""
-        return write.kind != "tt.store" or load.operands[0] is not write.operands[0] or self.loads(reader)[load]
+        return (
+            write.kind != "tt.store" or load.operands[0] is not write.operands[0] or self.loads(reader).get(load, False)
+        )
 
     def loads(self, op: Op) -> dict[Op, bool]:
         """The loads in what `op` consumes (or is, a kept tile), with whether their elements are used at other places."""
