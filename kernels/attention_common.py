@@ -273,12 +273,10 @@ CPU_TILE = Tile(64, 64, 4, 1)
 """Scores of 16 KB, which stay in the first-level cache with the tiles of k and v; larger ones are computed beyond the diagonal."""
 
 
-MANY_KEYS = 1024
-
-
 def pytorch_is_faster_on_cpu(q: Tensor, k: Tensor) -> bool:
-    """Where PyTorch's attention beats ours on a CPU: in 16 bits, whose products it has as matrix kernels, and for long keys."""
-    return q.dtype != torch.float32 or k.shape[-2] > MANY_KEYS
+    """Where PyTorch's attention beats ours on a CPU: in 16 bits, whose products it has as matrix kernels, for many keys, and for
+    few queries, whose keys grow by one a call, so that no two calls have the same shapes."""
+    return q.dtype != torch.float32 or k.shape[-2] > 1024 or q.shape[-2] < 32
 
 
 def tile_for(tiles: dict[str, tuple[Tile, Tile, Tile]], head_dim: int, itemsize: int, gpu: Gpu) -> Tile:

@@ -34,6 +34,8 @@ def _from_environment() -> str:
 _default = _from_environment()
 _choice: ContextVar[str] = ContextVar("llama_fast_cpu", default=_default)
 
+REMEMBERED_CALLS = 1024  # of an op: about 4 MB
+
 fallbacks: dict[str, str] = {}
 """Ops that could not be compiled for this CPU, with the reason."""
 
@@ -105,6 +107,8 @@ def implementation(
         call = known.get(key)
         if call is not None:
             return call(*arguments)
+        if len(known) >= REMEMBERED_CALLS:
+            known.clear()
         wide = _has_float64(itertools.compress(arguments, computed_with))
         if wide or (choice == "auto" and pytorch_is_faster(*arguments)):
             known[key] = pytorch

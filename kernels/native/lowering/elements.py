@@ -1,13 +1,16 @@
 """Element types: their sizes, their names in LLVM, and how a Python number of each is written there.
 
 literal(1.5, "f32") -> "0x3FF8000000000000"      (LLVM writes float as double, in hex, so that nothing is rounded)
-literal(-1, "i32") -> "-1"      literal(True, "i1") -> "true"      vector_type("bf16", 8) -> "<8 x bfloat>"
+literal(-1, "i32") -> "-1"      literal(True, "i1") -> "true"      vector_type("f16", 8) -> "<8 x half>"
+
+bfloat16 is held as its 16 bits, an `i16`: nothing is computed in it, and where a CPU does not know it LLVM would turn every
+load into calls of a library that is not there.
 """
 
 import struct
 
 BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64}
-_FLOATS = {"f16": "half", "bf16": "bfloat", "f32": "float", "f64": "double"}
+_FLOATS = {"f16": "half", "bf16": "i16", "f32": "float", "f64": "double"}
 
 Operand = str | int | float
 """What an instruction takes: an SSA name such as "%t7", or a Python number that is written as a literal."""
@@ -54,7 +57,7 @@ def size(element: str) -> int:
 
 def suffix(element: str, width: int) -> str:
     """As intrinsics are named: f32, v16f32, v8i64, p0."""
-    scalar = "p0" if is_pointer(element) else element
+    scalar = "p0" if is_pointer(element) else "i16" if element == "bf16" else element
     return scalar if width == 1 else f"v{width}{scalar}"
 
 
@@ -69,7 +72,7 @@ def literal(x: Operand, element: str) -> str:
     if element == "f16":
         return f"0xH{int.from_bytes(struct.pack('>e', x), 'big'):04X}"
     if element == "bf16":
-        return f"0xR{int.from_bytes(struct.pack('>f', x), 'big') >> 16:04X}"
+        return str(int.from_bytes(struct.pack(">f", x), "big", signed=True) >> 16)  # of a number that bfloat16 holds
     if element == "f32":
         x = round_to_float32(x)
     return f"0x{int.from_bytes(struct.pack('>d', x), 'big'):016X}"

@@ -222,18 +222,27 @@ def convert_float(b: Builder, x: str, source: str, target: str, width: int) -> s
     """Between float types, rounded to nearest even."""
     if source == target:
         return x
-    if BITS[target] > BITS[source]:
-        return b.let(f"fpext {vector_type(source, width)} {x} to {vector_type(target, width)}")
-    if source == "f64" and BITS[target] == 16:  # as PyTorch does; LLVM would call a function that no library here has
-        return convert_float(b, convert_float(b, x, "f64", "f32", width), "f32", target, width)
-    if target == "bf16" and not b.machine.has_bf16_products:
-        return _round_to_bf16(b, convert_float(b, x, source, "f32", width), width)
-    return b.let(f"fptrunc {vector_type(source, width)} {x} to {vector_type(target, width)}")
+    if source == "bf16":
+        return convert_float(b, _from_bf16(b, x, width), "f32", target, width)
+    if target == "bf16":
+        return _to_bf16(b, convert_float(b, x, source, "f32", width), width)
+    cast = "fpext" if BITS[target] > BITS[source] else "fptrunc"
+    return b.let(f"{cast} {vector_type(source, width)} {x} to {vector_type(target, width)}")
 
 
-def _round_to_bf16(b: Builder, x: str, width: int) -> str:
-    """By integers, where the CPU has no instruction for it: add half a unit in the last place, cut; NaN keeps a bit."""
+def _from_bf16(b: Builder, x: str, width: int) -> str:
+    """The upper half of a float32."""
+    shorts, ints, floats = (vector_type(element, width) for element in ("i16", "i32", "f32"))
+    high = b.let(f"shl {ints} {b.let(f'zext {shorts} {x} to {ints}')}, {splat_literal(16, 'i32', width)}")
+    return b.let(f"bitcast {ints} {high} to {floats}")
+
+
+def _to_bf16(b: Builder, x: str, width: int) -> str:
     ints, shorts, floats = (vector_type(element, width) for element in ("i32", "i16", "f32"))
+    if b.machine.has_bf16_products:  # then it has the conversion too
+        native = floats.replace("float", "bfloat")
+        return b.let(f"bitcast {native} {b.let(f'fptrunc {floats} {x} to {native}')} to {shorts}")
+    # else by integers: add half a unit in the last place, cut; NaN keeps a bit
     number = lambda n: splat_literal(n, "i32", width)  # noqa: E731
     bits = b.let(f"bitcast {floats} {x} to {ints}")
     odd = b.let(f"and {ints} {b.let(f'lshr {ints} {bits}, {number(16)}')}, {number(1)}")
@@ -241,8 +250,7 @@ def _round_to_bf16(b: Builder, x: str, width: int) -> str:
     is_nan = b.let(f"fcmp uno {floats} {x}, {x}")
     quiet = b.let(f"or {ints} {bits}, {number(0x400000)}")
     chosen = b.let(f"select {vector_type('i1', width)} {is_nan}, {ints} {quiet}, {ints} {rounded}")
-    high = b.let(f"trunc {ints} {b.let(f'lshr {ints} {chosen}, {number(16)}')} to {shorts}")
-    return b.let(f"bitcast {shorts} {high} to {vector_type('bf16', width)}")
+    return b.let(f"trunc {ints} {b.let(f'lshr {ints} {chosen}, {number(16)}')} to {shorts}")
 
 
 def _convert(b: Builder, op: Op, x: list[str], width: int) -> str:
@@ -264,7 +272,10 @@ def _division(instruction: str) -> Instruction:
 
 def _compare_with(instruction: str) -> Instruction:
     def write(b: Builder, op: Op, x: list[str], width: int) -> str:
-        return b.let(f"{instruction} {op.attributes['words'][0]} {_operand_kind(op, width)} {x[0]}, {x[1]}")
+        element = op.operands[0].element
+        if element == "bf16":
+            x, element = [convert_float(b, y, "bf16", "f32", width) for y in x], "f32"
+        return b.let(f"{instruction} {op.attributes['words'][0]} {vector_type(element, width)} {x[0]}, {x[1]}")
 
     return write
 
@@ -393,7 +404,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
     "arith.mulf": _float("fmul"),
     "arith.divf": _float("fdiv"),
     "arith.remf": _float("frem"),
-    "arith.negf": _negate,
+    "arith.negf": _in_float32(_negate),
     "arith.maxnumf": _intrinsic("maxnum"),
     "arith.minnumf": _intrinsic("minnum"),
     "arith.maximumf": _intrinsic("maximum"),

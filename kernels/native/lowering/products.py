@@ -263,7 +263,8 @@ class _AlongK:
 
     def multiply_add(self, x: str, y: str, before: str) -> str:
         if self.pairs:
-            pairs = vector_type("bf16", self.width)
+            pairs = f"<{self.width} x bfloat>"
+            x, y = (self.b.let(f"bitcast {vector_type('bf16', self.width)} {operand} to {pairs}") for operand in (x, y))
             name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.lanes}"
             return self.b.call(self.kind, name, (self.kind, before), (pairs, x), (pairs, y))
         return multiply_add(self.kernel, x, y, before, self.element, self.lanes)
