@@ -77,9 +77,11 @@ def emit_atomic(k: "Kernel", op: Op) -> None:
         if op.kind == "tt.atomic_cas":
             return _compare_and_swap(k, op, address, at)
         value = op.operands[1]
-        kind = llvm_type(value.element)
+        kind, x = llvm_type(value.element), k.tiles.vector(value, at)
         name = _ATOMICS[op.attributes["words"][0]]
-        return k.b.let(f"atomicrmw {name} ptr {address}, {kind} {k.tiles.vector(value, at)} seq_cst")
+        if (name, value.element) == ("fadd", "bf16"):
+            return _add_bfloat16(k, address, x)
+        return k.b.let(f"atomicrmw {name} ptr {address}, {kind} {x} seq_cst")
 
     if result is None:
         k.tiles.stored[op.result] = Uniform(element(Index((), 1)))
@@ -91,6 +93,13 @@ def emit_atomic(k: "Kernel", op: Op) -> None:
 
     _each_element(k, shape, keep)
     k.tiles.stored[op.result] = Buffer(result)
+
+
+def _add_bfloat16(k: "Kernel", address: str, x: str) -> str:
+    if not k.b.machine.has_bf16_products:
+        raise NotImplementedError("tl.atomic_add of bfloat16, which this CPU does not compute with,")
+    before = k.b.let(f"atomicrmw fadd ptr {address}, bfloat {k.b.let(f'bitcast i16 {x} to bfloat')} seq_cst")
+    return k.b.let(f"bitcast bfloat {before} to i16")
 
 
 def _compare_and_swap(k: "Kernel", op: Op, pointer: str, at: Index) -> str:
