@@ -18,7 +18,7 @@ from ..ttir import Block, Function, Op, UnsupportedOpError, Value
 from . import control, products, statements
 from .analysis import Analysis, is_formula
 from .builder import Builder
-from .elements import in_memory, llvm_type, pointee
+from .elements import in_memory, llvm_type, pointee, size
 from .elementwise import INSTRUCTIONS
 from .failures import Failures, can_fail
 from .groups import Reduction, Root, Store, Write, emit_group, may_share_loop, operation
@@ -34,6 +34,9 @@ def lower(function: Function, aliases: dict[int, int], machine: Machine, *, chec
     return Kernel(function, aliases, machine, check_bounds).module()
 
 
+LARGEST_STACK = 4 * 2**20  # threads have 8 MiB, of which others may hold some
+
+
 class Kernel:
     """A kernel that is being written. `frames` are the regions around the point of writing."""
 
@@ -44,6 +47,7 @@ class Kernel:
         self.analysis = Analysis(function, aliases)
         self.kept = self.analysis.kept
         self.frames: list[control.Frame] = []
+        self.tile_bytes = 0
         self.failures = Failures(self)
         if check_bounds:
             self.tiles.narrow = self.failures.narrow
@@ -81,8 +85,14 @@ class Kernel:
         )
 
     def buffer(self, value: Value) -> str:
-        """Memory for a tile."""
-        return self.b.alloca(f"[{math.prod(value.shape)} x {llvm_type(in_memory(value.element))}]", "tile")
+        """Memory for a tile, on the stack of the thread that runs the program."""
+        element = in_memory(value.element)
+        self.tile_bytes += math.prod(value.shape) * size(element)
+        if self.tile_bytes > LARGEST_STACK:
+            raise NotImplementedError(
+                f"a program that keeps more than {LARGEST_STACK // 2**20} MiB of tiles, as this one,"
+            )
+        return self.b.alloca(f"[{math.prod(value.shape)} x {llvm_type(element)}]", "tile")
 
     def consumers(self, value: Value) -> set[Op]:
         return set(self.analysis.consumers(value))

@@ -958,3 +958,21 @@ def test_descriptors_and_block_pointers(kernel):
     x, out = torch.rand(20, 28), torch.zeros(20, 28)
     native.launch(kernel, (1,), x, out, 20, 28, B=16)
     assert torch.equal(out[:16], x[:16] * 2) and not out[16:].any()
+
+
+@triton.jit
+def large_tiles_kernel(p_x, p_y, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    b_square = tl.zeros([BLOCK], tl.float32)
+    for _ in range(3):
+        b_x = tl.load(p_x + offsets)
+        b_sum += b_x
+        b_square += b_x * b_x
+    tl.store(p_y + offsets, b_sum + b_square)
+
+
+def test_tiles_beyond_a_threads_stack_are_refused():
+    x = torch.ones(2**20)
+    with pytest.raises(native.UnsupportedOpError, match=r"large_tiles_kernel, .*more than 4 MiB of tiles"):
+        native.launch(large_tiles_kernel, (1,), x, torch.empty_like(x), BLOCK=2**20)
