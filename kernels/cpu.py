@@ -114,6 +114,8 @@ def implementation(
             known[key] = pytorch
             return pytorch(*arguments)
         try:
+            if writes and overlap(arguments):
+                return kernel(*arguments)
             result, call = remember(kernel, arguments)
         except NotImplementedError as error:
             _fall_back(op._schema.name, error)

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from .launch import Kernel, Launch
 from .lowering import can_fail, lower
 from .machine import Machine, host, why_none
 from .threads import threads_for
-from .ttir import Specialization, parse
+from .ttir import Specialization, UnsupportedOpError, parse
 
 _LETTERS = {"fp32": "f", "fp64": "d"}
 PRODUCTS_PER_BYTE = (
@@ -118,6 +119,15 @@ _lock = threading.RLock()
 _local = threading.local()
 
 
+def _after_fork() -> None:
+    """Another thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextmanager
 def recording() -> Iterator[list[tuple[Compiled, LaunchPlan]]]:
     """Inside, this thread's launches are listed as they are made."""
@@ -180,8 +190,15 @@ def _load_or_compile(
     if code is None or facts is None:
         text = specialization.ttir()
         function = parse(text)
-        ir = lower(function, classes, machine, check_bounds=check_bounds)
-        code = codegen.compile_module(ir, name, machine, key=key, ttir=text)
+        try:
+            ir = lower(function, classes, machine, check_bounds=check_bounds)
+            code = codegen.compile_module(ir, name, machine, key=key, ttir=text)
+        except (AssertionError, KeyError, RecursionError, RuntimeError) as error:
+            if isinstance(error, UnsupportedOpError):
+                raise
+            raise UnsupportedOpError(
+                f"{name} is not compiled for the CPU, by a fault of llama-fast: {error!r}"
+            ) from error
         has_products = any(op.kind == "tt.dot" for op in function.ops())
         facts = json.dumps(dict(has_products=has_products, can_fail=can_fail(function, check_bounds))).encode()
         cache.write(key + "\nfacts", facts)
@@ -206,5 +223,5 @@ def _classes(names: list[str], pairs: tuple[tuple[str, str], ...]) -> dict[int, 
 def _own_version() -> str:
     """Of the code that makes code: a change in it makes all objects on disk stale."""
     here = Path(__file__).parent
-    files = sorted([here / "ttir.py", *(here / "lowering").glob("*.py"), *(here / "math").glob("*.py")])
+    files = sorted(here.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -59,7 +59,7 @@ class Analysis:
             if (
                 is_formula(op)
                 and not is_pointer(op.result.element)
-                and math.prod(op.result.shape) > 1
+                and (op.kind == "tt.load" or math.prod(op.result.shape) > 1)
                 and self.must_keep(op)
             ):
                 self.kept.add(op.result)

@@ -104,8 +104,8 @@ def _in_order(k: "Kernel", writes: list[Write]) -> Iterator[list[Write]]:
             copies.append(Write(_buffered(k, write.value, temporary), write.buffer))
             continue
         waiting.remove(free[0])
-        if group and group[0].shape != free[0].shape:
-            yield group
+        if group and (group[0].shape != free[0].shape or any(reads[each].get(free[0].buffer) for each in group)):
+            yield group  # also where one of it reads, at other places, what is to be written next
             group = []
         group.append(free[0])
     if group:
@@ -277,6 +277,8 @@ def emit_condition(k: "Kernel", op: Op) -> None:
 
 def emit_branch(k: "Kernel", op: Op) -> None:
     """Between a kernel's own blocks: an early return."""
+    if len(op.operands) > (op.kind == "cf.cond_br"):
+        raise NotImplementedError("a branch that passes values on, as of nested returns,")
     if op.kind == "cf.cond_br":
         then, otherwise = op.attributes["labels"]
         k.b.branch_if(k.tiles.scalar(op.operands[0]), f"block.{then}", f"block.{otherwise}")

@@ -19,7 +19,6 @@ from .elements import (
     Operand,
     from_bits,
     is_float,
-    is_integer,
     is_pointer,
     literal,
     splat_literal,
@@ -67,7 +66,10 @@ _LARGE = 1 << 16  # what is multiplied by more than this is a hash, not an addre
 def _affine(b: Builder, op: Op, operands: list[Lane]) -> Lane | None:
     if not any(isinstance(operand, Affine) for operand in operands) or is_pointer(op.operands[0].element):
         return None
-    if op.kind in ("arith.extsi", "arith.extui", "arith.trunci", "tt.bitcast") and is_integer(op.result.element):
+    source, target = op.operands[0].element, op.result.element
+    if (op.kind, source) == ("arith.extsi", "i32") or (op.kind, target) == ("arith.trunci", "i32"):
+        return operands[0]
+    if op.kind == "tt.bitcast" and source == target:
         return operands[0]
     if op.kind not in ("arith.addi", "arith.subi", "arith.muli", "arith.cmpi"):
         return None
@@ -258,13 +260,18 @@ def _convert(b: Builder, op: Op, x: list[str], width: int) -> str:
 
 
 def _division(instruction: str) -> Instruction:
-    """A division by zero would end the process; here it divides by one, as lanes that a mask leaves out may ask for it."""
+    """Divisions that would end the process divide by one: by zero, which lanes that a mask leaves out may ask for, and of the
+    least number by -1, whose quotient it is itself."""
 
     def write(b: Builder, op: Op, x: list[str], width: int) -> str:
-        kind, element = _kind(op, width), op.result.element
-        zero, one = (splat_literal(n, element, width) for n in (0, 1))
-        is_zero = b.let(f"icmp eq {kind} {x[1]}, {zero}")
-        divisor = b.let(f"select {vector_type('i1', width)} {is_zero}, {kind} {one}, {kind} {x[1]}")
+        kind, flags, element = _kind(op, width), vector_type("i1", width), op.result.element
+        number = lambda n: splat_literal(n, element, width)  # noqa: E731
+        unsafe = b.let(f"icmp eq {kind} {x[1]}, {number(0)}")
+        if instruction.startswith("s"):
+            least = b.let(f"icmp eq {kind} {x[0]}, {number(-(1 << (BITS[element] - 1)))}")
+            overflows = b.let(f"and {flags} {least}, {b.let(f'icmp eq {kind} {x[1]}, {number(-1)}')}")
+            unsafe = b.let(f"or {flags} {unsafe}, {overflows}")
+        divisor = b.let(f"select {flags} {unsafe}, {kind} {number(1)}, {kind} {x[1]}")
         return b.let(f"{instruction} {kind} {x[0]}, {divisor}")
 
     return write
@@ -333,8 +340,8 @@ def _high_product(extend: str) -> Instruction:
 
 
 def _clamp(b: Builder, op: Op, x: list[str], width: int) -> str:
-    lower = INSTRUCTIONS["arith.maxnumf"](b, op, x[:2], width)
-    return INSTRUCTIONS["arith.minnumf"](b, op, [lower, x[2]], width)
+    lower, upper = ("maximum", "minimum") if op.attributes.get("propagateNan") == "all" else ("maxnum", "minnum")
+    return _intrinsic(upper)(b, op, [_intrinsic(lower)(b, op, x[:2], width), x[2]], width)
 
 
 def _bitcast(b: Builder, op: Op, x: list[str], width: int) -> str:

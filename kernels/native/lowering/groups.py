@@ -181,9 +181,10 @@ class _Loop:
             return {}
         bounds: dict[int, Operand] = {}
         for dimension in outer:
-            lanes = [self.tiles.lanes(mask, _first(self.shape, dimension, 1)) for mask in masks if mask is not None]
-            counts = [lane.count for lane in lanes if isinstance(lane, Prefix)]
-            if self.shape[dimension] > 1 and len(counts) == len(lanes):
+            counts = [
+                count for mask in masks if mask is not None and (count := self.tiles.bound(mask, dimension)) is not None
+            ]
+            if self.shape[dimension] > 1 and len(counts) == len(masks):
                 largest = counts[0]
                 for count in counts[1:]:
                     largest = self.b.max(largest, count)
@@ -324,7 +325,7 @@ class _Loop:
 # -- reductions
 
 IDENTITIES: dict[str, Operand] = {
-    "arith.addf": 0.0, "arith.addi": 0, "arith.maxnumf": -math.inf, "arith.maximumf": -math.inf, "arith.minnumf": math.inf,
+    "arith.addf": 0.0, "arith.addi": 0, "arith.maxnumf": math.nan, "arith.maximumf": -math.inf, "arith.minnumf": math.nan,
     "arith.minimumf": math.inf, "arith.ori": 0, "arith.xori": 0, "arith.mulf": 1.0, "arith.muli": 1,
 }  # fmt: skip
 REPEATED = {

@@ -23,7 +23,7 @@ from .builder import Builder
 from .elements import BITS, Operand, is_float, splat_literal, suffix, vector_type
 from .elementwise import constant, convert_float
 from .groups import Write, emit_group
-from .lanes import Affine, Lane, Prefix, Uniform, as_vector
+from .lanes import Affine, Lane, Uniform, as_vector
 from .tiles import Buffer, Index, Masks
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def _accumulates_in_place(k: "Kernel", op: Op) -> str | None:
     others = {other.pointer for other in frame.slots if other is not slot}
     if slot.initial is not None or reads.get(slot.pointer) or others & set(reads):
         return None
+    if any(slot.pointer in buffers_read(k, operand) for operand in op.operands[:2]):
+        return None  # the accumulator is written before the operands are read
     return slot.pointer if k.consumers(carried) <= {op} else None
 
 
@@ -111,36 +113,13 @@ def _emit_product(k: "Kernel", product: _Product) -> None:
 
 
 def _mask_is_its_bounds(k: "Kernel", value: Value) -> bool:
-    """Whether an operand's mask is nothing but a prefix in each dimension, so that within these bounds it is true."""
+    """Whether an operand is simply loaded, and within its bounds no mask is to be tested."""
     found = _loaded(k, value)
     if found is None or len(found[0].operands) < 2:
         return found is not None
-    load, _ = found
-    _, mask, *other = load.operands
-    if other and not _is_zero(other[0]):
-        return False
+    _, mask, *other = found[0].operands
     with k.b.trial():
-        return all(_is_prefix(k, part) for part in _conjuncts(k, mask))
-
-
-def _conjuncts(k: "Kernel", mask: Value) -> list[Value]:
-    """What a mask is the `and` of."""
-    op = mask.op
-    if mask not in k.tiles.stored and op is not None and not mask.is_argument:
-        if op.kind == "arith.andi":
-            return [part for operand in op.operands for part in _conjuncts(k, operand)]
-        if op.kind in ("tt.broadcast", "tt.expand_dims"):
-            return _conjuncts(k, op.operands[0])
-    return [mask]
-
-
-def _is_prefix(k: "Kernel", part: Value) -> bool:
-    long = [dimension for dimension, size in enumerate(part.shape) if size > 1]
-    if len(long) != 1:
-        return not long and part.shape == ()
-    coordinates: list[Lane] = [Uniform(0)] * len(part.shape)
-    coordinates[long[0]] = Affine(0, 1)
-    return isinstance(k.tiles.lanes(part, Index(tuple(coordinates), 1)), Prefix)
+        return (not other or _is_zero(other[0])) and k.tiles.is_its_bounds(mask)
 
 
 def _loaded(k: "Kernel", value: Value) -> tuple[Op, list[int]] | None:
@@ -166,10 +145,8 @@ def _prefix_bound(k: "Kernel", value: Value, dimension: int, size: int) -> Opera
     _, mask, *other = load.operands
     if other and not _is_zero(other[0]):
         return size
-    coordinates: list[Lane] = [Uniform(0)] * len(mask.shape)
-    coordinates[dimensions[dimension]] = Affine(0, 1)
-    lane = k.tiles.lanes(mask, Index(tuple(coordinates), 1))
-    return k.b.clamp(lane.count, 0, size) if isinstance(lane, Prefix) else size
+    bound = k.tiles.bound(mask, dimensions[dimension])
+    return size if bound is None else k.b.clamp(bound, 0, size)
 
 
 def _is_zero(value: Value) -> bool:
@@ -245,7 +222,9 @@ class _AlongK:
         b, product = self.b, self.product
         with b.scope():
             along = Affine(i, 1) if self.width > 1 else Uniform(i)
-            left_masks, right_masks = (Masks.TRUE if exact and masks is Masks.INSIDE else masks for exact in self.exact)
+            left_masks, right_masks = (
+                Masks.TRUE if exact and masks is Masks.INSIDE else Masks.TEST for exact in self.exact
+            )
             lefts = [Index((*product.lead, row, along), self.width, left_masks) for row in rows]
             rights = [Index((*product.lead, along, column), self.width, right_masks) for column in columns]
             if masks is Masks.INSIDE:

@@ -134,7 +134,7 @@ def emit_histogram(k: "Kernel", op: Op) -> None:
 
     def count(at: Index) -> None:
         bin_ = (
-            k.b.let(f"sext {source.element} {k.tiles.vector(source, at)} to i64")
+            k.b.let(f"zext {source.element} {k.tiles.vector(source, at)} to i64")
             if source.element != "i64"
             else k.tiles.vector(source, at)
         )
@@ -163,8 +163,9 @@ def emit_cat(k: "Kernel", op: Op) -> None:
 def emit_print(k: "Kernel", op: Op) -> None:
     """Lines as Triton prints them, one for each element: program, index, prefix, and which of several operands."""
     program = [("i32", f"%i{axis}") for axis in range(3)]
+    prefix = op.attributes["prefix"].replace("%", "%%")
     if not op.operands:
-        _print(k, f"pid (%d, %d, %d){op.attributes['prefix']}\n", program)
+        _print(k, f"pid (%d, %d, %d){prefix}\n", program)
     for number, operand in enumerate(op.operands):
         which = f"(operand {number}) " if len(op.operands) > 1 else ""
         is_signed = op.attributes.get("isSigned", (1,) * len(op.operands))[number]
@@ -177,7 +178,7 @@ def emit_print(k: "Kernel", op: Op) -> None:
                 x = k.b.let(f"{cast.split()[0]} {llvm_type(operand.element)} {x} to {kind}")
             places = [("i64", c.x) for c in at.coordinates if isinstance(c, Uniform)]
             index = ", ".join(f"%{len(str(size - 1))}ld" for size in operand.shape)
-            text = f"pid (%d, %d, %d) idx ({index}){op.attributes['prefix']}{which}{form}\n"
+            text = f"pid (%d, %d, %d) idx ({index}){prefix}{which}{form}\n"
             _print(k, text, [*program, *places, (kind, x)])
 
         _each_element(k, operand.shape, line)

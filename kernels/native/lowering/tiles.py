@@ -168,18 +168,62 @@ class Tiles:
     def prefix_bounds(self, value: Value, at: Index) -> list[Operand]:
         """The counts of all prefix masks below `value`, in lanes of `at`: below the least of them no mask is to be tested.
 
-        `at` starts at lane coordinate 0. Only masks are computed, which are integers: no load is executed for it.
+        `at` starts at lane coordinate 0. Only masks are computed, which are integers: no load is executed for it. Behind a
+        reshape lanes run through rows, each with bounds of its own: masks there are always tested.
         """
         bounds: list[Operand] = []
-        for op, where, lanes in self.reads(value, at):
+        for op, where, lanes in self.reads(value, at, through_reshapes=False):
             mask = op.operands[1 if op.kind == "tt.load" else 0] if len(op.operands) > 1 else None
             lane = None if mask is None or mask.shape == () else self.lanes(mask, where)
             if isinstance(lane, Prefix):
                 bounds.append(self.b.mul(lane.count, lanes))
         return bounds
 
+    def bound(self, mask: Value, dimension: int) -> Operand | None:
+        """Indices of a dimension from which on the mask is false wherever else it is asked; None if it has no such bound."""
+        counts = [
+            part.count for varying, part in self.conjuncts(mask) if varying == {dimension} and isinstance(part, Prefix)
+        ]
+        if not counts:
+            return None
+        least = counts[0]
+        for count in counts[1:]:
+            least = self.b.min(least, count)
+        return least
+
+    def is_its_bounds(self, mask: Value) -> bool:
+        """Whether a mask is nothing but its bounds: true wherever all indices lie below them."""
+        return all(len(varying) == 1 and isinstance(part, Prefix) for varying, part in self.conjuncts(mask))
+
+    def conjuncts(self, mask: Value) -> list[tuple[set[int], Lane]]:
+        """What a mask is the `and` of: the dimensions that each part varies in, and its lanes along the first of them."""
+        found: list[tuple[set[int], Lane]] = []
+
+        def visit(value: Value, dimensions: tuple[int, ...]) -> None:
+            op = value.op
+            if value not in self.stored and op is not None and not value.is_argument:
+                if op.kind == "arith.andi":
+                    for operand in op.operands:
+                        visit(operand, dimensions)
+                    return
+                if op.kind == "tt.broadcast":
+                    return visit(op.operands[0], dimensions)
+                if op.kind == "tt.expand_dims":
+                    axis = op.attributes["axis"]
+                    return visit(op.operands[0], dimensions[:axis] + dimensions[axis + 1 :])
+            varying = [place for place, size in enumerate(value.shape) if size > 1]
+            coordinates: list[Lane] = [Uniform(0)] * len(value.shape)
+            if varying:
+                coordinates[varying[0]] = Affine(0, 1)
+            lane = self.lanes(value, Index(tuple(coordinates), 1))
+            found.append(({dimensions[place] for place in varying}, lane))
+            return None
+
+        visit(mask, tuple(range(len(mask.shape))))
+        return found
+
     def reads(
-        self, value: Value, at: Index, seen: set[tuple[Value, Index]] | None = None
+        self, value: Value, at: Index, seen: set[tuple[Value, Index]] | None = None, *, through_reshapes: bool = True
     ) -> Iterator[tuple[Op, Index, int]]:
         """The loads and selects that `value` is made of: each with its index, and the lanes of `at` that one of its own is."""
         seen = set() if seen is None else seen
@@ -194,12 +238,14 @@ class Tiles:
             half = interleaved_index(self.b, at)
             lanes = at.width // half.width
             operands = [(operand, half) for operand in joined(op).operands]
+        elif op.kind == "tt.reshape" and not through_reshapes and op.operands[0].shape != op.result.shape:
+            return
         elif op.kind in VIEWS:
             operands = [(operand, at.moved(source)) for operand, source in self.sources(op, value, at)]
         else:
             operands = [(operand, at) for operand in op.operands]
         for operand, where in operands:
-            for read, place, inner in self.reads(operand, where, seen):
+            for read, place, inner in self.reads(operand, where, seen, through_reshapes=through_reshapes):
                 yield read, place, lanes * inner
 
     # -- views
@@ -321,6 +367,8 @@ def interleaved_index(b: Builder, at: Index) -> Index:
 
 def _view(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
     (operand, source), *_ = tiles.sources(op, value, at)
+    if op.kind == "tt.reshape" and operand.shape != value.shape:
+        at = replace(at, masks=Masks.TEST)
     return tiles.lanes(operand, at.moved(source))
 
 

@@ -1,0 +1,211 @@
+"""Masks that are no plain prefixes, order of reads and writes, and integers at their limits: where a compiler is wrong in silence."""
+
+import pytest
+import torch
+
+from llama_fast import native
+from llama_fast.kernels.native.machine import host
+from llama_fast.kernels.triton_compat import HAS_TRITON, tl, triton
+from tests.parity import not_interpreted
+
+pytestmark = [not_interpreted, pytest.mark.skipif(not HAS_TRITON or host() is None, reason="no native kernels here")]
+
+B = 16
+ROWS, COLUMNS = torch.arange(B)[:, None], torch.arange(B)[None, :]
+
+
+def launch(kernel, *arguments, **constants):
+    native.launch(kernel, (1,), *arguments, **constants)
+
+
+@triton.jit
+def store_where_kernel(p_out, M, MODE: tl.constexpr, BLOCK: tl.constexpr):
+    o_r, o_c = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
+    if MODE == 0:
+        mask = o_r <= o_c
+    elif MODE == 1:
+        mask = (o_r < M) & (o_c >= 1)
+    else:
+        mask = (o_r >= 1) & (o_c < M)
+    tl.store(p_out + o_r * BLOCK + o_c, 1.0, mask=mask)
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_rows_are_stored_wherever_a_mask_is_true(mode):
+    """A mask that is false in the first column or row may be true in the next."""
+    out = torch.zeros(B, B)
+    launch(store_where_kernel, out, 10, MODE=mode, BLOCK=B)
+    expected = (ROWS <= COLUMNS, (ROWS < 10) & (COLUMNS >= 1), (ROWS >= 1) & (COLUMNS < 10))[mode]
+    assert torch.equal(out, expected.float())
+
+
+@triton.jit
+def sum_of_all_kernel(p_x, p_out, N, BLOCK: tl.constexpr):
+    o_r, o_c = tl.arange(0, 4)[:, None], tl.arange(0, BLOCK)[None, :]
+    tl.store(p_out, tl.sum(tl.load(p_x + o_r * BLOCK + o_c, mask=o_c < N, other=0.0)))
+
+
+def test_a_sum_over_all_dimensions_sees_every_masked_row():
+    out = torch.zeros(1)
+    launch(sum_of_all_kernel, torch.ones(4, B), out, 10, BLOCK=B)
+    assert out.item() == 40
+
+
+@triton.jit
+def masked_product_kernel(p_a, p_b, p_lens, p_out, K, MODE: tl.constexpr, BLOCK: tl.constexpr):
+    o_r, o_c = tl.arange(0, BLOCK), tl.arange(0, BLOCK)
+    if MODE == 0:
+        mask = (o_r[:, None] >= 1) & (o_c[None, :] < K)
+    elif MODE == 1:
+        mask = o_r[:, None] >= o_c[None, :]
+    else:
+        mask = o_c[None, :] < tl.load(p_lens + o_r)[:, None]
+    at = o_r[:, None] * BLOCK + o_c[None, :]
+    b_a = tl.load(p_a + at, mask=mask, other=0.0)
+    tl.store(p_out + at, tl.dot(b_a, tl.load(p_b + at), input_precision="ieee"))
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_products_of_operands_whose_masks_couple_rows_and_columns(mode):
+    a, b, out = torch.randn(3, B, B)
+    lens = torch.arange(B, dtype=torch.int32)
+    launch(masked_product_kernel, a, b, lens, out, 12, MODE=mode, BLOCK=B)
+    mask = ((ROWS >= 1) & (COLUMNS < 12), ROWS >= COLUMNS, lens[:, None] > COLUMNS)[mode]
+    torch.testing.assert_close(out, (a * mask) @ b)
+
+
+@triton.jit
+def power_kernel(p_a, p_out, n, ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    at = o_r[:, None] * BLOCK + o_r[None, :]
+    b_w = tl.load(p_a + at)
+    b_x = b_w
+    for _ in range(n):
+        b_x = tl.dot(b_x, b_w, b_x if ACCUMULATE else None, input_precision="ieee")
+    tl.store(p_out + at, b_x)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_product_that_is_its_own_operand(accumulate):
+    a = torch.randn(B, B) / 4
+    out = torch.empty_like(a)
+    launch(power_kernel, a, out, 2, ACCUMULATE=accumulate, BLOCK=B)
+    expected = a
+    for _ in range(2):
+        expected = expected @ a + (expected if accumulate else 0)
+    torch.testing.assert_close(out, expected)
+
+
+@triton.jit
+def transpose_and_add_kernel(p_a, p_x, p_y, n, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    at = o_r[:, None] * BLOCK + o_r[None, :]
+    b_y = tl.load(p_a + at)
+    b_x = b_y
+    for _ in range(n):
+        b_x = tl.trans(b_y)
+        b_y = b_y + 1
+    tl.store(p_x + at, b_x)
+    tl.store(p_y + at, b_y)
+
+
+def test_a_carried_tile_is_read_before_it_is_written():
+    a, x, y = torch.randn(3, B, B)
+    launch(transpose_and_add_kernel, a, x, y, 3, BLOCK=B)
+    torch.testing.assert_close(x, (a + 2).T)
+    torch.testing.assert_close(y, a + 3)
+
+
+@triton.jit
+def clear_kernel(p_x, p_out, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    b_x = tl.load(p_x + o_r)
+    tl.debug_barrier()
+    tl.store(p_x + o_r, b_x * 0)
+    tl.debug_barrier()
+    tl.store(p_out + o_r, b_x)
+
+
+@pytest.mark.parametrize("block", [1, 2, 32])
+def test_what_was_loaded_outlives_a_store_to_its_place(block):
+    x, out = torch.ones(block), torch.zeros(block)
+    launch(clear_kernel, x, out, BLOCK=block)
+    assert torch.equal(x, torch.zeros(block)) and torch.equal(out, torch.ones(block))
+
+
+@triton.jit
+def casts_kernel(p_signed, p_unsigned, p_negative, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    tl.store(p_signed + o_r, o_r.to(tl.int8).to(tl.int32))
+    tl.store(p_unsigned + o_r, (o_r - 8).to(tl.uint32).to(tl.int64))
+    tl.store(p_negative + o_r, (o_r.to(tl.int8) < 0).to(tl.int32))
+
+
+def test_integers_wrap_around_in_casts():
+    numbers = torch.arange(256)
+    signed, unsigned, negative = torch.zeros(3, 256, dtype=torch.int64)
+    signed, negative = signed.int(), negative.int()
+    launch(casts_kernel, signed, unsigned, negative, BLOCK=256)
+    assert torch.equal(signed, numbers.to(torch.int8).int())
+    assert torch.equal(unsigned, (numbers - 8) % 2**32)
+    assert torch.equal(negative, (numbers.to(torch.int8) < 0).int())
+
+
+@triton.jit
+def divide_kernel(p_x, p_y, p_quotient, p_remainder, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    b_x, b_y = tl.load(p_x + o_r), tl.load(p_y + o_r)
+    tl.store(p_quotient + o_r, b_x // b_y)
+    tl.store(p_remainder + o_r, b_x % b_y)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_the_least_integer_divided_by_minus_one_ends_no_process(dtype):
+    least = torch.iinfo(dtype).min
+    x, y = torch.full((B,), least, dtype=dtype), torch.full((B,), -1, dtype=dtype)
+    quotient, remainder = torch.ones_like(x), torch.ones_like(x)
+    launch(divide_kernel, x, y, quotient, remainder, BLOCK=B)
+    assert quotient.unique().tolist() == [least] and remainder.unique().tolist() == [0]
+
+
+@triton.jit
+def nan_kernel(p_x, p_extremes, p_clamped, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    b_x = tl.load(p_x + o_r)
+    tl.store(p_extremes, tl.max(b_x, 0))
+    tl.store(p_extremes + 1, tl.min(b_x, 0))
+    tl.store(p_clamped + o_r, tl.clamp(b_x, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+def test_nan_alone_stays():
+    extremes, clamped = torch.zeros(2), torch.zeros(B)
+    launch(nan_kernel, torch.full((B,), torch.nan), extremes, clamped, BLOCK=B)
+    assert extremes.isnan().all() and clamped.isnan().all()
+
+
+@triton.jit
+def histogram_kernel(p_x, p_out, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    tl.store(p_out + o_r, tl.histogram(tl.load(p_x + o_r), BLOCK))
+
+
+def test_a_histogram_of_bytes():
+    out = torch.zeros(256, dtype=torch.int32)
+    launch(histogram_kernel, torch.arange(256).to(torch.uint8), out, BLOCK=256)
+    assert out.tolist() == [1] * 256
+
+
+@triton.jit
+def nested_return_kernel(p_out, a, b):
+    if a > 0:
+        if b > 0:
+            return
+        x = a + 5
+    else:
+        x = b + 7
+    tl.store(p_out, x)
+
+
+def test_nested_returns_are_refused_by_name():
+    with pytest.raises(native.UnsupportedOpError, match=r"nested_return_kernel, .*nested returns"):
+        launch(nested_return_kernel, torch.zeros(1, dtype=torch.int32), 3, -2)
