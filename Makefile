@@ -31,13 +31,13 @@ demo: $(INSTALLED) $(if $(filter smollm2,$(MODEL)),$(SMOLLM2))  ## swap fused la
 test: $(INSTALLED)  ## all as this machine runs it, then the parity of kernels natively, on PyTorch's ops and in the interpreter
 	@echo "== tests 1/4: engine, fuse, packaging, native kernels' compiler, binaries for GPUs that are not here"
 	@$(PYTEST) --ignore-glob 'tests/kernels/test_[!b]*'
-	@echo "== tests 2/4: Triton kernels natively on this CPU, each third case, and some for AVX2"
-	@LLAMA_FAST_CPU=native $(PYTEST) --every 3 $(PARITY_TESTS)
-	@test $$(uname -m) != x86_64 || LLAMA_FAST_CPU=native LLAMA_FAST_CPU_TARGET=avx2 $(PYTEST) --every 40 $(PARITY_TESTS)
-	@echo "== tests 3/4: the same on PyTorch's ops, each other case"
-	@LLAMA_FAST_CPU=pytorch $(PYTEST) --every 2 $(PARITY_TESTS)
-	@echo "== tests 4/4: Triton kernels in the interpreter, each tenth case"
-	@TRITON_INTERPRET=1 $(PYTEST) --every 10 $(INTERPRETED_TESTS)
+	@echo "== tests 2/4: Triton kernels natively on this CPU, each fourth case, and some for AVX2"
+	@LLAMA_FAST_CPU=native $(PYTEST) --every 4 $(PARITY_TESTS)
+	@test $$(uname -m) != x86_64 || LLAMA_FAST_CPU=native LLAMA_FAST_CPU_TARGET=avx2 $(PYTEST) --every 60 $(PARITY_TESTS)
+	@echo "== tests 3/4: the same on PyTorch's ops, each fourth case"
+	@LLAMA_FAST_CPU=pytorch $(PYTEST) --every 4 $(PARITY_TESTS)
+	@echo "== tests 4/4: Triton kernels in the interpreter, each twentieth case"
+	@TRITON_INTERPRET=1 $(PYTEST) --every 20 $(INTERPRETED_TESTS)
 
 nightly: $(INSTALLED) $(SMOLLM2)  ## all that is too slow for every change, and the newest releases of our neighbours
 	@$(PYTEST) --nightly
