@@ -59,7 +59,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         test = item.nodeid.partition("[")[0]
         (left_out if cases[test] % config.getoption("--every") else kept).append(item)
         cases[test] += 1
-    items[:] = kept
+    # those that take a minute each come first, or one worker does them alone at the end
+    items[:] = sorted(
+        kept, key=lambda item: not (item.get_closest_marker("real") or item.path.name == "test_distribution.py")
+    )
     config.hook.pytest_deselected(items=left_out)
 
 
