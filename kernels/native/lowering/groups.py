@@ -48,7 +48,9 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class _OfOp:
+    """A root that is an op: its loop runs over its first operand's shape."""
+
     op: Op
 
     @property
@@ -59,23 +61,14 @@ class Store:
     def values(self) -> list[Value]:
         return self.op.operands
 
+
+class Store(_OfOp):
     @property
     def mask(self) -> Value | None:
         return self.op.operands[2] if len(self.op.operands) > 2 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Reduction:
-    op: Op
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.op.operands[0].shape
-
-    @property
-    def values(self) -> list[Value]:
-        return self.op.operands
-
+class Reduction(_OfOp):
     @property
     def axis(self) -> int:
         return int(self.op.attributes["axis"])
