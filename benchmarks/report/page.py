@@ -88,7 +88,7 @@ def _on_cpus(devices: Sequence[Device]) -> str:
     if not devices:
         return ""
     return (
-        f" On CPUs ({', '.join(cell(device.name) for device in devices)}) no Triton kernel runs: the ops are PyTorch's own there, arranged by "
+        f" On CPUs ({', '.join(cell(device.name) for device in devices)}) no Triton kernel ran: the ops were PyTorch's own when this was measured, arranged by "
         "llama-fast. Figures from CPUs show that the suite works, and what the engine and its layers do; they say nothing about the kernels."
     )
 
