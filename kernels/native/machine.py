@@ -3,14 +3,16 @@
     host()             Machine(name="avx512", cpu="znver4", features="+avx512f,...", vector_bytes=64, ...)
     host() is None     no native kernels here, and why_none() says why
 
-Three instruction sets are known: AVX-512, AVX2 with FMA and F16C (x86-64-v3), and NEON. `LLAMA_FAST_CPU_TARGET=avx2`
-takes one by name that is not the best of the host; `AVX512`, `AVX2` and `NEON` are the plainest CPUs of each, for tests.
+Four instruction sets are known: AVX-512 with AMX, AVX-512, AVX2 with FMA and F16C (x86-64-v3), and NEON.
+`LLAMA_FAST_CPU_TARGET=avx2` takes one by name that is not the best of the host; `AMX`, `AVX512`, `AVX2` and `NEON` are the
+plainest CPUs of each, for tests.
 """
 
+import ctypes
 import functools
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .llvmlite_compat import LLVMLITE_VERSION, llvm
 
@@ -19,9 +21,9 @@ from .llvmlite_compat import LLVMLITE_VERSION, llvm
 class Machine:
     """A CPU for which LLVM makes code.
 
-    `name` is avx512, avx2 or neon; `triple`, `cpu` and `features` are LLVM's; `vector_bytes` is the width of a vector
+    `name` is amx, avx512, avx2 or neon; `triple`, `cpu` and `features` are LLVM's; `vector_bytes` is the width of a vector
     register and `vector_registers` their number. `has_bf16_products` says whether it has `vdpbf16ps`, which adds products
-    of pairs of bfloat16 to float32.
+    of pairs of bfloat16 to float32, `has_bf16_tiles` whether AMX is there, which adds 16 x 16 x 32 of them.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Machine:
     vector_bytes: int
     vector_registers: int
     has_bf16_products: bool = False
+    has_bf16_tiles: bool = False
 
     @property
     def is_x86(self) -> bool:
@@ -51,20 +54,23 @@ class Machine:
 _X86, _ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 AVX512 = Machine("avx512", _X86, "x86-64-v4", "", vector_bytes=64, vector_registers=32)
 AVX512_BF16 = Machine("avx512", _X86, "x86-64-v4", "+avx512bf16", 64, 32, has_bf16_products=True)
+AMX = Machine("amx", _X86, "x86-64-v4", "+avx512bf16,+amx-tile,+amx-bf16", 64, 32, True, has_bf16_tiles=True)
 AVX2 = Machine("avx2", _X86, "x86-64-v3", "", vector_bytes=32, vector_registers=16)
 NEON = Machine("neon", _ARM, "generic", "+neon", vector_bytes=16, vector_registers=32)
 
 # What LLVM may use of x86-64-v3, and of x86-64-v4 beyond it.
 _AVX2_FEATURES = {"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"}
 _AVX512_FEATURES = _AVX2_FEATURES | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_AMX_FEATURES = {"amx-tile", "amx-bf16", "avx512bf16"}
 _OLDEST_LLVM = 20  # llvmlite 0.45: the first whose bfloat16 products take vectors of bfloat
 _VARIABLE = "LLAMA_FAST_CPU_TARGET"
+NAMES = ("amx", "avx512", "avx2", "neon")
 
 
 def host() -> Machine | None:
     """This computer's CPU, or None where there are no native kernels (`why_none()`).
 
-    `LLAMA_FAST_CPU_TARGET` (avx512, avx2 or neon) asks for an instruction set by name; a `ValueError` says that there is
+    `LLAMA_FAST_CPU_TARGET` (amx, avx512, avx2 or neon) asks for an instruction set by name; a `ValueError` says that there is
     none of that name, or that this CPU has not got it.
     """
     best = _best()
@@ -88,7 +94,15 @@ def _best() -> Machine | str:
         return f"native kernels need llvmlite 0.45 or newer, and this is {LLVMLITE_VERSION}"
     triple, cpu, features = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features()
     has = {feature for feature, there in features.items() if there}
+    if "amx-tile" in has and not _may_use_tiles():
+        has -= _AMX_FEATURES - {"avx512bf16"}
     return _classify(triple, cpu, features.flatten(), has)
+
+
+def _may_use_tiles() -> bool:
+    """Asks Linux for AMX, whose registers a process may use only then: 8 KB more of state for each of its threads."""
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None, use_errno=True).syscall(arch_prctl, request, tile_data) == 0
 
 
 def _classify(triple: str, cpu: str, features: str, has: set[str]) -> Machine | str:
@@ -99,7 +113,8 @@ def _classify(triple: str, cpu: str, features: str, has: set[str]) -> Machine | 
     if arch != "x86_64":
         return f"native kernels are made for x86_64 and aarch64, and this is {arch}"
     if has >= _AVX512_FEATURES:
-        return Machine("avx512", triple, cpu, features, 64, 32, has_bf16_products="avx512bf16" in has)
+        machine = Machine("avx512", triple, cpu, features, 64, 32, has_bf16_products="avx512bf16" in has)
+        return replace(machine, name="amx", has_bf16_tiles=True) if has >= _AMX_FEATURES else machine
     if has >= _AVX2_FEATURES:
         return Machine("avx2", triple, cpu, features, vector_bytes=32, vector_registers=16)
     return (
@@ -111,8 +126,10 @@ def _asked_for(best: Machine, name: str) -> Machine:
     """The machine that `LLAMA_FAST_CPU_TARGET` names; a CPU with AVX-512 has AVX2 too."""
     if name in ("", best.name):
         return best
-    if (name, best.name) == ("avx2", "avx512"):
+    if name == "avx2" and best.name in ("avx512", "amx"):
         return AVX2
-    if name not in ("avx512", "avx2", "neon"):
-        raise ValueError(f"{_VARIABLE} must be avx512, avx2 or neon, got {name!r}")
+    if name == "avx512" and best.name == "amx":
+        return replace(best, name=name, has_bf16_tiles=False)
+    if name not in NAMES:
+        raise ValueError(f"{_VARIABLE} must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, got {name!r}")
     raise ValueError(f"{_VARIABLE}={name}, but this CPU ({best.cpu}) has {best.name} and not {name}")

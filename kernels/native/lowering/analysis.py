@@ -4,6 +4,7 @@ A tile is kept where computing it at its consumer would be wrong or slow:
 
 - it was loaded before a store that may write the same memory, and is consumed after it (in-place kernels);
 - it is an operand of a product or of a gather, and is not simply loaded: each element would be computed many times;
+- it is loaded before a loop whose products pack it (`products/`), and would be packed anew each time;
 - it holds an exp or a division and more than one loop consumes it, or one that runs more often than it;
 - its formula has grown large and more than one loop consumes it (a sorting network doubles it at every step), or deep.
 
@@ -15,9 +16,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from ..machine import Machine
 from ..ttir import Function, Op, Value
 from .elements import is_pointer
 from .elementwise import INSTRUCTIONS
+from .products.operands import is_packed
 from .tiles import FORMULAS, MOVES
 
 EXPENSIVE = {
@@ -37,7 +40,8 @@ def is_formula(op: Op) -> bool:
 class Analysis:
     """`kept`: the tiles to keep. `aliases` maps a pointer argument's number to the class of those that share memory with it."""
 
-    def __init__(self, function: Function, aliases: dict[int, int]) -> None:
+    def __init__(self, function: Function, aliases: dict[int, int], machine: Machine) -> None:
+        self.machine = machine
         self.classes = {
             argument: aliases.get(number, number)
             for number, argument in enumerate(function.arguments)
@@ -74,14 +78,22 @@ class Analysis:
                     ):
                         source = source.op.operands[0]
                     made = source.op
-                    if (
-                        made is None
-                        or source.is_argument
-                        or not is_formula(made)
-                        or (made.kind == "tt.load" and op.kind == "tt.dot")
-                    ):
+                    if made is None or source.is_argument or not is_formula(made):
+                        continue
+                    if made.kind == "tt.load" and op.kind == "tt.dot" and not self.is_packed_in_loop(operand, op):
                         continue
                     yield source
+
+    def is_packed_in_loop(self, operand: Value, product: Op) -> bool:
+        """Whether a loaded operand lies as a product in a later loop packs it: the left one, row by row."""
+        made = operand.op
+        assert made is not None
+        return (
+            operand is product.operands[0]
+            and made.kind == "tt.load"
+            and made.ancestors != product.ancestors
+            and is_packed(product, self.machine)
+        )
 
     def must_keep(self, op: Op) -> bool:
         if op.kind == "tt.load":

@@ -44,10 +44,11 @@ class Kernel:
         self.function, self.check_bounds = function, check_bounds
         self.b = Builder(machine)
         self.tiles = Tiles(self.b)
-        self.analysis = Analysis(function, aliases)
+        self.analysis = Analysis(function, aliases, machine)
         self.kept = self.analysis.kept
         self.frames: list[control.Frame] = []
         self.tile_bytes = 0
+        self.panels: dict[tuple[str, int], str] = {}
         self.failures = Failures(self)
         if check_bounds:
             self.tiles.narrow = self.failures.narrow
@@ -93,6 +94,12 @@ class Kernel:
                 f"a program that keeps more than {LARGEST_STACK // 2**20} MiB of tiles, as this one,"
             )
         return self.b.alloca(f"[{math.prod(value.shape)} x {llvm_type(element)}]", "tile")
+
+    def panel(self, role: str, words: int) -> str:
+        """Memory into which one product after the other packs its left or right operand."""
+        if (role, words) not in self.panels:
+            self.panels[role, words] = self.buffer(Value(role, (words,), "i32"))
+        return self.panels[role, words]
 
     def consumers(self, value: Value) -> set[Op]:
         return set(self.analysis.consumers(value))

@@ -1,0 +1,167 @@
+"""Products of larger tiles: the right operand is packed first, into words of 32 bits that lie as they are multiplied.
+
+    float32     word (k, n)  is  b[k, n]
+    bfloat16    word (k, n)  is  b[2 k, n] and b[2 k + 1, n], which `vdpbf16ps` multiplies and adds, where the CPU has it
+
+Where b lies along N the words of a row are loaded side by side; where it lies along K (the keys of an attention) a square
+of them is loaded along K and transposed in registers, log2(16) = 4 rounds of interleaving for 16 x 16. Each word is then used for
+every row of a. Row by row a lies in memory too, where it was computed or loaded before the loop around the product.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ...ttir import Value
+from ..builder import Builder
+from ..elements import Operand, splat_literal, vector_type
+from ..elementwise import convert_float
+from ..lanes import Affine, Lane, Uniform
+from ..tiles import Buffer, Coordinates, Index
+from .arithmetic import add_pairs
+from .columns import AlongN
+from .operands import Product, is_contiguous, is_zero, takes_pairs
+
+if TYPE_CHECKING:
+    from ..kernel import Kernel
+
+
+class Panels:
+    """The operands in memory: `left` row by row, `right` in words of `along` elements along K, row by row of words."""
+
+    def __init__(self, k: "Kernel", product: Product) -> None:
+        self.kernel, self.b, self.product = k, k.b, product
+        op = product.result.op
+        assert op is not None
+        self.along = 2 if takes_pairs(op, k.b.machine) else 1
+        self.element = "bf16" if self.along == 2 else "f32"
+
+    def left(self) -> str:
+        k, b, product = self.kernel, self.b, self.product
+        stored = k.tiles.stored.get(product.a)
+        if isinstance(stored, Buffer) and product.a.element == self.element:
+            return stored.pointer
+        words = product.k // self.along
+        panel = k.panel("left", product.m * words)
+        width = min(b.lanes, words)
+
+        def copy(row: Operand, i: Operand) -> None:
+            with b.scope():
+                x = self.words_along_k(product.a, lambda along: (Uniform(row), along), i, width)
+                self.store(panel, b.add(b.mul(row, words), i), x, width)
+
+        b.loop(0, product.m, 1, lambda m: b.loop(0, words, width, lambda i: copy(m, i)))
+        return panel
+
+    def right(self) -> str:
+        b, product = self.b, self.product
+        words = product.k // self.along
+        panel = self.kernel.panel("right", words * product.n)
+        if is_contiguous(self.kernel, product.b, (), 0):
+            width = min(b.lanes, words)
+            b.loop(0, product.n, b.lanes, lambda n: b.loop(0, words, width, lambda i: self.transpose(panel, n, i, width)))
+        else:
+            b.loop(0, words, 1, lambda i: b.loop(0, product.n, b.lanes, lambda n: self.interleave(panel, n, i)))
+        return panel
+
+    def transpose(self, panel: str, n: Operand, i: Operand, width: int) -> None:
+        """`width` words along K of a vector's worth of columns, as that many rows of words."""
+        b, product = self.b, self.product
+        with b.scope():
+            columns = [
+                self.words_along_k(product.b, lambda along, j=j: (along, Uniform(b.add(n, j))), i, width)
+                for j in range(b.lanes)
+            ]
+            for number, row in enumerate(transposed(b, columns, self.word, width)):
+                start = number * width  # of the words that are transposed
+                place = b.add(b.mul(b.add(i, start // b.lanes), product.n), n)
+                self.store(panel, b.add(place, start % b.lanes), row, width)
+
+    def interleave(self, panel: str, n: Operand, i: Operand) -> None:
+        """A vector of words from as many rows of b as a word holds."""
+        b, lanes = self.b, self.b.lanes
+        with b.scope():
+            rows = [
+                self.converted(self.product.b, Index((Uniform(b.add(b.mul(i, self.along), part)), Affine(n, 1)), lanes))
+                for part in range(self.along)
+            ]
+            words = rows[0]
+            if self.along == 2:
+                shorts, ints, sixteen = vector_type("bf16", lanes), vector_type("i32", lanes), splat_literal(16, "i32", lanes)
+                low, high = (b.let(f"zext {shorts} {row} to {ints}") for row in rows)
+                words = b.let(f"or {ints} {low}, {b.let(f'shl {ints} {high}, {sixteen}')}")
+            self.store(panel, b.add(b.mul(i, self.product.n), n), words, lanes)
+
+    def words_along_k(self, value: Value, coordinates: Callable[[Lane], Coordinates], i: Operand, width: int) -> str:
+        lanes = width * self.along
+        x = self.converted(value, Index(coordinates(Affine(self.b.mul(i, self.along), 1)), lanes))
+        return x if self.along == 1 else self.cast(x, "bf16", lanes, "i32", width)
+
+    # -- elements and words
+
+    @property
+    def word(self) -> str:
+        return "i32" if self.along == 2 else "f32"
+
+    def converted(self, value: Value, at: Index) -> str:
+        return convert_float(self.b, self.kernel.tiles.vector(value, at), value.element, self.element, at.width)
+
+    def cast(self, x: str, element: str, width: int, other: str, lanes: int) -> str:
+        return self.b.let(f"bitcast {vector_type(element, width)} {x} to {vector_type(other, lanes)}")
+
+    def load(self, panel: str, number: Operand, width: int) -> str:
+        """Words of a panel from word `number` on."""
+        return self.b.let(f"load {vector_type(self.word, width)}, ptr {self.place(panel, number)}, align 4")
+
+    def store(self, panel: str, number: Operand, x: str, width: int) -> None:
+        self.b.emit(f"store {vector_type(self.word, width)} {x}, ptr {self.place(panel, number)}, align 4")
+
+    def place(self, panel: str, number: Operand) -> str:
+        return self.b.let(f"getelementptr i32, ptr {panel}, i64 {number}")
+
+
+def transposed(b: Builder, rows: list[str], element: str, width: int) -> list[str]:
+    """The columns of rows of `width` words, one after the other, in as many vectors of that width as there were.
+
+    Interleaving row i with row i + n / 2 doubles the distance between neighbours of a row; log2(n) times of it bring the
+    first words of all rows together.
+    """
+    half, kind = len(rows) // 2, vector_type(element, width)
+    low = [lane // 2 + lane % 2 * width for lane in range(width)]
+    high = [lane + width // 2 for lane in low]
+    for _ in range(len(rows).bit_length() - 1):
+        rows = [b.shuffle(rows[i], rows[i + half], kind, order) for i in range(half) for order in (low, high)]
+    return rows
+
+
+class Packed(AlongN):
+    """Packs the operands of a product, whose `accumulator` is computed where it is added."""
+
+    def __init__(self, k: "Kernel", product: Product, accumulator: Value) -> None:
+        panels = Panels(k, product)
+        super().__init__(k, product, product.k // panels.along, (True, True))
+        self.panels, self.accumulator = panels, accumulator
+        self.rows, self.words = panels.left(), panels.right()
+
+    def before(self, place: str, at: Index) -> str | None:
+        return None if is_zero(self.accumulator) else self.kernel.tiles.vector(self.accumulator, at)
+
+    def left(self, row: Uniform, i: Operand) -> str:
+        b = self.b
+        words = self.product.k // self.panels.along
+        word = self.panels.load(self.rows, b.add(b.mul(row.x, words), i), 1)
+        return self.as_elements(b.splat(word, self.panels.word, self.width))
+
+    def right(self, i: Operand, column: Lane) -> str:
+        assert isinstance(column, Affine)
+        b = self.b
+        return self.as_elements(
+            self.panels.load(self.words, b.add(b.mul(i, self.product.n), column.base), self.width)
+        )
+
+    def as_elements(self, words: str) -> str:
+        return words if self.panels.along == 1 else self.panels.cast(words, "i32", self.width, "bf16", 2 * self.width)
+
+    def multiply_add(self, x: str, y: str, before: str) -> str:
+        if self.panels.along == 2:
+            return add_pairs(self.b, x, y, before, self.width)
+        return super().multiply_add(x, y, before)
