@@ -89,8 +89,8 @@ def attend(
         b_base = b_max_new
         if MASKED:  # a query that saw nothing yet: -inf - -inf would be NaN
             b_base = tl.where(b_max_new == float("-inf"), 0.0, b_max_new)
-        b_p = tl.exp2(b_s * factor - b_base[:, None])
         b_decay = tl.exp2(b_max - b_base)
+        b_p = tl.exp2(b_s * factor - b_base[:, None])
         b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
         b_v = load_rows(p_v + tl.cast(start, tl.int64) * v_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
         b_out = dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], INPUT_PRECISION)

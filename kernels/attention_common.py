@@ -269,7 +269,7 @@ class Tile:
     num_stages: int
 
 
-CPU_TILE = Tile(64, 64, 4, 1)
+CPU_TILE = Tile(128, 128, 4, 1)
 """Scores of 16 KB, which stay in the first-level cache with the tiles of k and v; larger ones are computed beyond the diagonal."""
 
 

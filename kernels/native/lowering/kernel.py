@@ -110,7 +110,7 @@ class Kernel:
 
         def flush() -> None:
             if waiting:
-                roots = list(waiting)
+                roots = [root for root in waiting if not self.is_used_up(root, waiting)]
                 waiting.clear()
                 emit_group(self, roots)
                 for root in roots:
@@ -151,6 +151,11 @@ class Kernel:
             and not self.needs(operation(root), waiting)
             and all(self.analysis.may_share_loop(operation(other), operation(root)) for other in waiting)
         )
+
+    def is_used_up(self, root: Root, group: list[Root]) -> bool:
+        """Whether a tile that is to be kept is consumed by the other roots of its loop alone, each of which computes it."""
+        others = {operation(other) for other in group if other is not root}
+        return isinstance(root, Write) and root.value not in self.analysis.deep and self.consumers(root.value) <= others
 
     def needs(self, op: Op, waiting: list[Root]) -> bool:
         """Whether `op` reads what a waiting store or reduction is still to give. (A kept tile's formula gives it as well.)"""

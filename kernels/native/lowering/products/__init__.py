@@ -15,14 +15,14 @@ the only place where a multiplication and an addition are fused.
 
 from typing import TYPE_CHECKING
 
-from ...ttir import Op
+from ...ttir import Op, Value
 from ..elements import is_float
 from ..groups import Write, emit_group
 from ..lanes import Uniform
 from ..tiles import Buffer
 from .columns import AlongN
 from .matrix_unit import MatrixUnit, fits_matrix_unit
-from .operands import Product, is_contiguous, is_packed, mask_is_its_bounds, prefix_bound
+from .operands import Product, is_contiguous, is_packed, is_zero, mask_is_its_bounds, prefix_bound
 from .packed import Packed
 from .rows import AlongK
 
@@ -37,20 +37,25 @@ def emit_dot(k: "Kernel", op: Op) -> None:
     result = op.result
     buffer = _accumulates_in_place(k, op) or k.buffer(result)
     with k.b.scope():
-        if is_packed(op, k.b.machine) and not fits_matrix_unit(op, k.b.machine):
+        if fits_matrix_unit(op, k.b.machine):
+            if not is_zero(accumulator):
+                _write_accumulator(k, accumulator, buffer)
+            MatrixUnit(k, Product(a, b, result, buffer), from_zero=is_zero(accumulator)).emit()
+        elif is_packed(op, k.b.machine):
             Packed(k, Product(a, b, result, buffer), accumulator).emit(a.shape[0])
         else:
-            if k.tiles.stored.get(accumulator) != Buffer(buffer):
-                emit_group(k, [Write(accumulator, buffer)])
-            k.tiles.stored[result] = Buffer(buffer)
-            if is_packed(op, k.b.machine):
-                MatrixUnit(k, Product(a, b, result, buffer)).emit()
-            elif len(result.shape) == 2:
+            _write_accumulator(k, accumulator, buffer)
+            if len(result.shape) == 2:
                 _emit_unpacked(k, Product(a, b, result, buffer))
             else:
                 body = lambda i: _emit_unpacked(k, Product(a, b, result, buffer, (Uniform(i),)))  # noqa: E731
                 k.b.loop(0, result.shape[0], 1, body)
     k.tiles.stored[result] = Buffer(buffer)
+
+
+def _write_accumulator(k: "Kernel", accumulator: Value, buffer: str) -> None:
+    if k.tiles.stored.get(accumulator) != Buffer(buffer):
+        emit_group(k, [Write(accumulator, buffer)])
 
 
 def _accumulates_in_place(k: "Kernel", op: Op) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ...machine import Machine
 from ...ttir import Op
 from ..elements import Operand
-from .operands import Product, takes_pairs
+from .operands import Product, is_packed, takes_pairs
 from .packed import Panels
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ _CONFIGURATION = (
 
 
 def fits_matrix_unit(op: Op, machine: Machine) -> bool:
-    """Whether a product that is packed is made of whole tiles."""
-    return machine.has_bf16_tiles and takes_pairs(op, machine) and op.operands[0].shape[1] >= 32
+    """Whether a product is large, and of a kind that the unit has."""
+    return machine.has_bf16_tiles and takes_pairs(op, machine) and is_packed(op, machine)
 
 
 class MatrixUnit:
-    """Adds a product to the buffer of its result."""
+    """Adds a product to the buffer of its result, or to zero."""
 
-    def __init__(self, k: "Kernel", product: Product) -> None:
-        self.b, self.product = k.b, product
+    def __init__(self, k: "Kernel", product: Product, *, from_zero: bool) -> None:
+        self.b, self.product, self.from_zero = k.b, product, from_zero
         self.panels = Panels(k, product)
         self.rows, self.words = self.panels.left(), self.panels.right()
 
@@ -51,23 +51,27 @@ class MatrixUnit:
         sums = [(tile, b.add(m, 16 * (tile // 2)), b.add(n, 16 * (tile % 2))) for tile in range(4)]
         with b.scope():
             for tile, row, column in sums:
-                self.move("tileloadd64", tile, product.buffer, row, column, product.n)
+                if self.from_zero:
+                    b.call("void", "llvm.x86.tilezero", ("i8", tile))
+                else:
+                    self.move("tileloadd64", tile, product.buffer, b.add(b.mul(row, product.n), column), product.n)
             b.loop(0, product.k // 2, 16, lambda i: self.step(m, n, i))
             for tile, row, column in sums:
-                self.move("tilestored64", tile, product.buffer, row, column, product.n)
+                self.move("tilestored64", tile, product.buffer, b.add(b.mul(row, product.n), column), product.n)
 
     def step(self, m: Operand, n: Operand, i: Operand) -> None:
         """16 words along K."""
         b = self.b
         with b.scope():
             for half in (0, 1):
-                self.move("tileloadd64", 4 + half, self.rows, b.add(m, 16 * half), i, self.product.k // 2)
-                self.move("tileloadd64", 6 + half, self.words, i, b.add(n, 16 * half), self.product.n)
+                words = self.product.k // 2
+                row, column = b.add(m, 16 * half), b.add(n, 16 * half)
+                self.move("tileloadd64", 4 + half, self.rows, b.add(b.mul(row, words), i), words)
+                self.move("tileloadd64", 6 + half, self.words, self.panels.number(i, column), 16)
             for tile in range(4):
                 b.call("void", "llvm.x86.tdpbf16ps", ("i8", tile), ("i8", 4 + tile // 2), ("i8", 6 + tile % 2))
 
-    def move(self, instruction: str, tile: int, base: str, row: Operand, column: Operand, width: int) -> None:
-        """Between a tile and rows of `width` words."""
-        b = self.b
-        place = self.panels.place(base, b.add(b.mul(row, width), column))
-        b.call("void", f"llvm.x86.{instruction}", ("i8", tile), ("ptr", place), ("i64", 4 * width))
+    def move(self, instruction: str, tile: int, base: str, number: Operand, width: int) -> None:
+        """Between a tile and rows of `width` words, from word `number` on."""
+        place = self.panels.place(base, number)
+        self.b.call("void", f"llvm.x86.{instruction}", ("i8", tile), ("ptr", place), ("i64", 4 * width))

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class Panels:
-    """The operands in memory: `left` row by row, `right` in words of `along` elements along K, row by row of words."""
+    """The operands in memory, in words of `along` elements along K.
+
+    `left` lies row by row; `right` in strips of as many columns as a vector has lanes, each row by row of words.
+    """
 
     def __init__(self, k: "Kernel", product: Product) -> None:
         self.kernel, self.b, self.product = k, k.b, product
@@ -72,9 +75,7 @@ class Panels:
                 for j in range(b.lanes)
             ]
             for number, row in enumerate(transposed(b, columns, self.word, width)):
-                start = number * width  # of the words that are transposed
-                place = b.add(b.mul(b.add(i, start // b.lanes), product.n), n)
-                self.store(panel, b.add(place, start % b.lanes), row, width)
+                self.store(panel, b.add(self.number(i, n), number * width), row, width)
 
     def interleave(self, panel: str, n: Operand, i: Operand) -> None:
         """A vector of words from as many rows of b as a word holds."""
@@ -89,7 +90,7 @@ class Panels:
                 shorts, ints, sixteen = vector_type("bf16", lanes), vector_type("i32", lanes), splat_literal(16, "i32", lanes)
                 low, high = (b.let(f"zext {shorts} {row} to {ints}") for row in rows)
                 words = b.let(f"or {ints} {low}, {b.let(f'shl {ints} {high}, {sixteen}')}")
-            self.store(panel, b.add(b.mul(i, self.product.n), n), words, lanes)
+            self.store(panel, self.number(i, n), words, lanes)
 
     def words_along_k(self, value: Value, coordinates: Callable[[Lane], Coordinates], i: Operand, width: int) -> str:
         lanes = width * self.along
@@ -97,6 +98,10 @@ class Panels:
         return x if self.along == 1 else self.cast(x, "bf16", lanes, "i32", width)
 
     # -- elements and words
+
+    def number(self, i: Operand, n: Operand) -> Operand:
+        """Of the word of `right` at row `i` of words and the first column of a strip, `n`."""
+        return self.b.add(self.b.mul(n, self.product.k // self.along), self.b.mul(i, self.b.lanes))
 
     @property
     def word(self) -> str:
@@ -153,10 +158,7 @@ class Packed(AlongN):
 
     def right(self, i: Operand, column: Lane) -> str:
         assert isinstance(column, Affine)
-        b = self.b
-        return self.as_elements(
-            self.panels.load(self.words, b.add(b.mul(i, self.product.n), column.base), self.width)
-        )
+        return self.as_elements(self.panels.load(self.words, self.panels.number(i, column.base), self.width))
 
     def as_elements(self, words: str) -> str:
         return words if self.panels.along == 1 else self.panels.cast(words, "i32", self.width, "bf16", 2 * self.width)
