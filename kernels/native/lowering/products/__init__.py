@@ -21,7 +21,7 @@ from ..groups import Write, emit_group
 from ..lanes import Uniform
 from ..tiles import Buffer
 from .columns import AlongN
-from .matrix_unit import MatrixUnit, fits_matrix_unit
+from .matrix_unit import MatrixUnit, Streamed, fits_matrix_unit, streams_through_matrix_unit
 from .operands import Product, is_contiguous, is_packed, is_zero, mask_is_its_bounds, prefix_bound
 from .packed import Packed
 from .rows import AlongK
@@ -95,7 +95,12 @@ def _emit_unpacked(k: "Kernel", product: Product) -> None:
     )
     exact = mask_is_its_bounds(k, product.a), mask_is_its_bounds(k, product.b)
     along_k = is_contiguous(k, product.a, product.lead, 1) and is_contiguous(k, product.b, product.lead, 0)
-    if along_k and is_float(product.a.element):
+    if along_k and streams_through_matrix_unit(k, product):
+        whole_rows, whole_inner = k.b.round_down(rows, 16), k.b.round_down(inner, 32)
+        Streamed(k, product, whole_inner).emit(whole_rows)
+        AlongK(k, product, inner, exact, start=whole_inner).emit(whole_rows, columns)  # what is left of K
+        AlongK(k, product, inner, exact).emit(rows, columns, first_row=whole_rows)
+    elif along_k and is_float(product.a.element):
         AlongK(k, product, inner, exact).emit(rows, columns)
     else:
         AlongN(k, product, inner, (exact[0], exact[1] and columns == product.n)).emit(rows)

@@ -11,19 +11,27 @@ from typing import TYPE_CHECKING
 
 from ...machine import Machine
 from ...ttir import Op
+from ..builder import Builder
 from ..elements import Operand
-from .operands import Product, is_packed, takes_pairs
+from ..lanes import Affine, Uniform
+from ..tiles import Index
+from .operands import Product, is_contiguous, is_packed, loaded, mask_is_its_bounds, takes_pairs
 from .packed import Panels
 
 if TYPE_CHECKING:
     from ..kernel import Kernel
 
-_CONFIGURATION = (
-    "@lf.tiles = internal constant [64 x i8] ["
-    + ", ".join(f"i8 {byte}" for byte in [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8)
-    + "], align 64"
-)
-"""Palette 1; at 16 the bytes of a row of each tile, 64, in two bytes; at 48 its rows, 16."""
+
+
+def _set_up(b: Builder, columns: int) -> None:
+    """All tiles have 16 rows of 64 bytes, those of the result and of b as many words as there are columns, up to 16."""
+    width = 4 * min(columns, 16)
+    widths = [width] * 4 + [64, 64] + [width] * 2
+    palette = [1] + [0] * 15 + [byte for each in widths for byte in (each, 0)] + [0] * 16 + [16] * 8 + [0] * 8
+    b.definitions[f"lf.tiles.{width}"] = (
+        f"@lf.tiles.{width} = internal constant [64 x i8] [{', '.join(f'i8 {byte}' for byte in palette)}], align 64"
+    )
+    b.call("void", "llvm.x86.ldtilecfg", ("ptr", f"@lf.tiles.{width}"))
 
 
 def fits_matrix_unit(op: Op, machine: Machine) -> bool:
@@ -41,8 +49,7 @@ class MatrixUnit:
 
     def emit(self) -> None:
         b, product = self.b, self.product
-        b.definitions["lf.tiles"] = _CONFIGURATION
-        b.call("void", "llvm.x86.ldtilecfg", ("ptr", "@lf.tiles"))
+        _set_up(b, product.n)
         b.loop(0, product.n, 32, lambda n: b.loop(0, product.m, 32, lambda m: self.emit_block(m, n)))
         b.call("void", "llvm.x86.tilerelease")
 
@@ -72,6 +79,80 @@ class MatrixUnit:
                 b.call("void", "llvm.x86.tdpbf16ps", ("i8", tile), ("i8", 4 + tile // 2), ("i8", 6 + tile % 2))
 
     def move(self, instruction: str, tile: int, base: str, number: Operand, width: int) -> None:
-        """Between a tile and rows of `width` words, from word `number` on."""
-        place = self.panels.place(base, number)
-        self.b.call("void", f"llvm.x86.{instruction}", ("i8", tile), ("ptr", place), ("i64", 4 * width))
+        _move(self.b, instruction, tile, self.panels.place(base, number), 4 * width)
+
+
+def _move(b: Builder, instruction: str, tile: int, place: Operand, stride: Operand) -> None:
+    """Between a tile and memory, with rows `stride` bytes apart."""
+    b.call("void", f"llvm.x86.{instruction}", ("i8", tile), ("ptr", place), ("i64", stride))
+
+
+LEAST_COLUMNS = 4
+
+
+def streams_through_matrix_unit(k: "Kernel", product: Product) -> bool:
+    """Whether the rows of a, as they lie in memory, can be multiplied by few columns."""
+    op = product.result.op
+    assert op is not None
+    return (
+        k.b.machine.has_bf16_tiles
+        and takes_pairs(op, k.b.machine)
+        and LEAST_COLUMNS <= product.n <= 16
+        and not product.lead
+        and product.m % 16 == 0
+        and product.k % 32 == 0
+        and mask_is_its_bounds(k, product.a)
+        and is_contiguous(k, product.a, (), 1)
+        and _row_stride(k, product, 0, 0) is not None
+    )
+
+
+def _row_stride(k: "Kernel", product: Product, m: Operand, i: Operand) -> Affine | None:
+    """Address of a row's element, and how many elements further the next row's lies."""
+    found = loaded(k, product.a)
+    if found is None or found[1] != sorted(found[1]):
+        return None
+    lane = k.tiles.lanes(found[0].operands[0], Index((Affine(m, 1), Uniform(i)), 16))
+    return lane if isinstance(lane, Affine) else None
+
+
+class Streamed:
+    """Adds the product of many rows, read where they lie, and up to 16 columns to the buffer of its result.
+
+    tiles 0 to 3: 64 rows of the result; 4 and 5, in turns: rows of a; 6: columns of b
+    """
+
+    TALL = 4
+
+    def __init__(self, k: "Kernel", product: Product, inner: Operand) -> None:
+        self.kernel, self.b, self.product, self.inner = k, k.b, product, inner
+        self.panels = Panels(k, product)
+        self.words = self.panels.right(inner)
+
+    def emit(self, rows: Operand) -> None:
+        """`rows` is a multiple of 16, and `inner` of 32."""
+        b = self.b
+        _set_up(b, self.product.n)
+        b.blocks(0, rows, (16 * self.TALL, 16), lambda m, height: self.emit_rows(m, height // 16))
+        b.call("void", "llvm.x86.tilerelease")
+
+    def emit_rows(self, m: Operand, tiles: int) -> None:
+        b, n = self.b, self.product.n
+        with b.scope():
+            sums = [self.panels.place(self.product.buffer, b.mul(b.add(m, 16 * tile), n)) for tile in range(tiles)]
+            for tile, place in enumerate(sums):
+                _move(b, "tileloadd64", tile, place, 4 * n)
+            b.loop(0, self.inner, 32, lambda i: self.step(m, i, tiles))
+            for tile, place in enumerate(sums):
+                _move(b, "tilestored64", tile, place, 4 * n)
+
+    def step(self, m: Operand, i: Operand, tiles: int) -> None:
+        b = self.b
+        with b.scope():
+            number = self.panels.number(b.div(i, 2), 0)
+            _move(b, "tileloadd64", 6, self.panels.place(self.words, number), 4 * self.product.n)
+            for tile in range(tiles):
+                lane = _row_stride(self.kernel, self.product, b.add(m, 16 * tile), i)
+                assert lane is not None
+                _move(b, "tileloadd64", 4 + tile % 2, lane.base, b.mul(lane.stride, 2))
+                b.call("void", "llvm.x86.tdpbf16ps", ("i8", tile), ("i8", 4 + tile % 2), ("i8", 6))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Panels:
     """The operands in memory, in words of `along` elements along K.
 
-    `left` lies row by row; `right` in strips of as many columns as a vector has lanes, each row by row of words.
+    `left` lies row by row; `right` in strips of as many columns as a vector has lanes at most, each row by row of words.
     """
 
     def __init__(self, k: "Kernel", product: Product) -> None:
@@ -37,6 +37,7 @@ class Panels:
         assert op is not None
         self.along = 2 if takes_pairs(op, k.b.machine) else 1
         self.element = "bf16" if self.along == 2 else "f32"
+        self.strip = min(k.b.lanes, product.n)
 
     def left(self) -> str:
         k, b, product = self.kernel, self.b, self.product
@@ -55,31 +56,33 @@ class Panels:
         b.loop(0, product.m, 1, lambda m: b.loop(0, words, width, lambda i: copy(m, i)))
         return panel
 
-    def right(self) -> str:
-        b, product = self.b, self.product
+    def right(self, inner: Operand | None = None) -> str:
+        """Of K, `inner` is needed at least."""
+        b, product, strip = self.b, self.product, self.strip
         words = product.k // self.along
         panel = self.kernel.panel("right", words * product.n)
+        width = min(b.lanes, words)
+        needed = words if inner is None else b.round_down(b.add(b.div(b.add(inner, self.along - 1), self.along), width - 1), width)
         if is_contiguous(self.kernel, product.b, (), 0):
-            width = min(b.lanes, words)
-            b.loop(0, product.n, b.lanes, lambda n: b.loop(0, words, width, lambda i: self.transpose(panel, n, i, width)))
+            b.loop(0, product.n, strip, lambda n: b.loop(0, needed, width, lambda i: self.transpose(panel, n, i, width)))
         else:
-            b.loop(0, words, 1, lambda i: b.loop(0, product.n, b.lanes, lambda n: self.interleave(panel, n, i)))
+            b.loop(0, needed, 1, lambda i: b.loop(0, product.n, strip, lambda n: self.interleave(panel, n, i)))
         return panel
 
     def transpose(self, panel: str, n: Operand, i: Operand, width: int) -> None:
-        """`width` words along K of a vector's worth of columns, as that many rows of words."""
+        """`width` words along K of a strip's columns, as that many rows of words."""
         b, product = self.b, self.product
         with b.scope():
             columns = [
                 self.words_along_k(product.b, lambda along, j=j: (along, Uniform(b.add(n, j))), i, width)
-                for j in range(b.lanes)
+                for j in range(self.strip)
             ]
             for number, row in enumerate(transposed(b, columns, self.word, width)):
                 self.store(panel, b.add(self.number(i, n), number * width), row, width)
 
     def interleave(self, panel: str, n: Operand, i: Operand) -> None:
-        """A vector of words from as many rows of b as a word holds."""
-        b, lanes = self.b, self.b.lanes
+        """A strip's row of words from as many rows of b as a word holds."""
+        b, lanes = self.b, self.strip
         with b.scope():
             rows = [
                 self.converted(self.product.b, Index((Uniform(b.add(b.mul(i, self.along), part)), Affine(n, 1)), lanes))
@@ -101,7 +104,7 @@ class Panels:
 
     def number(self, i: Operand, n: Operand) -> Operand:
         """Of the word of `right` at row `i` of words and the first column of a strip, `n`."""
-        return self.b.add(self.b.mul(n, self.product.k // self.along), self.b.mul(i, self.b.lanes))
+        return self.b.add(self.b.mul(n, self.product.k // self.along), self.b.mul(i, self.strip))
 
     @property
     def word(self) -> str:

@@ -23,8 +23,12 @@ PREFETCH = 1024  # bytes ahead of the rows that are streamed: 0.62 -> 1.0 of one
 
 
 class AlongK:
-    def __init__(self, k: "Kernel", product: Product, inner: Operand, exact: tuple[bool, bool]) -> None:
-        self.kernel, self.b, self.product, self.inner, self.exact = k, k.b, product, inner, exact
+    """`start` and `inner` bound K, `exact` says which operands need no mask tested within their bounds."""
+
+    def __init__(
+        self, k: "Kernel", product: Product, inner: Operand, exact: tuple[bool, bool], start: Operand = 0
+    ) -> None:
+        self.kernel, self.b, self.product, self.inner, self.exact, self.start = k, k.b, product, inner, exact, start
         self.element = product.result.element  # of the accumulators
         self.pairs = product.a.element == "bf16" and k.b.machine.has_bf16_products and product.k >= 2 * k.b.lanes
         lanes = k.b.lanes if self.element == "f32" else k.b.lanes // 2
@@ -33,10 +37,10 @@ class AlongK:
         self.kind = vector_type(self.element, self.lanes)
         self.tile = (4, 4) if k.b.machine.vector_registers >= 32 else (2, 4)
 
-    def emit(self, rows: Operand, columns: Operand) -> None:
+    def emit(self, rows: Operand, columns: Operand, first_row: Operand = 0) -> None:
         tall, wide = self.tile
         self.b.blocks(
-            0, rows, (tall, 1),
+            first_row, rows, (tall, 1),
             lambda m, height: self.b.blocks(0, columns, (wide, 2, 1), lambda n, breadth: self.emit_tile(m, n, height, breadth)),
         )  # fmt: skip
 
@@ -50,7 +54,7 @@ class AlongK:
                 for slot in slots:
                     b.emit(f"store {self.kind} {zero}, ptr {slot}")
             full = b.round_down(self.inner, self.width)
-            b.loop(0, full, self.width, lambda i: self.step(rows, columns, sums, i, Masks.INSIDE))
+            b.loop(self.start, full, self.width, lambda i: self.step(rows, columns, sums, i, Masks.INSIDE))
             end = b.min(b.round_down(b.add(self.inner, self.width - 1), self.width), self.product.k)
             b.loop(full, end, self.width, lambda i: self.step(rows, columns, sums, i, Masks.TEST))
             totals = sums_of_lanes(
