@@ -205,6 +205,8 @@ def plan_attention_decode(
     block_h = min(MAX_TILE_HEADS, max(16, next_power_of_2(group)))
     columns = block_d(head_dim)
     block_n = max(16, min(128, TILE_BYTES // (columns * q.element_size())))
+    if gpu.is_cpu:  # no row is padded, and what a tile costs beside its keys is shared by more of them
+        block_h, block_n = min(MAX_TILE_HEADS, next_power_of_2(group)), 256
     head_blocks = kv_heads * cdiv(group, block_h)
     per_multiprocessor = PROGRAMS_PER_MULTIPROCESSOR
     # float32 without TF32 has no tensor cores: 4 warps spill (924 bytes a thread on sm_90), 8 do not

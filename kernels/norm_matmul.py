@@ -18,6 +18,8 @@ one rounding in either, of the same relative size, so the error rule holds (rstd
 where the plain ops round between them). With one row nothing is rounded before the sum. In float16 x * norm_weight could
 overflow where the normed row does not: there rows that need tensor cores are normed by a launch of their own.
 
+On a CPU a program takes whole rows of the weight (`project_whole_rows`): its caches hold x, and sums stay in registers.
+
 Nothing is kept for a backward pass: inference only. Source: arXiv:1910.07467 (RMSNorm).
 """
 
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .dot import dot
-from .launch import Gpu, LaunchPlan, cdiv
+from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
 from .linear import require_dtype
 from .matmul import FEW_ROWS
 from .rms_norm import plan_rms_norm
@@ -99,6 +101,47 @@ def project_pairs(
     return tl.split(tl.permute(tl.reshape(b_acc, (2, BLOCK_P, BLOCK_M)), (1, 2, 0)))
 
 
+@triton.jit
+def project_whole_rows(
+    p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+    BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What `project_pairs` gives, with all of K in one tile, for a CPU: rows `first` and on of the weight are the first
+    elements of the pairs, and as many rows behind them the second ones."""
+    o_m, o_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+    m_x = (o_m < M)[:, None] & (o_k < K)[None, :]
+    b_x = tl.load(p_x + o_m.to(tl.int64)[:, None] * x_stride + o_k[None, :], mask=m_x, other=0.0)  # [BLOCK_M, BLOCK_K]
+    b_rstd = tl.full([BLOCK_M], 1.0, dtype=tl.float32)
+    if p_norm is not None:
+        b_wide = b_x.to(tl.float32)
+        b_rstd = tl.rsqrt(tl.sum(b_wide * b_wide, axis=1) / K + eps)
+        b_norm = tl.load(p_norm + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+        b_x = (b_wide * b_norm[None, :]).to(p_weight.dtype.element_ty)
+    o_n = first + i_block.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    m_n = o_n < first + pairs
+    b_first = project_rows(
+        b_x, b_rstd, p_weight, p_bias, o_n, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, INPUT_PRECISION
+    )
+    b_second = project_rows(
+        b_x, b_rstd, p_weight, p_bias, o_n + pairs, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, INPUT_PRECISION
+    )
+    return b_first, b_second
+
+
+@triton.jit
+def project_rows(
+    b_x, b_rstd, p_weight, p_bias, o_n, m_n, weight_stride_n, weight_stride_k, K,
+    BLOCK_K: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
+    o_k = tl.arange(0, BLOCK_K).to(tl.int64)[None, :]
+    p_w = p_weight + o_n[:, None] * weight_stride_n + o_k * weight_stride_k
+    b_w = tl.load(p_w, mask=m_n[:, None] & (o_k < K), other=0.0)  # [rows, BLOCK_K]
+    b_acc = dot(b_w, tl.trans(b_x), None, INPUT_PRECISION) * b_rstd[None, :]
+    if p_bias is not None:
+        b_acc += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[:, None]
+    return b_acc
+
+
 class Tile(NamedTuple):
     """A program's pairs of weight rows, and the bytes of a row in one stage."""
 
@@ -121,7 +164,7 @@ def plan_pairs(
     """The launches for `groups` (heads) that have `pairs` of weight rows each, in sequences that share no tile."""
     m, k = x.shape
     plans = []
-    if x.dtype == torch.float16 and m > 1 and norm_weight is not None:
+    if x.dtype == torch.float16 and (m > 1 or gpu.is_cpu) and norm_weight is not None:
         normed = torch.empty_like(x, memory_format=torch.contiguous_format)
         rstd = x.new_empty(m, dtype=torch.float32)
         plans.append(plan_rms_norm(x, norm_weight, normed, rstd, eps=eps, offset=0.0, gpu=gpu))
@@ -131,8 +174,12 @@ def plan_pairs(
         return groups * sum(cdiv(length, tile.block_p) for length in pairs)
 
     tiles, wanted = (_ONE_ROW_TILES, 2) if m == 1 else (_TILES, 1)
-    tile = next((tile for tile in tiles if programs(tile) >= wanted * gpu.multiprocessors), tiles[-1])
     block_m = 1 if m == 1 else FEW_ROWS
+    if gpu.is_cpu:
+        row_bytes = x.element_size() * max(32, next_power_of_2(k))
+        tiles, wanted = [Tile(block_p, row_bytes) for block_p in (128, 64, 32, 16) if block_p < 2 * max(pairs)], 2
+        tiles, block_m = tiles or [Tile(16, row_bytes)], max(2, next_power_of_2(m))
+    tile = next((tile for tile in tiles if programs(tile) >= wanted * gpu.multiprocessors), tiles[-1])
     stages = None
     if tuned := tuned_plan(op, gpu, x.dtype, (block_m, groups, sum(pairs), k)):
         tile, stages = Tile(tuned["block_p"], tuned["row_bytes"]), tuned["num_stages"]
@@ -147,7 +194,7 @@ def plan_pairs(
             ),
             constants=constants | dict(
                 BLOCK_M=block_m, BLOCK_P=tile.block_p, BLOCK_K=block_k, EVEN_K=k % block_k == 0,
-                PDL=gpu.has_pdl,
+                WHOLE_ROWS=gpu.is_cpu, PDL=gpu.has_pdl,
                 NUM_STAGES=stages or streaming_stages(
                     programs(tile), 2 * tile.block_p * tile.row_bytes, max(2, block_m) * tile.row_bytes, gpu
                 ),

@@ -16,7 +16,7 @@ from .cpu import products_are_faster
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import register
 from .linear import linear_op
-from .norm_matmul import pair_rows, plan_pairs, project_pairs, require_norm_product
+from .norm_matmul import pair_rows, plan_pairs, project_pairs, project_whole_rows, require_norm_product
 from .rms_norm import rms_norm_op
 from .rope import rope_op
 from .streaming import wait_for_previous_kernel
@@ -39,7 +39,7 @@ def norm_qkv_rope_kernel(
     v_stride_b, v_stride_h, v_stride_n, v_stride_d, M, K, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-    NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr, PDL: tl.constexpr,
+    NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr, WHOLE_ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_P pairs of a head's rows. HALF pairs are turned, the other HEAD_DIM - 2 * HALF rows are paired alike."""
     TURNED_BLOCKS: tl.constexpr = (HALF + BLOCK_P - 1) // BLOCK_P
@@ -66,10 +66,16 @@ def norm_qkv_rope_kernel(
     b_sin = tl.load(p_sin + o_m * angle_stride + o_p, mask=m_angle, other=0.0).to(tl.float32)
     b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1).to(tl.int32)  # 64 bits a slot would spill
 
-    b_a, b_b = project_pairs(
-        p_x, p_norm, p_weight, p_bias, o_n, m_row, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
-        BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION,
-    )  # fmt: skip
+    if WHOLE_ROWS:
+        b_a, b_b = project_whole_rows(
+            p_x, p_norm, p_weight, p_bias, i_head.to(tl.int64) * HEAD_DIM + first, i_block, pairs, x_stride,
+            weight_stride_n, weight_stride_k, M, K, eps, BLOCK_M, BLOCK_P, BLOCK_K, INPUT_PRECISION,
+        )  # fmt: skip
+    else:
+        b_a, b_b = project_pairs(
+            p_x, p_norm, p_weight, p_bias, o_n, m_row, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+            BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION,
+        )  # fmt: skip
     b_first = tl.where(m_angle, b_a * b_cos - b_b * b_sin, b_a)
     b_second = tl.where(m_angle, b_b * b_cos + b_a * b_sin, b_b)
     o_d = first + o_p.to(tl.int64)

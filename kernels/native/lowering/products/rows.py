@@ -78,8 +78,10 @@ class AlongK:
             )
             lefts = [Index((*product.lead, row, along), self.width, left_masks) for row in rows]
             rights = [Index((*product.lead, along, column), self.width, right_masks) for column in columns]
-            if masks is Masks.INSIDE:
-                self.prefetch(rows, i)
+            streamed = self.streamed()
+            if masks is Masks.INSIDE and streamed is not None:
+                value, dimension = streamed
+                self.prefetch(lefts if dimension == 1 else rights, value)
             left = [self.operand(product.a, at) for at in lefts]
             right = [self.operand(product.b, at) for at in rights]
             for x, slots in zip(left, sums, strict=True):
@@ -96,14 +98,23 @@ class AlongK:
             return add_pairs(self.b, x, y, before, self.lanes)
         return multiply_add(self.b, x, y, before, self.element, self.lanes)
 
-    def prefetch(self, rows: list[Uniform], i: Operand) -> None:
-        """The rows of the first operand, where it is streamed from memory."""
-        found = loaded(self.kernel, self.product.a)
-        if found is None or found[1] != sorted(found[1]):
-            return
-        for row in rows:
-            at = Index((*self.product.lead, row, Affine(i, 1)), self.width)
-            pointer = self.kernel.tiles.lanes(found[0].operands[0], at)
+    def streamed(self) -> tuple[Value, int] | None:
+        """The operand that is read from memory: the first that is loaded where the product stands; and its dimension of K."""
+        op = self.product.result.op
+        assert op is not None
+        for value, along in ((self.product.a, 1), (self.product.b, 0)):
+            found = loaded(self.kernel, value)
+            if found is not None and found[0].ancestors == op.ancestors:
+                return value, along
+        return None
+
+    def prefetch(self, places: list[Index], value: Value) -> None:
+        found = loaded(self.kernel, value)
+        assert found is not None
+        load, dimensions = found
+        for at in places:
+            coordinates = tuple(at.coordinates[dimensions.index(d)] for d in range(len(dimensions)))
+            pointer = self.kernel.tiles.lanes(load.operands[0], at.moved(coordinates))
             if isinstance(pointer, Affine):
                 ahead = self.b.let(f"getelementptr i8, ptr {pointer.base}, i64 {PREFETCH}")
                 self.b.call("void", "llvm.prefetch.p0", ("ptr", ahead), ("i32", 0), ("i32", 3), ("i32", 1))
