@@ -30,7 +30,7 @@ from torch import Tensor
 from . import attention_pytorch, flops
 from .activation import tanh
 from .attention_common import LARGEST_HEAD_DIM, LOG2E, block_d
-from .cpu import products_are_faster
+from .cpu import converts
 from .dot import dot
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
 from .library import register, register_autocast
@@ -343,7 +343,7 @@ attention_decode_op = register(
     "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_lens, Tensor? key_start,"
     " Tensor? block_table, float scale, int? window, float? softcap) -> Tensor",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.attention_decode,
-    pytorch_is_faster=products_are_faster,
+    pytorch_is_faster=converts,
 )  # fmt: skip
 register_autocast(attention_decode_op)
 

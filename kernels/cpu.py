@@ -76,8 +76,20 @@ def runs_natively(x: torch.Tensor) -> bool:
 
 
 def products_are_faster(*arguments: Any) -> bool:
-    """For ops that are mostly products: PyTorch has them as matrix kernels, and wins where nobody asks for ours by name."""
+    """For ops that are mostly large products: PyTorch has them as matrix kernels, and wins where nobody asks for ours by name."""
     return True
+
+
+def multiplies(x: torch.Tensor, *arguments: Any) -> bool:
+    """Whether this CPU multiplies x's dtype: float16, and bfloat16 on older CPUs, native kernels must convert to float32 first."""
+    machine = host()
+    assert machine is not None
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and machine.has_bf16_products)
+
+
+def converts(x: torch.Tensor, *arguments: Any) -> bool:
+    """For products that are faster natively where nothing has to be converted."""
+    return not multiplies(x)
 
 
 def implementation(

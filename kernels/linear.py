@@ -26,10 +26,10 @@ from torch.autograd.function import once_differentiable
 
 from . import flops
 from .activation import activation_slope
-from .cpu import products_are_faster
+from .cpu import converts, products_are_faster
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, register, register_autocast, register_autograd
-from .matmul import plan_linear
+from .matmul import FEW_ROWS, plan_linear
 from .rows import accumulation_dtype, plan_sum_rows
 from .triton_compat import tl, triton
 from .validate import (
@@ -257,16 +257,23 @@ def require_dtype(x: Tensor, **others: Tensor | None) -> None:
             raise TypeError(f"{name} must have the input's dtype, {x.dtype}, got {other.dtype}")
 
 
+def _pytorch_is_faster(x: Tensor, weight: Tensor, *rest: Any) -> bool:
+    """Beyond few rows PyTorch's packed products win on a CPU; in float32 its product of a vector with a small matrix, too."""
+    rows = x.numel() // max(1, x.shape[-1])
+    small = x.dtype == torch.float32 and weight.numel() < 2**21
+    return rows > FEW_ROWS or small or converts(x)
+
+
 linear_op = register(
     "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str? activation) -> Tensor",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.linear,
-    pytorch_is_faster=products_are_faster,
+    pytorch_is_faster=_pytorch_is_faster,
 )  # fmt: skip
 linear_training_op = register(
     "linear_training(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str activation)"
     " -> (Tensor y, Tensor preactivation)",
     kernel=_training_kernel, pytorch=_training_pytorch, fake=_training_fake, flops=flops.linear,
-    pytorch_is_faster=products_are_faster,
+    pytorch_is_faster=_pytorch_is_faster,
 )  # fmt: skip
 linear_backward_op = register(
     "linear_backward(Tensor dy, Tensor? x, Tensor? weight, Tensor? preactivation, str? activation, ScalarType dtype,"

@@ -179,6 +179,10 @@ _IEEE_TILES = (Tile(64, 64, 16, 4), Tile(32, 32, 32, 4))
 _UNALIGNED_TILES = (Tile(64, 64, 32, 8),)
 
 
+# On a CPU a program packs its operands: the longer the sums and the larger the tile, the less that costs.
+_CPU_TILE = Tile(128, 128, 256, 4)
+
+
 @lru_cache(maxsize=4096)
 def choose_tile(m: int, n: int, itemsize: int, ieee: bool, aligned: bool, gpu: Gpu) -> Tile:
     """The tile with the least estimated time: rounds of programs over the GPU, times the time of one.
@@ -187,6 +191,9 @@ def choose_tile(m: int, n: int, itemsize: int, ieee: bool, aligned: bool, gpu: G
     multiplies block_m * block_n pairs and fetches block_m + block_n operands from L2. An operand is weighed as 64 pairs:
     an SM of sm_90 multiplies 2048 pairs of bf16 a clock and gets about 32 operands.
     """
+
+    if gpu.is_cpu:
+        return _CPU_TILE
 
     def estimate(tile: Tile) -> float:
         rounds = cdiv(cdiv(m, tile.block_m) * cdiv(n, tile.block_n), gpu.multiprocessors)

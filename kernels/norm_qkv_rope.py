@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import flops
-from .cpu import products_are_faster
+from .cpu import converts
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import register
 from .linear import linear_op
@@ -197,7 +197,7 @@ norm_qkv_rope_op = register(
     "norm_qkv_rope(Tensor x, Tensor norm_weight, Tensor qkv_weight, Tensor? qkv_bias, Tensor cos, Tensor sin,"
     " Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, float eps, int heads) -> Tensor",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.norm_linear,
-    pytorch_is_faster=products_are_faster,
+    pytorch_is_faster=converts,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import flops
 from .activation import activate
-from .cpu import products_are_faster
+from .cpu import converts
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import register
 from .linear import linear_op
@@ -96,7 +96,7 @@ def _fake(x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, e
 norm_swiglu_op = register(
     "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up_weight, Tensor? bias, float eps) -> Tensor",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.norm_linear,
-    pytorch_is_faster=products_are_faster,
+    pytorch_is_faster=converts,
 )  # fmt: skip
 
 

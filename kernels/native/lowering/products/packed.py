@@ -47,6 +47,9 @@ class Panels:
         words = product.k // self.along
         panel = k.panel("left", product.m * words)
         width = min(b.lanes, words)
+        if is_contiguous(k, product.a, (), 0) and words >= b.lanes:
+            b.loop(0, product.m, b.lanes, lambda m: b.loop(0, words, b.lanes, lambda i: self.transpose_rows(panel, m, i)))
+            return panel
 
         def copy(row: Operand, i: Operand) -> None:
             with b.scope():
@@ -55,6 +58,18 @@ class Panels:
 
         b.loop(0, product.m, 1, lambda m: b.loop(0, words, width, lambda i: copy(m, i)))
         return panel
+
+    def transpose_rows(self, panel: str, m: Operand, i: Operand) -> None:
+        """A square of words of `a`, which lies along M."""
+        b, product = self.b, self.product
+        with b.scope():
+            columns = [
+                self.words_across_k(product.a, lambda k: (Affine(m, 1), Uniform(k)), b.add(i, j), b.lanes)
+                for j in range(b.lanes)
+            ]
+            for j, row in enumerate(transposed(b, columns, self.word, b.lanes)):
+                number = b.add(b.mul(b.add(m, j), product.k // self.along), i)
+                self.store(panel, number, row, b.lanes)
 
     def right(self, inner: Operand | None = None) -> str:
         """Of K, `inner` is needed at least."""
@@ -81,24 +96,28 @@ class Panels:
                 self.store(panel, b.add(self.number(i, n), number * width), row, width)
 
     def interleave(self, panel: str, n: Operand, i: Operand) -> None:
-        """A strip's row of words from as many rows of b as a word holds."""
-        b, lanes = self.b, self.strip
-        with b.scope():
-            rows = [
-                self.converted(self.product.b, Index((Uniform(b.add(b.mul(i, self.along), part)), Affine(n, 1)), lanes))
-                for part in range(self.along)
-            ]
-            words = rows[0]
-            if self.along == 2:
-                shorts, ints, sixteen = vector_type("bf16", lanes), vector_type("i32", lanes), splat_literal(16, "i32", lanes)
-                low, high = (b.let(f"zext {shorts} {row} to {ints}") for row in rows)
-                words = b.let(f"or {ints} {low}, {b.let(f'shl {ints} {high}, {sixteen}')}")
-            self.store(panel, self.number(i, n), words, lanes)
+        """A strip's row of words."""
+        with self.b.scope():
+            words = self.words_across_k(self.product.b, lambda k: (Uniform(k), Affine(n, 1)), i, self.strip)
+            self.store(panel, self.number(i, n), words, self.strip)
 
     def words_along_k(self, value: Value, coordinates: Callable[[Lane], Coordinates], i: Operand, width: int) -> str:
+        """Neighbouring words along K."""
         lanes = width * self.along
         x = self.converted(value, Index(coordinates(Affine(self.b.mul(i, self.along), 1)), lanes))
         return x if self.along == 1 else self.cast(x, "bf16", lanes, "i32", width)
+
+    def words_across_k(self, value: Value, coordinates: Callable[[Operand], Coordinates], i: Operand, width: int) -> str:
+        """Word `i` along K of as many neighbours across it, from as many rows as a word holds elements."""
+        b = self.b
+        rows = [
+            self.converted(value, Index(coordinates(b.add(b.mul(i, self.along), part)), width)) for part in range(self.along)
+        ]
+        if self.along == 1:
+            return rows[0]
+        shorts, ints, sixteen = vector_type("bf16", width), vector_type("i32", width), splat_literal(16, "i32", width)
+        low, high = (b.let(f"zext {shorts} {row} to {ints}") for row in rows)
+        return b.let(f"or {ints} {low}, {b.let(f'shl {ints} {high}, {sixteen}')}")
 
     # -- elements and words
 
