@@ -4,6 +4,7 @@ By default the faster one that is right, by each op's rule. `LLAMA_FAST_CPU=nati
 `use("pytorch")` does inside a `with` block. float64, and kernels that cannot be compiled here, always go to PyTorch.
 """
 
+import functools
 import itertools
 import os
 import warnings
@@ -92,18 +93,23 @@ def implementation(
     """
     if not HAS_TRITON or host() is None:
         return pytorch
-    from .native.remembered import describe, overlap, remember
+    from .native.remembered import overlap, remember
+    from .native.tensors import description
 
     writes = op._schema.is_mutable  # into arguments: then code depends on whether they share memory
     # lse is float64 for all dtypes of attention
     computed_with = [argument.name != "lse" for argument in op._schema.arguments]
+    are_tensors = "".join("t" if "Tensor" in str(argument.type) else "." for argument in op._schema.arguments)
+    describe = functools.cache(lambda: description("." + are_tensors))
     known: dict[Any, Callable[..., Any]] = {}
 
     def on_cpu(*arguments: Any) -> Any:
         choice = _choice.get()
         if choice == "pytorch":
             return pytorch(*arguments)
-        key = (choice, describe(arguments), writes and overlap(arguments))
+        key = describe()(choice, *arguments)
+        if writes and overlap(arguments):
+            key = (*key, "overlap")
         call = known.get(key)
         if call is not None:
             return call(*arguments)
