@@ -242,8 +242,7 @@ attention_op = register(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-        with below_autograd():
-            out, lse = attention_op(q, k, v, *options)
+        out, lse = below_autograd(attention_op, q, k, v, *options)
         ctx.set_materialize_grads(False)
         tensors, ctx.options = options[:5], options[5:]
         ctx.save_for_backward(q, k, v, out, lse, *tensors)

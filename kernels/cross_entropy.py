@@ -389,8 +389,7 @@ cross_entropy_backward_op = register(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-        with below_autograd():
-            loss, lse, count = cross_entropy_op(logits, labels, *options)
+        loss, lse, count = below_autograd(cross_entropy_op, logits, labels, *options)
         ctx.mark_non_differentiable(lse, count)
         ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(logits, labels, lse, count)

@@ -283,11 +283,10 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         x_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         preactivation = None
-        with below_autograd():
-            if activation is not None and (x_grad or weight_grad or bias_grad):
-                y, preactivation = linear_training_op(x, weight, bias, residual, activation)
-            else:
-                y = linear_op(x, weight, bias, residual, activation)
+        if activation is not None and (x_grad or weight_grad or bias_grad):
+            y, preactivation = below_autograd(linear_training_op, x, weight, bias, residual, activation)
+        else:
+            y = below_autograd(linear_op, x, weight, bias, residual, activation)
         ctx.save_for_backward(x if weight_grad else None, weight if x_grad else None, preactivation)
         ctx.activation, ctx.dtype = activation, x.dtype
         ctx.residual_dtype = None if residual is None else residual.dtype

@@ -233,8 +233,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         *objective, reduction, chunk = options[:-3]
         ctx.needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         needed = (False,) * 3 if reduction == "none" else ctx.needed
-        with below_autograd():
-            outputs = linear_cross_entropy_op(hidden, weight, labels, bias, *options[:-3], *needed)
+        outputs = below_autograd(linear_cross_entropy_op, hidden, weight, labels, bias, *options[:-3], *needed)
         _, lse, count, *gradients = outputs
         ctx.mark_non_differentiable(lse, count, *gradients)
         ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written

@@ -239,8 +239,7 @@ class _Rope(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved, ctx.conjugate = interleaved, conjugate
-        with below_autograd():
-            return rope_op(q, k, cos, sin, interleaved, conjugate)
+        return below_autograd(rope_op, q, k, cos, sin, interleaved, conjugate)
 
     @staticmethod
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:

@@ -251,8 +251,7 @@ softmax_backward_op = register(
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
-        with below_autograd():
-            y = softmax_op(x, dim)
+        y = below_autograd(softmax_op, x, dim)
         ctx.save_for_backward(y)
         ctx.dim = dim
         return y

@@ -159,8 +159,7 @@ class _GLU(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
-        with below_autograd():
-            return glu_op(gate, up, activation)
+        return below_autograd(glu_op, gate, up, activation)
 
     @staticmethod
     @once_differentiable

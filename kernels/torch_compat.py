@@ -5,6 +5,7 @@ The package can be imported without it, and whatever needs what is gone raises `
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ GLOBAL_MODULE_HOOKS = tuple(
 _ExcludeDispatchKeys = _private("torch._C._ExcludeDispatchKeyGuard")
 _DispatchKeySet = _private("torch._C.DispatchKeySet")
 _DispatchKey = _private("torch._C.DispatchKey")
+_keys_of = _private("torch._C._dispatch_keys")
+_keys_of_modes = _private("torch._C._dispatch_tls_local_include_set")
 
 # ops
 softmax_backward = _private("torch._softmax_backward_data")
@@ -68,6 +71,29 @@ has_kernel_for_key = _private("torch._C._dispatch_has_kernel_for_dispatch_key")
 def below_autocast() -> Any:
     """Context in which an op's call goes past autocast."""
     return _ExcludeDispatchKeys(_DispatchKeySet(_DispatchKey.AutocastCUDA) | _DispatchKeySet(_DispatchKey.AutocastCPU))
+
+
+@functools.cache
+def _plain_keys() -> tuple[frozenset[int], frozenset[int]]:
+    """Of tensors on the CPU, and of a thread without modes and transforms: each outside of inference mode, and in it."""
+    key, keys = _DispatchKey, _DispatchKeySet
+    tensor, thread = keys(key.CPU) | keys(key.AutocastCPU), keys(key.BackendSelect)
+    views = keys(key.ADInplaceOrView)
+    both = (tensor, tensor | views | keys(key.AutogradCPU)), (thread, thread | views)
+    of_tensors, of_threads = (frozenset(each.raw_repr() for each in pair) for pair in both)
+    return of_tensors, of_threads
+
+
+def ends_on_cpu(arguments: Sequence[Any]) -> bool:
+    """Whether an op's call past autograd and autocast gets to its CPU implementation, and nothing looks at it on the way there.
+
+    Not where a mode, a transform, a subclass of Tensor, or a view that is negated when it is read wants to.
+    """
+    of_tensors, of_threads = _plain_keys()
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor) and _keys_of(argument).raw_repr() not in of_tensors:
+            return False
+    return _keys_of_modes().raw_repr() in of_threads
 
 
 def in_forward_mode() -> bool:

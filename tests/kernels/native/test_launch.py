@@ -78,9 +78,7 @@ def test_each_letter_is_read_as_its_type(mirror):
 @pytest.mark.parametrize("release_gil", [False, True])
 def test_a_call_fills_slots_in_the_order_it_is_given(mirror, release_gil):
     x, y = torch.arange(5.0), torch.zeros(5)
-    run = Launch(mirror, (5,), (0, 0, 1.0, 0.0)).function(
-        [Fill(1, 0), Fill(0, 2)], tensors=3, release_gil=release_gil
-    )
+    run = Launch(mirror, (5,), (0, 0, 1.0, 0.0)).function([Fill(1, 0), Fill(0, 2)], tensors=3, release_gil=release_gil)
     for each in (x, x + 10):
         assert run(each, None, y) is None
         assert y.tolist() == (each + 1).flip(0).tolist()
