@@ -55,7 +55,7 @@ from .attention_common import (
 )
 from .dot import dot
 from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
-from .library import below_autograd, register, register_autocast, register_autograd
+from .library import below_autograd, call, register, register_autocast, register_autograd
 from .rows import accumulation_dtype
 from .triton_compat import tl, triton
 from .tuned import tuned_plan
@@ -339,8 +339,8 @@ def attention(
         raise ValueError(f"softcap must be positive and finite, got {softcap}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    out, lse = attention_op(
-        q, k, v, mask, key_start, key_end, cu_seqlens_q, cu_seqlens_k, causal, window, scale, softcap
+    out, lse = call(
+        attention_op, q, k, v, mask, key_start, key_end, cu_seqlens_q, cu_seqlens_k, causal, window, scale, softcap
     )
     return (out, lse.to(accumulation_dtype(q))) if return_lse else out
 

@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from .activation import tanh
 from .cpu import runs_natively
 from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, next_power_of_2
-from .library import below_autograd, register, register_autograd
+from .library import below_autograd, call, register, register_autograd
 from .rows import accumulation_dtype
 from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
@@ -436,7 +436,7 @@ def cross_entropy(
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., vocab) with at least one class, got {tuple(logits.shape)}")
     require_loss_arguments("logits", logits, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)
-    return cross_entropy_op(logits, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)[0]
+    return call(cross_entropy_op, logits, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)[0]
 
 
 def require_loss_arguments(

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
 from .layer_norm_backward import layer_norm_backward_op, plan_layer_norm_backward
-from .library import below_autograd, register, register_autograd
+from .library import below_autograd, call, register, register_autograd
 from .rows import WHOLE_ROW_LIMIT, accumulation_dtype, cast, contiguous, row_tile
 from .triton_compat import tl, triton
 from .validate import (
@@ -308,7 +308,7 @@ def layer_norm(
         if parameter is not None:
             require_shape(name, parameter, hidden)
     if residual is None:
-        return layer_norm_op(x, weight, bias, eps)[0]
+        return call(layer_norm_op, x, weight, bias, eps)[0]
     require_same(x=x, residual=residual)
-    y, total, _, _ = add_layer_norm_op(x, residual, weight, bias, eps)
+    y, total, _, _ = call(add_layer_norm_op, x, residual, weight, bias, eps)
     return y, total

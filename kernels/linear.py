@@ -28,7 +28,7 @@ from . import flops
 from .activation import activation_slope
 from .cpu import products_are_faster
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
-from .library import below_autograd, register, register_autocast, register_autograd
+from .library import below_autograd, call, register, register_autocast, register_autograd
 from .matmul import plan_linear
 from .rows import accumulation_dtype, plan_sum_rows
 from .triton_compat import tl, triton
@@ -352,4 +352,4 @@ def linear(
         require_shape("residual", residual, (*x.shape[:-1], weight.shape[0]))
     if activation is not None and activation not in (*_ACTIVATIONS,):  # a tuple, to which what has no hash may come
         raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)} or None, got {activation!r}")
-    return linear_op(x, weight, bias, residual, activation)
+    return call(linear_op, x, weight, bias, residual, activation)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
-from .library import below_autograd, register, register_autograd
+from .library import below_autograd, call, register, register_autograd
 from .rows import (
     BACKWARD_WHOLE_ROW_LIMIT,
     COLUMN_BLOCK,
@@ -440,7 +440,7 @@ def rms_norm(
     if weight is not None:
         require_shape("weight", weight, x.shape[-1:])
     if residual is None:
-        return rms_norm_op(x, weight, eps, offset)[0]
+        return call(rms_norm_op, x, weight, eps, offset)[0]
     require_same(x=x, residual=residual)
-    y, total, _ = add_rms_norm_op(x, residual, weight, eps, offset)
+    y, total, _ = call(add_rms_norm_op, x, residual, weight, eps, offset)
     return y, total

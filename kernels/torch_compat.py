@@ -5,7 +5,6 @@ The package can be imported without it, and whatever needs what is gone raises `
 
 import ctypes
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,6 +46,7 @@ def _private(path: str) -> Any:
 # modes, of this thread and of the process
 BelowAutograd = _private("torch._C._AutoDispatchBelowAutograd")
 DisableTorchFunction = _private("torch._C.DisableTorchFunction")
+profiler_enabled = _private("torch.autograd._profiler_enabled")
 count_torch_function_modes = _private("torch._C._len_torch_function_stack")
 pop_torch_function_mode = _private("torch.overrides._pop_mode_temporarily")
 disable_dispatch_modes = _private("torch.utils._python_dispatch._disable_current_modes")
@@ -73,6 +73,9 @@ def below_autocast() -> Any:
     return _ExcludeDispatchKeys(_DispatchKeySet(_DispatchKey.AutocastCUDA) | _DispatchKeySet(_DispatchKey.AutocastCPU))
 
 
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
 @functools.cache
 def _plain_keys() -> tuple[frozenset[int], frozenset[int]]:
     """Of tensors on the CPU, and of a thread without modes and transforms: each outside of inference mode, and in it."""
@@ -84,16 +87,19 @@ def _plain_keys() -> tuple[frozenset[int], frozenset[int]]:
     return of_tensors, of_threads
 
 
-def ends_on_cpu(arguments: Sequence[Any]) -> bool:
-    """Whether an op's call past autograd and autocast gets to its CPU implementation, and nothing looks at it on the way there.
+def is_plain_on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether it is on the CPU, and neither of a subclass, nor wrapped by a transform, nor a view that is negated when it is read."""
+    return type(tensor) in _PLAIN_TYPES and _keys_of(tensor).raw_repr() in _plain_keys()[0]
 
-    Not where a mode, a transform, a subclass of Tensor, or a view that is negated when it is read wants to.
-    """
-    of_tensors, of_threads = _plain_keys()
-    for argument in arguments:
-        if isinstance(argument, torch.Tensor) and _keys_of(argument).raw_repr() not in of_tensors:
-            return False
-    return _keys_of_modes().raw_repr() in of_threads
+
+def only_autograd_looks() -> bool:
+    """Whether in this thread no mode of `__torch_dispatch__` and no transform sees the calls of ops, but for autograd at most."""
+    return _keys_of_modes().raw_repr() in _plain_keys()[1]
+
+
+def nothing_looks_before_autograd() -> bool:
+    """Whether nothing sees them before autograd: no autocast, no mode of `__torch_function__`, no profiler."""
+    return not (torch.is_autocast_enabled("cpu") or count_torch_function_modes() or profiler_enabled())
 
 
 def in_forward_mode() -> bool:
@@ -107,11 +113,27 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 @functools.cache
-def offset_of_tensor() -> int:
-    """How many bytes behind the start of a Python tensor the C++ tensor stands, which is one pointer, to `_cdata`."""
-    tensor = torch.empty(0)
-    words = range(object.__basicsize__, torch.Tensor.__basicsize__, 8)
-    found = [offset for offset in words if ctypes.c_uint64.from_address(id(tensor) + offset).value == tensor._cdata]
-    if len(found) != 1:
-        raise PrivateNameGoneError("C++ tensor inside torch.Tensor")
-    return found[0]
+def offsets_in_tensors() -> tuple[int, int]:
+    """How many bytes behind the start of a Python tensor the C++ tensor stands, which is one pointer, to `_cdata`; and how many
+    behind that its dispatch keys stand."""
+    with torch.inference_mode():
+        tensors = [torch.empty(0), torch.empty(0, device="meta")]
+    with torch.inference_mode(False):
+        tensors += [torch.empty(0), torch.empty(0, device="meta")]
+    objects = [(id(tensor), tensor._cdata) for tensor in tensors]
+    inside = [(tensor._cdata, _keys_of(tensor).raw_repr()) for tensor in tensors]
+    found = (
+        _offsets(objects, range(object.__basicsize__, torch.Tensor.__basicsize__, 8)),
+        _offsets(inside, range(8, 256, 8)),
+    )
+    if [len(offsets) for offsets in found] != [1, 1]:
+        raise PrivateNameGoneError("C++ tensor inside torch.Tensor, or dispatch keys in it")
+    return found[0][0], found[1][0]
+
+
+def _offsets(objects: list[tuple[int, int]], places: range) -> list[int]:
+    """Where in all the objects, given by their addresses, their words stand."""
+    return [
+        place for place in places
+        if all(ctypes.c_uint64.from_address(address + place).value == word for address, word in objects)
+    ]  # fmt: skip

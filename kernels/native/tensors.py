@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
-from ..torch_compat import offset_of_tensor
+from ..torch_compat import offsets_in_tensors
 from . import codegen, threads
 
 _MOST_DIMENSIONS = 64  # that a tensor may have
-_WORDS = 2 + 2 * _MOST_DIMENSIONS  # of a tensor's description: dtype, dimensions, sizes, strides
+_WORDS = (
+    4 + 2 * _MOST_DIMENSIONS
+)  # of a tensor's description: its class, dispatch keys, dtype, dimensions, sizes, strides
 
 _IR = r"""
 %template = type { i64, i32, i32, i64, [0 x i8] }
@@ -140,7 +142,7 @@ done:
   ret ptr @none
 }
 
-; a tuple: the bytes of all tensors' dtypes, sizes and strides, then each value, None for a tensor. %self has a `t` for a tensor
+; a tuple: the bytes of all tensors' classes, dispatch keys, dtypes, sizes and strides, then each value, None for a tensor. %self has a `t` for a tensor
 define ptr @describe(ptr %self, ptr %values, i64 %given) nounwind {
 entry:
   %dtype = alloca i32
@@ -197,15 +199,24 @@ write:
   %n = load i64, ptr %dimensions
   %p_n = getelementptr i64, ptr %p_word, i64 1
   store i64 %n, ptr %p_n
+  %class = call ptr @PyObject_Type(ptr %value)
+  call void @Py_DecRef(ptr %class)
+  %p_class = getelementptr i64, ptr %p_word, i64 2
+  store ptr %class, ptr %p_class
+  %implementation = load ptr, ptr %tensor
+  %p_own_keys = getelementptr i8, ptr %implementation, i64 KEYS_OFFSET
+  %own_keys = load i64, ptr %p_own_keys
+  %p_keys = getelementptr i64, ptr %p_word, i64 3
+  store i64 %own_keys, ptr %p_keys
   %bytes = shl i64 %n, 3
-  %p_sizes = getelementptr i64, ptr %p_word, i64 2
+  %p_sizes = getelementptr i64, ptr %p_word, i64 4
   %sizes_now = load ptr, ptr %sizes
   call void @llvm.memcpy.p0.p0.i64(ptr %p_sizes, ptr %sizes_now, i64 %bytes, i1 false)
   %p_strides = getelementptr i64, ptr %p_sizes, i64 %n
   %strides_now = load ptr, ptr %strides
   call void @llvm.memcpy.p0.p0.i64(ptr %p_strides, ptr %strides_now, i64 %bytes, i1 false)
   %twice = shl i64 %n, 1
-  %used_more = add i64 %used, 2
+  %used_more = add i64 %used, 4
   %used_all = add i64 %used_more, %twice
   call void @Py_IncRef(ptr @none)
   %ignored_too = call i32 @PyTuple_SetItem(ptr %tuple, i64 %behind, ptr @none)
@@ -234,8 +245,8 @@ _OF_PYTORCH = tuple(f"aoti_torch_get_{what}" for what in ("data_ptr", "dtype", "
 
 
 def description(kinds: str) -> Callable[..., tuple[Any, ...]]:
-    """A function that tells calls apart by dtypes, sizes and strides of the arguments that are tensors (`t`, or None), and
-    by what the others are. `kinds` has a letter for each argument; a call may leave the last ones out."""
+    """A function that tells calls apart by class, dispatch keys (what device, and what else wants to see its calls), dtype, sizes
+    and strides of the arguments that are tensors (`t`, or None), and by what the others are. `kinds` has a letter for each argument; a call may leave the last ones out."""
     return _function("describe", kinds.encode(), None)
 
 
@@ -271,7 +282,8 @@ def _functions() -> tuple[Callable[..., Any], dict[str, _MethodDefinition], Any]
     imports = {name: _address(python, name) for name in _OF_PYTHON} | {n: _address(pytorch, n) for n in _OF_PYTORCH}
     imports |= {"none": id(None), "tensor_type": id(torch.Tensor), "type_error": id(TypeError)}
     imports |= {"runtime_error": id(RuntimeError), "launch": threads.library()["launch"]}
-    ir = _IR.replace("TENSOR_OFFSET", str(offset_of_tensor())).replace("WORDS", str(_WORDS))
+    tensor, keys = offsets_in_tensors()
+    ir = _IR.replace("TENSOR_OFFSET", str(tensor)).replace("KEYS_OFFSET", str(keys)).replace("WORDS", str(_WORDS))
     library = codegen.library(ir, "llama_fast_tensors", exports=("call", "describe"), imports=imports)
     definitions = {
         name: _MethodDefinition(name.encode(), library[name], _METH_FASTCALL, None) for name in ("call", "describe")
