@@ -55,7 +55,7 @@ from .attention_common import (
 )
 from .dot import dot
 from .launch import Gpu, LaunchPlan, gpu_of, next_power_of_2
-from .library import below_autograd, register, register_autocast, register_autograd
+from .library import below_autograd, call, register, register_autocast, register_autograd
 from .rows import accumulation_dtype
 from .triton_compat import tl, triton
 from .tuned import tuned_plan
@@ -242,8 +242,7 @@ attention_op = register(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-        with below_autograd():
-            out, lse = attention_op(q, k, v, *options)
+        out, lse = below_autograd(attention_op, q, k, v, *options)
         ctx.set_materialize_grads(False)
         tensors, ctx.options = options[:5], options[5:]
         ctx.save_for_backward(q, k, v, out, lse, *tensors)
@@ -340,8 +339,8 @@ def attention(
         raise ValueError(f"softcap must be positive and finite, got {softcap}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    out, lse = attention_op(
-        q, k, v, mask, key_start, key_end, cu_seqlens_q, cu_seqlens_k, causal, window, scale, softcap
+    out, lse = call(
+        attention_op, q, k, v, mask, key_start, key_end, cu_seqlens_q, cu_seqlens_k, causal, window, scale, softcap
     )
     return (out, lse.to(accumulation_dtype(q))) if return_lse else out
 

@@ -33,7 +33,7 @@ from .attention_common import LARGEST_HEAD_DIM, LOG2E, block_d
 from .cpu import converts
 from .dot import dot
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
-from .library import register, register_autocast
+from .library import call, register, register_autocast
 from .triton_compat import tl, triton
 from .tuned import tuned_plan
 from .validate import (
@@ -398,7 +398,7 @@ def attention_decode(
     if torch.is_grad_enabled() and (q.requires_grad or k_cache.requires_grad or v_cache.requires_grad):
         raise RuntimeError("attention_decode has no gradient: use attention, or call it under torch.no_grad()")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return attention_decode_op(q, k_cache, v_cache, cache_lens, key_start, block_table, scale, window, softcap)
+    return call(attention_decode_op, q, k_cache, v_cache, cache_lens, key_start, block_table, scale, window, softcap)
 
 
 def _check(

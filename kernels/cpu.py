@@ -4,6 +4,7 @@ By default the faster one that is right, by each op's rule. `LLAMA_FAST_CPU=nati
 `use("pytorch")` does inside a `with` block. float64, and kernels that cannot be compiled here, always go to PyTorch.
 """
 
+import functools
 import itertools
 import os
 import warnings
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .native.machine import host, why_none
+from .torch_compat import is_plain_on_cpu
 from .triton_compat import HAS_TRITON
 
 if TYPE_CHECKING:
@@ -104,41 +106,83 @@ def implementation(
     """
     if not HAS_TRITON or host() is None:
         return pytorch
-    from .native.remembered import describe, overlap, remember
+    return Implementation(op, kernel, pytorch, pytorch_is_faster)
 
-    writes = op._schema.is_mutable  # into arguments: then code depends on whether they share memory
-    # lse is float64 for all dtypes of attention
-    computed_with = [argument.name != "lse" for argument in op._schema.arguments]
-    known: dict[Any, Callable[..., Any]] = {}
 
-    def on_cpu(*arguments: Any) -> Any:
+class Implementation:
+    """Of an op with native kernels: it does as it is asked to, or what is faster, and remembers calls (`native/remembered.py`)."""
+
+    def __init__(
+        self,
+        op: "OpOverload",
+        kernel: Callable[..., Any],
+        pytorch: Callable[..., Any],
+        pytorch_is_faster: Callable[..., bool],
+    ) -> None:
+        self._name = op._schema.name
+        self._kernel, self._pytorch, self._pytorch_is_faster = kernel, pytorch, pytorch_is_faster
+        self._writes = op._schema.is_mutable  # into arguments: then code depends on whether they share memory
+        # lse is float64 for all dtypes of attention
+        self._computed_with = [argument.name != "lse" for argument in op._schema.arguments]
+        self._kinds = "." + "".join("t" if "Tensor" in str(argument.type) else "." for argument in op._schema.arguments)
+        self._known: dict[Any, Callable[..., Any]] = {}
+        self._plain: dict[
+            Any, Callable[..., Any]
+        ] = {}  # those of tensors that nothing but the dispatcher and this looks at
+
+    @functools.cached_property
+    def _describe(self) -> Callable[..., tuple[Any, ...]]:
+        from .native.tensors import description
+
+        return description(self._kinds)
+
+    def known_call(self, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """What the dispatcher would find for these arguments, if it has found it before. It writes into none of them."""
+        return self._plain.get(self._describe(_choice.get(), *arguments))
+
+    def __call__(self, *arguments: Any) -> Any:
         choice = _choice.get()
         if choice == "pytorch":
-            return pytorch(*arguments)
-        key = (choice, describe(arguments), writes and overlap(arguments))
-        call = known.get(key)
-        if call is not None:
-            return call(*arguments)
-        if len(known) >= REMEMBERED_CALLS:
-            known.clear()
-        wide = _has_float64(itertools.compress(arguments, computed_with))
-        if wide or (choice == "auto" and pytorch_is_faster(*arguments)):
-            known[key] = pytorch
-            return pytorch(*arguments)
+            return self._pytorch(*arguments)
+        key = self._describe(choice, *arguments)
+        if self._writes and _overlap(arguments):
+            key = (*key, "overlap")
+        call = self._known.get(key)
+        return call(*arguments) if call is not None else self._first_call(choice, key, arguments)
+
+    def _first_call(self, choice: str, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+        from .native.remembered import remember
+
+        if len(self._known) >= REMEMBERED_CALLS:
+            self._known.clear()
+            self._plain.clear()
+        wide = _has_float64(itertools.compress(arguments, self._computed_with))
+        if wide or (choice == "auto" and self._pytorch_is_faster(*arguments)):
+            return self._know(key, arguments, self._pytorch)(*arguments)
         try:
-            if writes and overlap(arguments):
-                return kernel(*arguments)
-            result, call = remember(kernel, arguments)
+            if self._writes and _overlap(arguments):
+                return self._kernel(*arguments)
+            result, call = remember(self._kernel, arguments)
         except NotImplementedError as error:
-            _fall_back(op._schema.name, error)
-            known[key] = pytorch
-            return pytorch(*arguments)
-        if call is kernel and not writes and overlap(arguments):
+            _fall_back(self._name, error)
+            return self._know(key, arguments, self._pytorch)(*arguments)
+        if call is self._kernel and _overlap(arguments):
             return result  # not remembered for these tensors, but it may be for others of these shapes
-        known[key] = call
+        self._know(key, arguments, call)
         return result
 
-    return on_cpu
+    def _know(self, key: tuple[Any, ...], arguments: tuple[Any, ...], call: Callable[..., Any]) -> Callable[..., Any]:
+        self._known[key] = call
+        tensors = (argument for argument in arguments if isinstance(argument, torch.Tensor))
+        if not self._writes and all(map(is_plain_on_cpu, tensors)):
+            self._plain[key] = call
+        return call
+
+
+def _overlap(arguments: tuple[Any, ...]) -> bool:
+    from .native.remembered import overlap
+
+    return overlap(arguments)
 
 
 def _has_float64(arguments: Iterable[Any]) -> bool:
@@ -148,4 +192,4 @@ def _has_float64(arguments: Iterable[Any]) -> bool:
 def _fall_back(name: str, error: NotImplementedError) -> None:
     if name not in fallbacks:
         fallbacks[name] = str(error)
-        warnings.warn(f"{name} runs on PyTorch's ops: {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{name} runs on PyTorch's ops: {error}", RuntimeWarning, stacklevel=5)

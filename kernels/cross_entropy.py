@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from .activation import tanh
 from .cpu import runs_natively
 from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, next_power_of_2
-from .library import below_autograd, register, register_autograd
+from .library import below_autograd, call, register, register_autograd
 from .rows import accumulation_dtype
 from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
@@ -389,8 +389,7 @@ cross_entropy_backward_op = register(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-        with below_autograd():
-            loss, lse, count = cross_entropy_op(logits, labels, *options)
+        loss, lse, count = below_autograd(cross_entropy_op, logits, labels, *options)
         ctx.mark_non_differentiable(lse, count)
         ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(logits, labels, lse, count)
@@ -437,7 +436,7 @@ def cross_entropy(
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., vocab) with at least one class, got {tuple(logits.shape)}")
     require_loss_arguments("logits", logits, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)
-    return cross_entropy_op(logits, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)[0]
+    return call(cross_entropy_op, logits, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)[0]
 
 
 def require_loss_arguments(

@@ -26,15 +26,13 @@ from torch.autograd.function import once_differentiable
 
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
 from .layer_norm_backward import layer_norm_backward_op, plan_layer_norm_backward
-from .library import below_autograd, register, register_autograd
+from .library import below_autograd, call, register, register_autograd
 from .rows import WHOLE_ROW_LIMIT, accumulation_dtype, cast, contiguous, row_tile
 from .triton_compat import tl, triton
 from .validate import (
-    require_floating,
-    require_floating_or_none,
+    require_floating_on_one_device,
     require_kernel_dtype,
     require_same,
-    require_same_device,
     require_shape,
 )
 
@@ -230,8 +228,7 @@ class _LayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with below_autograd():
-            y, mean, rstd = layer_norm_op(x, weight, bias, eps)
+        y, mean, rstd = below_autograd(layer_norm_op, x, weight, bias, eps)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(x, weight, bias, mean, rstd)
@@ -251,8 +248,7 @@ class _AddLayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with below_autograd():
-            y, total, mean, rstd = add_layer_norm_op(x, residual, weight, bias, eps)
+        y, total, mean, rstd = below_autograd(add_layer_norm_op, x, residual, weight, bias, eps)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(total, weight, bias, mean, rstd)
@@ -304,16 +300,15 @@ def layer_norm(
 
     Source: arXiv:1607.06450.
     """
-    require_floating(x=x)
-    require_floating_or_none(weight=weight, bias=bias, residual=residual)
-    require_same_device(x=x, weight=weight, bias=bias, residual=residual)
+    require_floating_on_one_device(x, weight=weight, bias=bias, residual=residual)
     if x.ndim == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
+    hidden = x.shape[-1:]
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
-            require_shape(name, parameter, x.shape[-1:])
+            require_shape(name, parameter, hidden)
     if residual is None:
-        return layer_norm_op(x, weight, bias, eps)[0]
+        return call(layer_norm_op, x, weight, bias, eps)[0]
     require_same(x=x, residual=residual)
-    y, total, _, _ = add_layer_norm_op(x, residual, weight, bias, eps)
+    y, total, _, _ = call(add_layer_norm_op, x, residual, weight, bias, eps)
     return y, total

@@ -28,7 +28,7 @@ from . import flops
 from .activation import activation_slope
 from .cpu import converts, products_are_faster
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
-from .library import below_autograd, register, register_autocast, register_autograd
+from .library import below_autograd, call, register, register_autocast, register_autograd
 from .matmul import FEW_ROWS, plan_linear
 from .rows import accumulation_dtype, plan_sum_rows
 from .triton_compat import tl, triton
@@ -290,11 +290,10 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         x_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         preactivation = None
-        with below_autograd():
-            if activation is not None and (x_grad or weight_grad or bias_grad):
-                y, preactivation = linear_training_op(x, weight, bias, residual, activation)
-            else:
-                y = linear_op(x, weight, bias, residual, activation)
+        if activation is not None and (x_grad or weight_grad or bias_grad):
+            y, preactivation = below_autograd(linear_training_op, x, weight, bias, residual, activation)
+        else:
+            y = below_autograd(linear_op, x, weight, bias, residual, activation)
         ctx.save_for_backward(x if weight_grad else None, weight if x_grad else None, preactivation)
         ctx.activation, ctx.dtype = activation, x.dtype
         ctx.residual_dtype = None if residual is None else residual.dtype
@@ -360,4 +359,4 @@ def linear(
         require_shape("residual", residual, (*x.shape[:-1], weight.shape[0]))
     if activation is not None and activation not in (*_ACTIVATIONS,):  # a tuple, to which what has no hash may come
         raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)} or None, got {activation!r}")
-    return linear_op(x, weight, bias, residual, activation)
+    return call(linear_op, x, weight, bias, residual, activation)

@@ -45,7 +45,7 @@ from .cross_entropy import (
     require_loss_arguments,
 )
 from .launch import INTERPRETED, Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
-from .library import below_autograd, register, register_autocast, register_autograd
+from .library import below_autograd, call, register, register_autocast, register_autograd
 from .linear import require_dtype
 from .matmul import plan_linear
 from .rows import accumulation_dtype
@@ -235,8 +235,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         *objective, reduction, chunk = options[:-3]
         ctx.needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         needed = (False,) * 3 if reduction == "none" else ctx.needed
-        with below_autograd():
-            outputs = linear_cross_entropy_op(hidden, weight, labels, bias, *options[:-3], *needed)
+        outputs = below_autograd(linear_cross_entropy_op, hidden, weight, labels, bias, *options[:-3], *needed)
         _, lse, count, *gradients = outputs
         ctx.mark_non_differentiable(lse, count, *gradients)
         ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
@@ -308,7 +307,8 @@ def linear_cross_entropy(
     if bias is not None:
         require_shape("bias", bias, weight.shape[:1])
     require_loss_arguments("hidden", hidden, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)
-    return linear_cross_entropy_op(
+    return call(
+        linear_cross_entropy_op,
         hidden, weight, labels, bias, ignore_index, label_smoothing, z_loss, softcap, reduction,
         chunk_tokens(hidden.shape[-1]), False, False, False,
     )[0]  # fmt: skip

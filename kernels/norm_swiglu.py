@@ -15,7 +15,7 @@ from . import flops
 from .activation import activate
 from .cpu import converts
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
-from .library import register
+from .library import call, register
 from .linear import linear_op
 from .norm_matmul import pair_rows, plan_pairs, project_pairs, project_whole_rows, require_norm_product
 from .rms_norm import rms_norm_op
@@ -124,4 +124,4 @@ def norm_swiglu(
     require_norm_product("norm_swiglu", x, norm_weight, {"bias": bias}, gate_up_weight=gate_up_weight)
     if gate_up_weight.shape[0] % 2:
         raise ValueError(f"gate_up_weight must have an even number of rows, got {gate_up_weight.shape[0]}")
-    return norm_swiglu_op(x, norm_weight, gate_up_weight, bias, eps)
+    return call(norm_swiglu_op, x, norm_weight, gate_up_weight, bias, eps)

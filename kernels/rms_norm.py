@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of
-from .library import below_autograd, register, register_autograd
+from .library import below_autograd, call, register, register_autograd
 from .rows import (
     BACKWARD_WHOLE_ROW_LIMIT,
     COLUMN_BLOCK,
@@ -42,11 +42,9 @@ from .rows import (
 )
 from .triton_compat import tl, triton
 from .validate import (
-    require_floating,
-    require_floating_or_none,
+    require_floating_on_one_device,
     require_kernel_dtype,
     require_same,
-    require_same_device,
     require_shape,
 )
 
@@ -370,8 +368,7 @@ rms_norm_backward_op = register(
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
-        with below_autograd():
-            y, rstd = rms_norm_op(x, weight, eps, offset)
+        y, rstd = below_autograd(rms_norm_op, x, weight, eps, offset)
         ctx.mark_non_differentiable(rstd)
         ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(x, weight, rstd)
@@ -394,8 +391,7 @@ class _AddRMSNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, offset: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with below_autograd():
-            y, total, rstd = add_rms_norm_op(x, residual, weight, eps, offset)
+        y, total, rstd = below_autograd(add_rms_norm_op, x, residual, weight, eps, offset)
         ctx.mark_non_differentiable(rstd)
         ctx.set_materialize_grads(False)  # zeros for outputs without a gradient would be allocated and written
         ctx.save_for_backward(total, weight, rstd)
@@ -438,15 +434,13 @@ def rms_norm(
 
     Source: arXiv:1910.07467.
     """
-    require_floating(x=x)
-    require_floating_or_none(weight=weight, residual=residual)
-    require_same_device(x=x, weight=weight, residual=residual)
+    require_floating_on_one_device(x, weight=weight, residual=residual)
     if x.ndim == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
     if weight is not None:
         require_shape("weight", weight, x.shape[-1:])
     if residual is None:
-        return rms_norm_op(x, weight, eps, offset)[0]
+        return call(rms_norm_op, x, weight, eps, offset)[0]
     require_same(x=x, residual=residual)
-    y, total, _ = add_rms_norm_op(x, residual, weight, eps, offset)
+    y, total, _ = call(add_rms_norm_op, x, residual, weight, eps, offset)
     return y, total

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
-from .library import below_autograd, register, register_autograd
+from .library import below_autograd, call, register, register_autograd
 from .rows import accumulation_dtype, cast
 from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device
@@ -239,8 +239,7 @@ class _Rope(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved, ctx.conjugate = interleaved, conjugate
-        with below_autograd():
-            return rope_op(q, k, cos, sin, interleaved, conjugate)
+        return below_autograd(rope_op, q, k, cos, sin, interleaved, conjugate)
 
     @staticmethod
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
@@ -288,7 +287,7 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
     if cos.ndim == 2:
         cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
     _require_angles(cos, batch, seq, head_dim)
-    return rope_op(q, k, cos, sin, interleaved, False)
+    return call(rope_op, q, k, cos, sin, interleaved, False)
 
 
 def _require_angles(cos: Tensor, batch: int, seq: int, head_dim: int) -> None:

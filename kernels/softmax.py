@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, gpu_of, next_power_of_2
-from .library import below_autograd, register, register_autograd
+from .library import below_autograd, call, register, register_autograd
 from .rows import LONG_ROW_BLOCK, WHOLE_ROW_LIMIT, RowTile, forward_tile, row_tile
 from .torch_compat import softmax_backward
 from .triton_compat import tl, triton
@@ -251,8 +251,7 @@ softmax_backward_op = register(
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
-        with below_autograd():
-            y = softmax_op(x, dim)
+        y = below_autograd(softmax_op, x, dim)
         ctx.save_for_backward(y)
         ctx.dim = dim
         return y
@@ -289,4 +288,4 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"dim must be from {-x.ndim} to {x.ndim - 1} for {x.ndim} dimensions, got {dim}")
-    return softmax_op(x, dim % x.ndim)
+    return call(softmax_op, x, dim % x.ndim)

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from .activation import activate, activation_and_slope
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, empty_contiguous, next_power_of_2
-from .library import below_autograd, register, register_autograd
+from .library import below_autograd, call, register, register_autograd
 from .rows import accumulation_dtype, cast
 from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype, require_same, require_same_device
@@ -159,8 +159,7 @@ class _GLU(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
-        with below_autograd():
-            return glu_op(gate, up, activation)
+        return below_autograd(glu_op, gate, up, activation)
 
     @staticmethod
     @once_differentiable
@@ -218,4 +217,4 @@ def _glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     require_same(gate=gate, up=up)
     if gate.ndim == 0:
         raise ValueError("gate must have at least one dimension, got a scalar")
-    return glu_op(gate, up, activation)
+    return call(glu_op, gate, up, activation)

@@ -16,17 +16,34 @@ def require_tensors(**values: object) -> None:
 def require_floating(**tensors: Tensor) -> None:
     """Every one must be a floating-point tensor (float64 is for the PyTorch path on the CPU)."""
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            require_tensors(**{name: tensor})
-        if tensor.dtype not in _FLOATING_DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATING_DTYPES:
+            _refuse(name, tensor)
 
 
 def require_floating_or_none(**tensors: Tensor | None) -> None:
     """The same of tensors that may be left out."""
     for name, tensor in tensors.items():
-        if tensor is not None:
-            require_floating(**{name: tensor})
+        if tensor is not None and (not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATING_DTYPES):
+            _refuse(name, tensor)
+
+
+def require_floating_on_one_device(first: Tensor, **others: Tensor | None) -> None:
+    """`first`, called x, must be a floating-point tensor, and each of the others that is given one on its device."""
+    if not isinstance(first, Tensor) or first.dtype not in _FLOATING_DTYPES:
+        _refuse("x", first)
+    device = first.device
+    for name, tensor in others.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATING_DTYPES:
+            _refuse(name, tensor)
+        if tensor.device != device:
+            require_same_device(x=first, **{name: tensor})
+
+
+def _refuse(name: str, tensor: object) -> None:
+    require_tensors(**{name: tensor})
+    raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")  # type: ignore[attr-defined]
 
 
 def require_int32(**tensors: Tensor | None) -> None:

@@ -19,17 +19,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..launch import LaunchPlan
+from ..torch_compat import empty_strided_cpu
 from .compiled import Compiled, memory_span, recording
+from .launch import Fill
 
 _ALLOCATIONS = {
     torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default,
     torch.ops.aten.new_empty.default, torch.ops.aten.new_empty_strided.default,
 }  # fmt: skip
-
-
-def describe(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """What an op's launches follow from."""
-    return tuple((arg.shape, arg.stride(), arg.dtype) if isinstance(arg, torch.Tensor) else arg for arg in arguments)
 
 
 def overlap(arguments: Sequence[Any]) -> bool:
@@ -67,14 +64,6 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """An address: bytes behind the start of a tensor, which is an argument or one that the call allocates."""
-
-    tensor: int
-    offset: int
-
-
 def _replay(
     watch: _Watch, launches: list[tuple[Compiled, LaunchPlan]], arguments: Sequence[Any], result: Any
 ) -> Callable[..., Any] | None:
@@ -86,32 +75,31 @@ def _replay(
         if isinstance(tensor, torch.Tensor) and tensor.numel()
     ]
 
-    def place(tensor: torch.Tensor) -> _Place | None:
+    def fill(argument: int, tensor: torch.Tensor) -> Fill | None:
         """None also where two arguments share memory and it cannot be told which of them a launch was given."""
         begin, end = memory_span(tensor)
         inside = [(first, number) for first, last, number in spans if first <= begin and end <= last]
         starting = [(first, number) for first, number in inside if first == begin]
         found = starting or inside
-        return _Place(found[0][1], begin - found[0][0]) if len(found) == 1 else None
+        return Fill(argument, found[0][1], begin - found[0][0]) if len(found) == 1 else None
 
-    runs: list[tuple[Callable[..., None], list[tuple[int, int]]]] = []
+    runs: list[Callable[..., None]] = []
     for kernel, plan in launches:
-        filled, places = [], []
-        for position, name in enumerate(kernel.names):
-            value = plan.arguments[name]
-            if not isinstance(value, torch.Tensor) or not value.numel():
-                continue
-            where = place(value)
-            if where is None:
-                return None
-            filled.append(position)
-            places.append((where.tensor, where.offset))
-        runs.append((kernel.launch_of(plan).function(filled), places))
+        values = [plan.arguments[name] for name in kernel.names]
+        fills = [
+            fill(argument, value)
+            for argument, value in enumerate(values)
+            if isinstance(value, torch.Tensor) and value.numel()
+        ]
+        if None in fills:
+            return None
+        known = [each for each in fills if each is not None]
+        runs.append(kernel.launch_of(plan).function(known, tensors=len(tensors)))
     results = result if isinstance(result, tuple) else (result,)
     outputs = [_output(tensor, tensors, len(arguments)) for tensor in results]
     if any(output is None for output in outputs):
         return None
-    fresh = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in watch.allocated]
+    fresh = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in watch.allocated]
     return _call(fresh, runs, [output for output in outputs if output is not None], isinstance(result, tuple))
 
 
@@ -143,16 +131,14 @@ def _output(tensor: torch.Tensor, tensors: list[Any], arguments: int) -> _Output
 
 def _call(
     fresh: list[tuple[Any, Any, torch.dtype]],
-    runs: list[tuple[Callable[..., None], list[tuple[int, int]]]],
+    runs: list[Callable[..., None]],
     outputs: list[_Output],
     is_tuple: bool,
 ) -> Callable[..., Any]:
-    empty = torch.empty_strided
-
     def call(*arguments: Any) -> Any:
-        tensors = [*arguments, *[empty(shape, stride, dtype=dtype) for shape, stride, dtype in fresh]]
-        for run, places in runs:
-            run(*[tensors[number].data_ptr() + offset for number, offset in places])
+        tensors = [*arguments, *[empty_strided_cpu(shape, stride, dtype) for shape, stride, dtype in fresh]]
+        for run in runs:
+            run(*tensors)
         return tuple([output.of(tensors) for output in outputs]) if is_tuple else outputs[0].of(tensors)
 
     return call

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llama_fast.kernels.native import threads as openmp
-from llama_fast.kernels.native.launch import Launch
+from llama_fast.kernels.native.launch import Fill, Launch
 from llama_fast.kernels.native.threads import WORK_OF_A_THREAD, threads_for
 from tests.kernels.native.handwritten import count_kernel, mirror_kernel, native, sleep_kernel
 from tests.kernels.native.handwritten import four_threads as four_threads
@@ -78,31 +78,28 @@ def test_each_letter_is_read_as_its_type(mirror):
 @pytest.mark.parametrize("release_gil", [False, True])
 def test_a_call_fills_slots_in_the_order_it_is_given(mirror, release_gil):
     x, y = torch.arange(5.0), torch.zeros(5)
-    run = Launch(mirror, (5,), (0, 0, 1.0, 0.0)).function(filled=(1, 0), release_gil=release_gil)
+    run = Launch(mirror, (5,), (0, 0, 1.0, 0.0)).function([Fill(1, 0), Fill(0, 2)], tensors=3, release_gil=release_gil)
     for each in (x, x + 10):
-        assert run(each.data_ptr(), y.data_ptr()) is None
+        assert run(each, None, y) is None
         assert y.tolist() == (each + 1).flip(0).tolist()
 
 
-@pytest.mark.parametrize(
-    ("values", "error"),
-    [
-        ((), "more or fewer values"),
-        ((0,), "more or fewer values"),
-        ((0, 0, 0), "more or fewer values"),
-        ((0, "x"), "integer"),
-        ((0, 1.0), "integer"),
-        ((0, None), "integer"),
-        ((0, 2**64), "too (large|big)"),
-    ],
-)
-def test_a_call_with_other_values_is_an_error_and_runs_nothing(count, values, error):
+def test_an_address_may_lie_behind_the_start_of_a_tensor(mirror):
+    both = torch.arange(10.0)
+    run = Launch(mirror, (5,), (0, 0, 1.0, 0.0)).function([Fill(0, 0, 5 * 4), Fill(1, 0)], tensors=1)
+    run(torch.nn.Parameter(both))
+    assert both.tolist() == [0, 1, 2, 3, 4, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("values", [(), (0,), (0, 0, 0), (0, 0), (0, "x"), (0, None), (0, torch.Tensor)])
+def test_a_call_with_other_values_is_an_error_and_runs_nothing(count, values):
     counts, _ = zeros(3)
-    run = Launch(count, (3,), (counts.data_ptr(), counts.data_ptr())).function(filled=(0, 1))
-    with pytest.raises((TypeError, OverflowError), match=error):
-        run(*values)
+    fills = [Fill(0, 0), Fill(1, 1)]
+    run = Launch(count, (3,), (counts.data_ptr(), counts.data_ptr())).function(fills, tensors=2)
+    with pytest.raises(TypeError, match="takes tensors" if len(values) == 2 else "more or fewer tensors"):
+        run(*(counts if value == 0 and len(values) == 2 and i == 0 else value for i, value in enumerate(values)))
     with pytest.raises(TypeError, match="keyword"):
-        run(0, counts=0)
+        run(counts, counts=counts)
     assert counts.sum() == 0
 
 
@@ -116,14 +113,14 @@ def test_a_function_keeps_the_code():
 
 def test_many_python_threads_launch_one_function_at_once(mirror, four_threads):
     """Each call has its own copy of the arguments."""
-    run = Launch(mirror, (64,), (0, 0, 1.0, 0.0), threads=2).function(filled=(0, 1))
+    run = Launch(mirror, (64,), (0, 0, 1.0, 0.0), threads=2).function([Fill(0, 0), Fill(1, 1)], tensors=2)
     wrong = []
 
     def work(start):
         x, y = torch.full((64,), float(start)), torch.zeros(64)
         for _ in range(300):
             y.zero_()
-            run(y.data_ptr(), x.data_ptr())
+            run(y, x)
             if (y != start + 1).any():
                 wrong.append(y)
 

@@ -1,0 +1,155 @@
+"""Calls of ops that were made before go past the dispatcher, and nobody who looks at calls misses one for that."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llama_fast import ops
+from llama_fast.kernels import cpu
+from tests.kernels.native.handwritten import native
+from tests.parity import not_interpreted
+
+pytestmark = [native, not_interpreted]
+OP = torch.ops.llama_fast.rms_norm.default
+
+
+@pytest.fixture(autouse=True)
+def known():
+    """The call is known before each test, inside of inference mode and outside, with and without a gradient."""
+    with cpu.use("native"):
+        for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+            with mode():
+                for _ in range(3):
+                    ops.rms_norm(*tensors())
+                    ops.rms_norm(*leaves())
+        yield
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 64, generator=generator), torch.randn(64, generator=generator)
+
+
+def leaves():
+    return tuple(tensor.requires_grad_() for tensor in tensors())
+
+
+def expected(x, weight):
+    return torch.nn.functional.rms_norm(x, (64,), weight, 1e-6)
+
+
+def test_a_known_call_needs_no_dispatcher(monkeypatch):
+    """So it is this that the other tests are about."""
+    monkeypatch.setattr(torch._ops.OpOverload, "__call__", lambda *_: pytest.fail("went through the dispatcher"))
+    x, weight = tensors()
+    torch.testing.assert_close(ops.rms_norm(x, weight), expected(x, weight))
+    with torch.no_grad():
+        x, weight = leaves()
+        torch.testing.assert_close(ops.rms_norm(x, weight), expected(x, weight))
+
+
+def test_gradients():
+    ours, theirs = leaves(), leaves()
+    ops.rms_norm(*ours).square().sum().backward()
+    expected(*theirs).square().sum().backward()
+    for leaf, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(leaf.grad, other.grad)
+
+
+def test_a_dispatch_mode_sees_it():
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    for arguments in (tensors(), leaves()):
+        with Mode():
+            ops.rms_norm(*arguments)
+    assert seen.count(OP) == 2
+
+
+def test_a_function_mode_sees_it():
+    seen = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        ops.rms_norm(*tensors())
+    assert OP in seen
+
+
+@pytest.mark.parametrize("make", [tensors, leaves])
+def test_a_subclass_sees_it(make):
+    seen = []
+
+    class Tensor(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    x, weight = make()
+    for _ in range(3):
+        ops.rms_norm(x.as_subclass(Tensor), weight)
+    assert seen.count(OP) == 3
+
+
+def test_a_profiler_sees_it():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ops.rms_norm(*tensors())
+    assert "llama_fast::rms_norm" in {event.name for event in profile.events()}
+
+
+def test_fake_tensors_stay_fake():
+    with FakeTensorMode() as mode:
+        assert isinstance(ops.rms_norm(*(mode.from_tensor(tensor) for tensor in tensors())), FakeTensor)
+
+
+def test_transforms():
+    x, weight = tensors()
+    torch.testing.assert_close(torch.vmap(lambda row: ops.rms_norm(row, weight))(x), expected(x, weight))
+    made = torch.fx.experimental.proxy_tensor.make_fx(lambda x, weight: ops.rms_norm(x, weight))(x, weight)
+    assert OP in {node.target for node in made.graph.nodes}
+
+
+def test_tangents_are_refused():
+    x, weight = tensors()
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        ops.rms_norm(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)), weight)
+
+
+def test_a_negated_view_is_negated():
+    x, weight = tensors()
+    torch.testing.assert_close(ops.rms_norm(torch._neg_view(x), weight), -expected(x, weight))
+
+
+def test_another_choice_is_not_the_known_call(monkeypatch):
+    x, weight = tensors()
+    asked = []
+    monkeypatch.setattr(torch._ops.OpOverload, "__call__", lambda op, *arguments: asked.append(op) or (None,))
+    with cpu.use("pytorch"):
+        ops.rms_norm(x, weight)
+    assert asked == [OP]
+
+
+def test_autocast_casts():
+    x, weight = torch.randn(4, 64), torch.randn(8, 64)
+    for _ in range(3):
+        assert ops.linear(x, weight).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.linear(x, weight).dtype == torch.bfloat16
+
+
+def test_numbers_that_the_dispatcher_converts_or_refuses():
+    x, weight = tensors()
+    for _ in range(3):
+        torch.testing.assert_close(ops.rms_norm(x, weight, 1), torch.nn.functional.rms_norm(x, (64,), weight, 1.0))
+    with pytest.raises(RuntimeError, match="eps"):
+        ops.rms_norm(x, weight, "1e-6")
