@@ -1,6 +1,6 @@
 """Writes one LLVM function as text: instructions, intrinsics and their declarations, loops, and index arithmetic.
 
-Index arithmetic is 64 bits wide and folds Python numbers, so that `b.add(b.mul(i, 4), 0)` is one instruction when `i` is a
+Index arithmetic is 64 bits wide, wraps around (a kernel's own integers are computed with it too), and folds Python numbers, so that `b.add(b.mul(i, 4), 0)` is one instruction when `i` is a
 name and none when it is a number:
 
     b.loop(0, n, 16, body)    ->    head:  %i = phi i64 [ 0, %pre ], [ %next, %latch ]
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..machine import Machine
-from .elements import Operand, literal, llvm_type, vector_type
+from .elements import Operand, literal, llvm_type, vector_type, wrapped
 
 Body = Callable[[Operand], None]
 
@@ -110,20 +110,20 @@ class Builder:
 
     def add(self, a: Operand, b: Operand) -> Operand:
         if isinstance(a, int) and isinstance(b, int):
-            return a + b
-        return b if a == 0 else a if b == 0 else self.let(f"add nsw i64 {a}, {b}")
+            return wrapped(a + b)
+        return b if a == 0 else a if b == 0 else self.let(f"add i64 {a}, {b}")
 
     def sub(self, a: Operand, b: Operand) -> Operand:
         if isinstance(a, int) and isinstance(b, int):
-            return a - b
-        return a if b == 0 else self.let(f"sub nsw i64 {a}, {b}")
+            return wrapped(a - b)
+        return a if b == 0 else self.let(f"sub i64 {a}, {b}")
 
     def mul(self, a: Operand, b: Operand) -> Operand:
         if isinstance(a, int) and isinstance(b, int):
-            return a * b
+            return wrapped(a * b)
         if a == 0 or b == 0:
             return 0
-        return b if a == 1 else a if b == 1 else self.let(f"mul nsw i64 {a}, {b}")
+        return b if a == 1 else a if b == 1 else self.let(f"mul i64 {a}, {b}")
 
     def div(self, a: Operand, b: int) -> Operand:
         """`a` and `b` are not negative."""

@@ -55,6 +55,12 @@ def size(element: str) -> int:
     return BITS[in_memory(element)] // 8
 
 
+def wrapped(x: int, bits: int = 64) -> int:
+    """The signed integer of so many bits that `x` wraps around to."""
+    half = 1 << (bits - 1)
+    return (x + half) % (2 * half) - half
+
+
 def suffix(element: str, width: int) -> str:
     """As intrinsics are named: f32, v16f32, v8i64, p0."""
     scalar = "p0" if is_pointer(element) else "i16" if element == "bf16" else element

@@ -10,12 +10,16 @@ is addresses and masks, and these are simple in the lane's number l:
 
 Kept so, `tl.load(p + tl.arange(0, N), mask=tl.arange(0, N) < n)` is a plain vector load in a loop up to n / width and one
 masked load after it, where a vector of pointers and a vector of booleans would be a gather.
+
+An affine lane value of 32 bits is computed in 64, and cut to 32 where a vector is made of it: so it wraps around as it
+must. Only where it is an address, or is compared, it is used as it is (`Use`).
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 from .builder import Builder
-from .elements import Operand, is_pointer, literal, llvm_type, pointee, splat_literal, vector_type
+from .elements import Operand, is_pointer, literal, llvm_type, pointee, splat_literal, vector_type, wrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,14 @@ class Vector:
 
 
 Lane = Uniform | Affine | Prefix | Vector
+
+
+class Use(Enum):
+    """What an integer is asked for, which decides what becomes of one of 32 bits that is widened to 64."""
+
+    VALUE = "value"  # each lane wraps around: no longer affine
+    BOUND = "bound"  # of a comparison: the first lane wraps around, and the others lie beside it
+    ADDRESS = "address"  # none does: what an address overflows to is no address
 
 
 def as_vector(b: Builder, lane: Lane, element: str, width: int) -> str:
@@ -102,7 +114,7 @@ def narrow(b: Builder, x: Operand, element: str) -> Operand:
     """A 64-bit integer as one of `element`."""
     if not isinstance(x, str):
         bits = int(element[1:])
-        return ((int(x) + (1 << (bits - 1))) % (1 << bits)) - (1 << (bits - 1)) if bits > 1 else int(x) & 1
+        return wrapped(int(x), bits) if bits > 1 else int(x) & 1
     return x if element == "i64" else b.let(f"trunc i64 {x} to {element}")
 
 

@@ -19,8 +19,8 @@ from ..ttir import Op, Value
 from . import memory
 from .builder import Builder
 from .elements import Operand, in_memory, is_pointer, splat_literal, vector_type
-from .elementwise import constant, elementwise
-from .lanes import Affine, Lane, Prefix, Uniform, Vector, as_vector, offset_pointer, widen
+from .elementwise import KEEP_AFFINE, constant, elementwise, prefix
+from .lanes import Affine, Lane, Prefix, Uniform, Use, Vector, as_vector, offset_pointer, widen
 
 Coordinates = tuple[Lane, ...]
 
@@ -36,14 +36,18 @@ class Masks(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Which elements: a coordinate for each dimension, uniform or (in one of them) affine in the lane."""
+    """Which elements, and what for: a coordinate for each dimension, uniform or (in one of them) affine in the lane."""
 
     coordinates: Coordinates
     width: int
     masks: Masks = Masks.TEST
+    use: Use = Use.VALUE
 
     def moved(self, coordinates: Coordinates) -> "Index":
         return replace(self, coordinates=coordinates)
+
+    def used(self, use: Use) -> "Index":
+        return self if use is self.use else replace(self, use=use)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,8 @@ class Tiles:
         stored = self.stored.get(value)
         if isinstance(stored, Uniform):
             return stored
+        if at.use is not Use.VALUE and not _passes_on_its_use(value, stored):
+            at = at.used(Use.VALUE)
         return self.b.remember((value, at), lambda: self._compute(value, at, stored))
 
     def vector(self, value: Value, at: Index) -> str:
@@ -99,7 +105,7 @@ class Tiles:
         assert op is not None, value.name
         if op.kind in FORMULAS:
             return FORMULAS[op.kind](self, op, value, at)
-        return elementwise(self.b, op, [self.lanes(operand, at) for operand in op.operands], at.width)
+        return elementwise(self.b, op, [self.lanes(operand, at) for operand in op.operands], at.width, at.use)
 
     def _advanced(self, value: Value, stored: Advanced, at: Index) -> Lane:
         initial = self.lanes(stored.initial, at)
@@ -176,7 +182,7 @@ class Tiles:
             mask = op.operands[1 if op.kind == "tt.load" else 0] if len(op.operands) > 1 else None
             lane = None if mask is None or mask.shape == () else self.lanes(mask, where)
             if isinstance(lane, Prefix):
-                bounds.append(self.b.mul(lane.count, lanes))
+                bounds.append(self.b.mul(self.b.min(lane.count, 1 << 31), lanes))
         return bounds
 
     def bound(self, mask: Value, dimension: int) -> Operand | None:
@@ -255,6 +261,13 @@ class Tiles:
         if op.kind == "tt.join":
             return [(operand, at.coordinates[:-1]) for operand in op.operands]
         return [(op.operands[0], SOURCE_COORDINATES[op.kind](self, op, value, at))]
+
+
+def _passes_on_its_use(value: Value, stored: Storage | None) -> bool:
+    """Whether what a value is for is what its operands are for."""
+    if is_pointer(value.element) or isinstance(stored, Buffer):
+        return False
+    return isinstance(stored, Advanced) or (value.op is not None and value.op.kind in KEEP_AFFINE | VIEWS)
 
 
 # -- the index of a view's source
@@ -431,8 +444,15 @@ def _make_range(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
 
 def _addptr(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
     pointer, offset = op.operands
-    by = widen(tiles.b, tiles.lanes(offset, at), offset.element, at.width)
+    by = widen(tiles.b, tiles.lanes(offset, at.used(Use.ADDRESS)), offset.element, at.width)
     return offset_pointer(tiles.b, tiles.lanes(pointer, at), by, value.element, at.width)
+
+
+def _compare(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
+    bounds = [tiles.lanes(operand, at.used(Use.BOUND)) for operand in op.operands]
+    return prefix(tiles.b, op, bounds) or elementwise(
+        tiles.b, op, [tiles.lanes(operand, at) for operand in op.operands], at.width
+    )
 
 
 def _load(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
@@ -457,12 +477,13 @@ def _select(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
 
 def _gather(tiles: Tiles, op: Op, value: Value, at: Index) -> Lane:
     source, indices = op.operands
-    place = widen(tiles.b, tiles.lanes(indices, at), indices.element, at.width)
+    place = widen(tiles.b, tiles.lanes(indices, at.used(Use.ADDRESS)), indices.element, at.width)
     axis = op.attributes["axis"]
     return tiles.lanes(source, at.moved((*at.coordinates[:axis], place, *at.coordinates[axis + 1 :])))
 
 
 FORMULAS: dict[str, Callable[[Tiles, Op, Value, Index], Lane]] = {
+    "arith.cmpi": _compare,
     "arith.constant": lambda tiles, op, value, at: Uniform(constant(op)),
     "arith.select": _select,
     "tt.addptr": _addptr,

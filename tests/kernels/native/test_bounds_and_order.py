@@ -169,6 +169,58 @@ def test_the_least_integer_divided_by_minus_one_ends_no_process(dtype):
 
 
 @triton.jit
+def hash_kernel(p_narrow, p_wide, p_hash, p_remainder, p_negative, seed, seed64, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    b_h = (o_r * seed + seed) * 31
+    b_w = (o_r + seed64) * seed64 * 6364136223846793005
+    tl.store(p_narrow + o_r, b_h)
+    tl.store(p_wide + o_r, b_h.to(tl.int64))
+    tl.store(p_hash + o_r, b_w + (b_h * seed).to(tl.int64))
+    tl.store(p_remainder + o_r, ((o_r * seed).to(tl.int64) + seed64) // 7)
+    tl.store(p_negative + o_r, (b_h < 0).to(tl.int32) + 2 * (b_h.to(tl.int64) < 0).to(tl.int32))
+
+
+def wrapped(x, bits):
+    return (x + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
+
+
+@pytest.mark.parametrize("seed", [7, 2**31 - 5, -1640531527])
+def test_hashes_of_a_number_that_is_known_at_run_time_wrap_around(seed):
+    seed64 = seed * 2**31 + 12345
+    outs = [torch.zeros(64, dtype=dtype) for dtype in (torch.int32, torch.int64, torch.int64, torch.int64, torch.int32)]
+    launch(hash_kernel, *outs, seed, seed64, BLOCK=64)
+    narrow = [wrapped((i * seed + seed) * 31, 32) for i in range(64)]
+    wide = [(i + seed64) * seed64 * 6364136223846793005 + wrapped(h * seed, 32) for i, h in enumerate(narrow)]
+    remainder = [wrapped(i * seed, 32) + seed64 for i in range(64)]
+    expected = [
+        narrow,
+        narrow,
+        [wrapped(x, 64) for x in wide],
+        [x // 7 if x >= 0 else -(-x // 7) for x in remainder],  # towards zero
+        [3 * (h < 0) for h in narrow],
+    ]
+    for out, numbers in zip(outs, expected, strict=True):
+        assert out.tolist() == numbers
+
+
+@triton.jit
+def limits_kernel(p_out, least, greatest, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    b_wide = o_r.to(tl.int64)
+    tl.store(p_out + o_r, (b_wide + least < greatest).to(tl.int32))
+    tl.store(p_out + BLOCK + o_r, (b_wide <= greatest).to(tl.int32))
+    tl.store(p_out + 2 * BLOCK + o_r, 1, mask=b_wide + least > greatest)
+    tl.store(p_out + 3 * BLOCK + o_r, (o_r.to(tl.int64) + tl.full([BLOCK], 2147483640, tl.int32) < 0).to(tl.int32))
+    tl.store(p_out + 4 * BLOCK + o_r, ((o_r + 2147483600 + 2147483600) < 0).to(tl.int32))
+
+
+def test_comparisons_with_the_greatest_integers():
+    out = torch.zeros(5, B, dtype=torch.int32)
+    launch(limits_kernel, out, -(2**62) - 3, 2**63 - 1, BLOCK=B)
+    assert out.tolist() == [[1] * B, [1] * B, [0] * B, [0] * B, [1] * B]
+
+
+@triton.jit
 def nan_kernel(p_x, p_extremes, p_clamped, BLOCK: tl.constexpr):
     o_r = tl.arange(0, BLOCK)
     b_x = tl.load(p_x + o_r)
