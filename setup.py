@@ -20,6 +20,7 @@ setup(
         "llama_fast.kernels",
         "llama_fast.kernels.native",
         "llama_fast.kernels.native.lowering",
+        "llama_fast.kernels.native.lowering.products",
         "llama_fast.kernels.native.math",
         "llama_fast.profiler",
         "llama_fast.profiler.attribute",

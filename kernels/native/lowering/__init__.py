@@ -4,8 +4,9 @@ kernel.py        a kernel's ops in order: what is written at once, what waits in
 lanes.py         what is known of an expression over neighbouring elements: uniform, affine, a prefix mask, a vector
 tiles.py         tensors as formulas: elements are computed where a loop needs them
 analysis.py      which tiles are kept in memory all the same
+places.py        whether the elements of a tile lie at different places
 groups.py        loops over tiles: stores, reductions, kept tiles
-products.py      tl.dot as register tiles
+products/        tl.dot as register tiles, and on AMX
 control.py       for, while, if, and what they carry
 statements.py    scalar loads and stores, atomics, histograms
 failures.py      asserts, and accesses outside a tensor's memory

@@ -2,7 +2,8 @@
 
 A tile is kept where computing it at its consumer would be wrong or slow:
 
-- it was loaded before a store that may write the same memory, and is consumed after it (in-place kernels);
+- it was loaded before a store that may write the same memory, and is consumed after it (in-place kernels), or by it, where
+  the store writes one place for several elements; so too before an atomic that releases memory to other programs;
 - it is an operand of a product or of a gather, and is not simply loaded: each element would be computed many times;
 - it is loaded before a loop whose products pack it (`products/`), and would be packed anew each time;
 - it holds an exp or a division and more than one loop consumes it, or one that runs more often than it;
@@ -20,6 +21,7 @@ from ..machine import Machine
 from ..ttir import Function, Op, Value
 from .elements import is_pointer
 from .elementwise import INSTRUCTIONS
+from .places import are_distinct
 from .products.operands import is_packed
 from .tiles import FORMULAS, MOVES
 
@@ -34,7 +36,13 @@ WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
 
 def is_formula(op: Op) -> bool:
     """Whether the op's result is a tile that need not be kept."""
-    return bool(op.results) and op.result.shape != () and (op.kind in FORMULAS or op.kind in INSTRUCTIONS)
+    known = op.kind in FORMULAS or op.kind in INSTRUCTIONS
+    return known and bool(op.results) and op.result.shape != () and not op.attributes.get("isVolatile")
+
+
+def is_release(op: Op) -> bool:
+    """Whether other programs that see this atomic may write what was loaded before it."""
+    return op.kind.startswith("tt.atomic") and not {"acq_rel", "release"}.isdisjoint(op.attributes["words"])
 
 
 class Analysis:
@@ -115,9 +123,10 @@ class Analysis:
         for consumer in self.consumers(load.result):
             loops = [op for op in consumer.ancestors if op not in load.ancestors]
             for write in self.writes:
-                if not self.may_alias(load, write):
+                aliases = self.may_alias(load, write)
+                if not aliases and not is_release(write):
                     continue
-                if write is consumer and not loops and not self.crosses(write, consumer, load):
+                if write is consumer and not loops and not (aliases and self.crosses(write, consumer, load)):
                     continue  # each element is read just before it is written
                 if load.order < write.order <= consumer.order or any(loop in write.ancestors for loop in loops):
                     return True
@@ -137,12 +146,16 @@ class Analysis:
     def may_overwrite(self, store: Op, other: Op) -> bool:
         """Whether both may write one place, from different elements."""
         left, right = store.operands[0], other.operands[0]
-        return left is not right and self.may_alias(store, other) and not is_shifted(left, right)
+        in_order = are_distinct(left) if left is right else is_shifted(left, right)
+        return self.may_alias(store, other) and not in_order
 
     def crosses(self, write: Op, reader: Op, load: Op) -> bool:
         """Whether `reader` uses what it loads for other elements than those `write` writes to the same places."""
         return (
-            write.kind != "tt.store" or load.operands[0] is not write.operands[0] or self.loads(reader).get(load, False)
+            write.kind != "tt.store"
+            or load.operands[0] is not write.operands[0]
+            or not are_distinct(write.operands[0])
+            or self.loads(reader).get(load, False)
         )
 
     def loads(self, op: Op) -> dict[Op, bool]:

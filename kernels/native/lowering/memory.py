@@ -15,17 +15,19 @@ Mask = Prefix | Vector | Uniform | None
 """None where every lane is inside."""
 
 
-def load(b: Builder, pointer: Lane, element: str, mask: Mask, other: Lane | None, width: int) -> Lane:
-    """What lies at `pointer`; where the mask is false `other`, or zero."""
+def load(
+    b: Builder, pointer: Lane, element: str, mask: Mask, other: Lane | None, width: int, *, volatile: bool = False
+) -> Lane:
+    """What lies at `pointer`; where the mask is false `other`, or zero. Only uniform ones can be volatile."""
     stored = in_memory(element)
     if stored != element:
-        return _from_memory(
-            b, load(b, pointer, stored, mask, _to_memory(b, other, element, width), width), element, width
-        )
+        passed_on = _to_memory(b, other, element, width)
+        return _from_memory(b, load(b, pointer, stored, mask, passed_on, width, volatile=volatile), element, width)
+    instruction = "load volatile" if volatile else "load"
     if mask is None and isinstance(pointer, Uniform):
-        return Uniform(b.let(f"load {llvm_type(element)}, ptr {pointer.x}, align {size(element)}"))
+        return Uniform(b.let(f"{instruction} {llvm_type(element)}, ptr {pointer.x}, align {size(element)}"))
     if isinstance(pointer, Uniform) and isinstance(mask, Uniform):
-        return _load_if(b, pointer.x, element, mask.x, other, width)
+        return _load_if(b, pointer.x, element, mask.x, other, width, instruction)
     if width == 1:
         address = as_vector(b, pointer, f"ptr:{element}", 1)
         if mask is None:
@@ -78,11 +80,13 @@ def _masked(b: Builder, result: str, name: str, *arguments: tuple[str, Operand] 
     return b.call(result, name, *typed)
 
 
-def _load_if(b: Builder, pointer: Operand, element: str, condition: Operand, other: Lane | None, width: int) -> Lane:
+def _load_if(
+    b: Builder, pointer: Operand, element: str, condition: Operand, other: Lane | None, width: int, load: str = "load"
+) -> Lane:
     """A scalar that is read only if the condition holds: from a word of zeros otherwise, without a branch."""
     kind, inside = llvm_type(element), literal(condition, "i1")
     address = b.let(f"select i1 {inside}, ptr {pointer}, ptr @lf.zeros")
-    x = b.let(f"load {kind}, ptr {address}, align {size(element)}")
+    x = b.let(f"{load} {kind}, ptr {address}, align {size(element)}")
     if other is None:
         return Uniform(x)
     if isinstance(other, Uniform) or width == 1:

@@ -39,13 +39,35 @@ def _wide(k: "Kernel", x: Operand, element: str) -> Uniform:
 
 
 def emit_load(k: "Kernel", op: Op) -> None:
-    """Of a scalar; a tile's load is a formula."""
-    pointer, *rest = (Uniform(k.tiles.scalar(operand)) for operand in op.operands)
-    mask, other = rest[0] if rest else None, rest[1] if len(rest) > 1 else None
-    lane = memory.load(k.b, pointer, op.result.element, k.tiles.narrow(op, pointer, mask, 1), other, 1)
-    k.tiles.stored[op.result] = (
-        lane if isinstance(lane, Uniform) else Uniform(as_vector(k.b, lane, op.result.element, 1))
-    )
+    """Of a scalar, or a volatile one, which is read where it stands; any other load of a tile is a formula."""
+    volatile = bool(op.attributes.get("isVolatile"))
+
+    def element(at: Index) -> str:
+        pointer, *rest = (Uniform(k.tiles.vector(operand, at)) for operand in op.operands)
+        mask, other = rest[0] if rest else None, rest[1] if len(rest) > 1 else None
+        inside = k.tiles.narrow(op, pointer, mask, 1)
+        lane = memory.load(k.b, pointer, op.result.element, inside, other, 1, volatile=volatile)
+        if volatile:  # who waits for a flag reads after that what the flag stands for
+            k.b.emit("fence acquire")
+        return as_vector(k.b, lane, op.result.element, 1)
+
+    _emit_by_element(k, op, element)
+
+
+def _emit_by_element(k: "Kernel", op: Op, element: Callable[[Index], str]) -> None:
+    """An op's result, a scalar or a tile that is kept, as what `element` writes for each of its elements."""
+    shape = op.result.shape
+    if not shape:
+        k.tiles.stored[op.result] = Uniform(element(Index((), 1)))
+        return
+    buffer = k.buffer(op.result)
+
+    def keep(at: Index) -> None:
+        pointer = k.tiles.buffer_pointer(shape, op.result.element, buffer, at)
+        memory.store(k.b, pointer, Vector(element(at)), op.result.element, None, 1)
+
+    _each_element(k, shape, keep)
+    k.tiles.stored[op.result] = Buffer(buffer)
 
 
 def emit_store(k: "Kernel", op: Op) -> None:
@@ -64,8 +86,6 @@ _ATOMICS = {"add": "add", "fadd": "fadd", "max": "max", "min": "min", "umax": "u
 
 def emit_atomic(k: "Kernel", op: Op) -> None:
     """One element after the other, each an atomic instruction, since programs run on several threads."""
-    shape = op.operands[0].shape
-    result = k.buffer(op.result) if shape else None
 
     def element(at: Index) -> str:
         pointer = k.tiles.vector(op.operands[0], at)
@@ -83,16 +103,7 @@ def emit_atomic(k: "Kernel", op: Op) -> None:
             return _add_bfloat16(k, address, x)
         return k.b.let(f"atomicrmw {name} ptr {address}, {kind} {x} seq_cst")
 
-    if result is None:
-        k.tiles.stored[op.result] = Uniform(element(Index((), 1)))
-        return
-
-    def keep(at: Index) -> None:
-        pointer = k.tiles.buffer_pointer(shape, op.result.element, result, at)
-        memory.store(k.b, pointer, Vector(element(at)), op.result.element, None, 1)
-
-    _each_element(k, shape, keep)
-    k.tiles.stored[op.result] = Buffer(result)
+    _emit_by_element(k, op, element)
 
 
 def _add_bfloat16(k: "Kernel", address: str, x: str) -> str:

@@ -1,5 +1,8 @@
 """Masks that are no plain prefixes, order of reads and writes, and integers at their limits: where a compiler is wrong in silence."""
 
+import threading
+import time
+
 import pytest
 import torch
 
@@ -131,6 +134,124 @@ def test_what_was_loaded_outlives_a_store_to_its_place(block):
     x, out = torch.ones(block), torch.zeros(block)
     launch(clear_kernel, x, out, BLOCK=block)
     assert torch.equal(x, torch.zeros(block)) and torch.equal(out, torch.ones(block))
+
+
+@triton.jit
+def repeated_places_kernel(p_x, p_y, n, MODE: tl.constexpr, BLOCK: tl.constexpr):
+    o_r, o_c = tl.arange(0, BLOCK), tl.arange(0, 4)
+    if MODE == 0:
+        places = o_r % 4
+    elif MODE == 1:
+        places = o_r * 0
+    elif MODE == 2:
+        places = o_r[:, None] + o_c[None, :]
+    elif MODE == 3:
+        places = o_r[:, None] + 0 * n + tl.zeros([BLOCK, 4], tl.int32)
+    elif MODE == 4:
+        places = tl.load(p_y + o_r).to(tl.int32)
+    p = p_x + places
+    for _ in range(n):
+        tl.store(p, tl.load(p) + 1)
+        p += 128
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2, 3, 4])
+def test_places_that_repeat_are_all_read_before_one_is_written(mode):
+    x, y = torch.zeros(2, 128), (torch.arange(64) * 7 % 5).float()
+    launch(repeated_places_kernel, x, y, 2, MODE=mode, BLOCK=64)
+    expected = torch.zeros_like(x)
+    expected[:, : (4, 1, 67, 64, 5)[mode]] = 1
+    assert torch.equal(x, expected)
+
+
+@triton.jit
+def two_stores_kernel(p_x, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    p = p_x + o_r % 4
+    tl.store(p, o_r)
+    tl.store(p, -1, mask=o_r < 2)
+
+
+def test_the_second_of_two_stores_to_places_that_repeat_is_last():
+    x = torch.zeros(4, dtype=torch.int32)
+    launch(two_stores_kernel, x, BLOCK=64)
+    assert x[:2].tolist() == [-1, -1]
+
+
+@triton.jit
+def rows_kernel(p_x, stride, n, BLOCK: tl.constexpr):
+    p = p_x + tl.arange(0, BLOCK)[:, None] * stride + tl.arange(0, BLOCK)[None, :]
+    for _ in range(n):
+        tl.store(p, tl.load(p) + 1)
+        p += BLOCK
+
+
+def test_no_copy_is_made_of_what_is_read_and_written_in_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLAMA_FAST_DUMP", str(tmp_path))
+    monkeypatch.setenv("LLAMA_FAST_CACHE", str(tmp_path))
+    x = torch.zeros(B, 2 * B)
+    launch(rows_kernel, x, 2 * B, 2, BLOCK=B)
+    assert (x == 1).all()
+    assert "%tile" not in next(tmp_path.glob("rows_kernel-*.ll")).read_text()
+
+
+@triton.jit
+def hand_over_kernel(p_x, p_flag, p_seen, p_out, SCALAR: tl.constexpr, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    b_x = tl.load(p_x + o_r)
+    if SCALAR:
+        tl.atomic_xchg(p_flag, 1, sem="release")
+    else:
+        tl.atomic_add(p_flag + o_r, 1)
+    while tl.load(p_seen, volatile=True) == 0:
+        pass
+    tl.store(p_out + o_r, b_x)
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+def test_what_was_loaded_before_an_atomic_is_what_was_there_before_it(scalar):
+    x, flag, seen, out = torch.ones(B), torch.zeros(B).int(), torch.zeros(1).int(), torch.zeros(B)
+    kernel = in_a_thread(hand_over_kernel, x, flag, seen, out, SCALAR=scalar, BLOCK=B)
+    wait_for(lambda: flag[0] == 1)
+    x.zero_()
+    seen.fill_(1)
+    kernel.join(20)
+    assert torch.equal(out, torch.ones(B))
+
+
+def in_a_thread(kernel, *arguments, **constants):
+    thread = threading.Thread(target=launch, args=(kernel, *arguments), kwargs=constants, daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_for(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@triton.jit
+def spin_kernel(p_flag, p_done, BLOCK: tl.constexpr):
+    if BLOCK == 0:
+        while tl.load(p_flag, volatile=True) == 0:
+            pass
+    else:
+        while tl.max(tl.load(p_flag + tl.arange(0, BLOCK), volatile=True), 0) == 0:
+            pass
+    tl.store(p_done, 1)
+
+
+@pytest.mark.parametrize("block", [0, 1, 16])
+def test_a_volatile_load_sees_what_another_thread_writes(block):
+    flag, done = torch.zeros(max(block, 1)).int(), torch.zeros(1).int()
+    kernel = in_a_thread(spin_kernel, flag, done, BLOCK=block)
+    time.sleep(0.3)  # compiled by then, as a rule
+    assert done.item() == 0
+    flag[-1] = 1
+    kernel.join(20)
+    assert done.item() == 1
 
 
 @triton.jit

@@ -40,6 +40,7 @@ def on(monkeypatch):
         machine._best.cache_clear()
         return machine.host()
 
+    monkeypatch.setattr(machine, "_may_use_tiles", lambda: True)
     monkeypatch.delenv("LLAMA_FAST_CPU_TARGET", raising=False)
     yield make
     monkeypatch.undo()
@@ -54,6 +55,8 @@ def on(monkeypatch):
         ((*V3, "avx512f"), ("avx512bw",), "avx2", 32, False),  # Knights Landing
         (V4, ("avx512bf16",), "avx512", 64, False),
         ((*V4, "avx512bf16"), (), "avx512", 64, True),
+        ((*V4, "avx512bf16", "amx-tile", "amx-bf16"), (), "amx", 64, True),
+        ((*V4, "avx512bf16", "amx-tile"), (), "avx512", 64, True),
     ],
 )
 def test_the_widest_instruction_set_of_an_x86(on, features, lacks, name, vector_bytes, has_bf16_products):
@@ -97,6 +100,17 @@ def test_a_name_takes_an_instruction_set_that_the_cpu_has_too(on, monkeypatch):
     assert machine.host() == best
 
 
+def test_amx_is_left_by_name_and_where_the_system_refuses_it(on, monkeypatch):
+    features = (*V4, "avx512bf16", "amx-tile", "amx-bf16")
+    assert on(*features).has_bf16_tiles
+    monkeypatch.setenv("LLAMA_FAST_CPU_TARGET", "avx512")
+    assert (machine.host().name, machine.host().has_bf16_tiles, machine.host().has_bf16_products) == ("avx512", False, True)
+    monkeypatch.delenv("LLAMA_FAST_CPU_TARGET")
+    machine._best.cache_clear()
+    monkeypatch.setattr(machine, "_may_use_tiles", lambda: False)
+    assert machine.host().name == "avx512" and machine.host().has_bf16_products
+
+
 @pytest.mark.parametrize("name", ["avx512", "neon"])
 def test_a_name_that_the_cpu_cannot_run_is_an_error(on, monkeypatch, name):
     on(*V3)
@@ -111,7 +125,7 @@ def test_a_name_that_the_cpu_cannot_run_is_an_error(on, monkeypatch, name):
 def test_a_wrong_name_is_an_error(on, monkeypatch, name):
     on(*V3)
     monkeypatch.setenv("LLAMA_FAST_CPU_TARGET", name)
-    with pytest.raises(ValueError, match=f"must be avx512, avx2 or neon, got '{name}'"):
+    with pytest.raises(ValueError, match=f"must be amx, avx512, avx2 or neon, got '{name}'"):
         machine.host()
 
 
@@ -146,7 +160,7 @@ def test_a_broken_llvmlite_raises_its_own_error(tmp_path):
 
 @native
 def test_the_avx2_code_of_an_avx512_computer_runs():
-    if machine.host().name != "avx512":
+    if machine.host().name not in ("avx512", "amx"):
         pytest.skip("this CPU has no AVX-512")
     code = """
 from tests.kernels.native.handwritten import *
