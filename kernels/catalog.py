@@ -8,7 +8,8 @@ from types import ModuleType
 import torch
 
 from .binary import inspect_plan
-from .launch import Gpu, LaunchPlan
+from .launch import CPU, Gpu, LaunchPlan
+from .native.machine import Machine
 
 OPS: dict[str, ModuleType] = {
     name: import_module(f".{name}", __package__)
@@ -48,13 +49,18 @@ class Example:
         return str(next(tensors).dtype).removeprefix("torch.")
 
 
-def examples(op: str, gpu: Gpu) -> Iterator[Example]:
-    """The plans of `op` for `gpu`."""
-    for shape, plan in OPS[op].example_plans(gpu):
+def examples(op: str, target: Gpu | Machine) -> Iterator[Example]:
+    """The plans of `op` for a GPU, or a CPU."""
+    for shape, plan in OPS[op].example_plans(target if isinstance(target, Gpu) else CPU):
         yield Example(op, shape, plan)
 
 
-def inspect_example(example: Example, gpu: Gpu) -> dict[str, object]:
-    """One row of `llama-fast inspect`: the example and what its binary uses."""
-    row = dict(op=example.op, kernel=example.kernel, gpu=gpu.arch, shape=example.shape, dtype=example.dtype)
-    return row | vars(inspect_plan(example.plan, gpu))
+def inspect_example(example: Example, target: Gpu | Machine) -> dict[str, object]:
+    """One row of `llama-fast inspect`: the example and what its binary holds."""
+    arch = target.arch if isinstance(target, Gpu) else target.name
+    row = dict(op=example.op, kernel=example.kernel, gpu=arch, shape=example.shape, dtype=example.dtype)
+    if isinstance(target, Gpu):
+        return row | vars(inspect_plan(example.plan, target))
+    from .native import inspection
+
+    return row | vars(inspection.inspect_plan(example.plan, target))

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .native.machine import host, why_none
+from .native import machine
+from .native.llvmlite_compat import has_llvmlite
 from .torch_compat import is_plain_on_cpu
 from .triton_compat import HAS_TRITON
+from .variables import EnvironmentVariableError, bounds_asked_for
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
@@ -29,11 +31,14 @@ _VARIABLE = "LLAMA_FAST_CPU"
 def _from_environment() -> str:
     choice = os.environ.get(_VARIABLE, "") or "auto"
     if choice not in CHOICES:
-        raise ValueError(f"{_VARIABLE} must be native or pytorch, got {choice!r}")
+        raise EnvironmentVariableError(f"{_VARIABLE} must be native or pytorch, got {choice!r}")
     return choice
 
 
 _default = _from_environment()
+bounds_asked_for()  # raises now and not at the first kernel; so does the next
+if os.environ.get(machine.VARIABLE):
+    machine.host()
 _choice: ContextVar[str] = ContextVar("llama_fast_cpu", default=_default)
 
 REMEMBERED_CALLS = 1024  # of an op: about 4 MB
@@ -63,7 +68,7 @@ def why_not_native() -> str | None:
     """Why Triton kernels do not run natively here; None where they do."""
     if not HAS_TRITON:
         return "Triton, whose front end reads the kernels, is not installed"
-    return why_none()
+    return machine.why_none()
 
 
 def chosen() -> str:
@@ -84,9 +89,9 @@ def products_are_faster(*arguments: Any) -> bool:
 
 def multiplies(x: torch.Tensor, *arguments: Any) -> bool:
     """Whether this CPU multiplies x's dtype: float16, and bfloat16 on older CPUs, native kernels must convert to float32 first."""
-    machine = host()
-    assert machine is not None
-    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and machine.has_bf16_products)
+    here = machine.host()
+    assert here is not None
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and here.has_bf16_products)
 
 
 def converts(x: torch.Tensor, *arguments: Any) -> bool:
@@ -104,7 +109,7 @@ def implementation(
 
     `pytorch_is_faster` takes the op's arguments; only their shapes, strides and dtypes may be asked.
     """
-    if not HAS_TRITON or host() is None:
+    if not HAS_TRITON or not has_llvmlite():
         return pytorch
     return Implementation(op, kernel, pytorch, pytorch_is_faster)
 
@@ -156,6 +161,8 @@ class Implementation:
         if len(self._known) >= REMEMBERED_CALLS:
             self._known.clear()
             self._plain.clear()
+        if machine.host() is None:
+            return self._know(key, arguments, self._pytorch)(*arguments)
         wide = _has_float64(itertools.compress(arguments, self._computed_with))
         if wide or (choice == "auto" and self._pytorch_is_faster(*arguments)):
             return self._know(key, arguments, self._pytorch)(*arguments)

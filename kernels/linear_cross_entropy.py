@@ -112,7 +112,9 @@ def _walk(
     gradients = dhidden.view(hidden.shape if needed[0] else 0), dweight, dbias
     natively = runs_natively(hidden)
     # PyTorch on a CPU has no product of bfloat16 that gives float32: converted first it took 2.2 times as long as ours
-    products_on_triton = hidden.is_cuda or INTERPRETED or (natively and hidden.dtype == torch.bfloat16 and multiplies(hidden))
+    products_on_triton = (
+        hidden.is_cuda or INTERPRETED or (natively and hidden.dtype == torch.bfloat16 and multiplies(hidden))
+    )
     on_triton = products_on_triton or natively
     write_losses, write_gradient = (losses_kernel, gradient_kernel) if on_triton else (losses_pytorch, gradient_pytorch)
     buffer = hidden.new_empty((min(limit, hidden.shape[0]), weight.shape[0]))

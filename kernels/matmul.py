@@ -26,6 +26,9 @@ from .tuned import tuned_plan
 FEW_ROWS = 16
 """Up to as many rows of x (the least a tensor core takes) the weight is streamed."""
 
+LARGEST_TILE = 2**20
+"""Elements, of any kernel: Triton's limit."""
+
 GROUP_M = 8
 """Rows of tiles that are worked on together."""
 
@@ -270,10 +273,11 @@ _FEW_ROWS_TILES = ((64, 256), (32, 256), (16, 256))
 
 
 def _cpu_tile(n: int, k: int, itemsize: int, gpu: Gpu) -> tuple[int, int]:
-    """As many rows of the weight as leave each core two programs: a program packs x anew. Whole rows, up to 16 KB: sums stay in
-    registers for so long, and not longer, since one of 20000 float32 in 16 lanes had 2.9 times PyTorch's error."""
-    block_n = next(block for block in (256, 128, 64, 32, 16) if block == 16 or cdiv(n, block) >= 2 * gpu.multiprocessors)
-    return block_n, min(16 * 1024, itemsize * max(16, next_power_of_2(k)))
+    """As many rows of the weight as leave each core two programs: a program packs x anew. Sums stay in registers for as much of a
+    row as a tile has: 16 KB, and 4 KB of float32, since sums of 20000 in 16 lanes had 2.9 times PyTorch's error."""
+    row_bytes = min(4096 if itemsize == 4 else 16384, itemsize * max(16, next_power_of_2(k)))
+    blocks = [block for block in (256, 128, 64, 32) if block * row_bytes <= LARGEST_TILE * itemsize]
+    return next((block for block in blocks if cdiv(n, block) >= 2 * gpu.multiprocessors), 16), row_bytes
 
 
 def _plan_few_rows(

@@ -31,7 +31,7 @@ from torch import Tensor
 from .dot import dot
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
 from .linear import require_dtype
-from .matmul import FEW_ROWS
+from .matmul import FEW_ROWS, LARGEST_TILE
 from .rms_norm import plan_rms_norm
 from .streaming import streaming_stages
 from .triton_compat import tl, triton
@@ -151,10 +151,10 @@ class Tile(NamedTuple):
 
 # One row: 8 KB of weight a stage either way; 32 float32 products a thread. x and norm_weight come from L2 in every program,
 # two bytes for each two bytes of a weight row: 16 rows a program make that 1/8 of the traffic.
-_ONE_ROW_TILES = (Tile(8, 512), Tile(4, 1024))
+_ONE_ROW_TILES: tuple[Tile, ...] = (Tile(8, 512), Tile(4, 1024))
 
 # 64 rows, which sm_90's own tensor core instruction takes, or 32. (Rows of 512 bytes took 255 registers and spilled.)
-_TILES = (Tile(32, 256), Tile(16, 256))
+_TILES: tuple[Tile, ...] = (Tile(32, 256), Tile(16, 256))
 
 
 def plan_pairs(
@@ -177,8 +177,10 @@ def plan_pairs(
     block_m = 1 if m == 1 else FEW_ROWS
     if gpu.is_cpu:
         row_bytes = x.element_size() * max(32, next_power_of_2(k))
-        tiles, wanted = [Tile(block_p, row_bytes) for block_p in (128, 64, 32, 16) if block_p < 2 * max(pairs)], 2
-        tiles, block_m = tiles or [Tile(16, row_bytes)], max(2, next_power_of_2(m))
+        most = min(2 * max(pairs), LARGEST_TILE * x.element_size() // row_bytes + 1)
+        blocks = [block_p for block_p in (128, 64, 32) if block_p < most]
+        tiles, wanted = tuple(Tile(block_p, row_bytes) for block_p in (*blocks, 16)), 2
+        block_m = max(2, next_power_of_2(m))
     tile = next((tile for tile in tiles if programs(tile) >= wanted * gpu.multiprocessors), tiles[-1])
     stages = None
     if tuned := tuned_plan(op, gpu, x.dtype, (block_m, groups, sum(pairs), k)):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cache, drivers, perf
-from .llvmlite_compat import LLVMLITE_VERSION, llvm
+from .llvmlite_compat import llvm, llvmlite_version
 from .machine import Machine, host
 
 
@@ -67,15 +67,17 @@ def emit_object(ir: str, name: str, machine: Machine, *, ttir: str = "") -> byte
     stem = f"{name}-{hashlib.sha256((ir + machine.name).encode()).hexdigest()[:12]}"
     _dump(stem + ".ll", ir)
     _dump(stem + ".ttir", ttir)
-    target = _target(machine)
-    module = _optimised(ir, target, machine)
     if os.environ.get("LLAMA_FAST_DUMP"):
-        _dump(stem + ".s", target.emit_assembly(module))
-    return target.emit_object(module)
+        _dump(stem + ".s", emit_assembly(ir, machine))
+    target = _target(machine)
+    return target.emit_object(_optimised(ir, target, machine))
 
 
 def emit_assembly(ir: str, machine: Machine) -> str:
-    """The assembly text of a module, for any machine."""
+    """The assembly text of a module, for any machine, with LLVM's comments on loops and on what is kept on the stack.
+
+    From a module of its own: LLVM changes one as it emits it, and what it emits of it then is another program.
+    """
     target = _target(machine)
     return target.emit_assembly(_optimised(ir, target, machine))
 
@@ -85,7 +87,7 @@ def load(name: str, image: bytes, *, exports: tuple[str, ...], imports: dict[str
 
     `imports` are addresses of symbols by name; those of this process (`memset`) are found without.
     """
-    builder = llvm.JITLibraryBuilder().add_object_img(image).add_current_process()
+    builder = llvm().JITLibraryBuilder().add_object_img(image).add_current_process()
     for symbol in exports:
         builder.export_symbol(symbol)
     for symbol, address in (imports or {}).items():
@@ -102,31 +104,33 @@ _numbers = itertools.count()  # a library's name is not free again when the libr
 @functools.cache
 def _linker() -> Any:
     """JITLink, by ORC: an object takes 0.45 ms, where MCJIT's engine took 3 ms and 3 memory mappings."""
-    return llvm.create_lljit_compiler(use_jit_link=True)
+    return llvm().create_lljit_compiler(use_jit_link=True)
 
 
 @functools.cache
 def _target(machine: Machine) -> Any:
     """LLVM's target machine. Small and position-independent code: constants are operands, relative to the instruction."""
-    target = llvm.Target.from_triple(machine.triple)
-    return target.create_target_machine(
+    target = llvm().Target.from_triple(machine.triple)
+    made = target.create_target_machine(
         cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", codemodel="small"
     )
+    made.set_asm_verbosity(True)
+    return made
 
 
 def _optimised(ir: str, target: Any, machine: Machine) -> Any:
-    module = llvm.parse_assembly(ir)
+    module = llvm().parse_assembly(ir)
     module.triple, module.data_layout = machine.triple, str(target.target_data)
     module.verify()
-    tuning = llvm.create_pipeline_tuning_options(speed_level=2)
+    tuning = llvm().create_pipeline_tuning_options(speed_level=2)
     tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = tuning.loop_interleaving = False
-    builder = llvm.create_pass_builder(target, tuning)
+    builder = llvm().create_pass_builder(target, tuning)
     builder.getModulePassManager().run(module, builder)
     return module
 
 
 def _full_key(key: str, name: str, machine: Machine) -> str:
-    return "\n".join((key, name, repr(machine), str(LLVMLITE_VERSION), repr(llvm.llvm_version_info), drivers.VERSION))
+    return "\n".join((key, name, repr(machine), llvmlite_version(), repr(llvm().llvm_version_info), drivers.VERSION))
 
 
 def _dump(file: str, text: str) -> None:

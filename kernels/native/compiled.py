@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ..launch import LaunchPlan
+from ..variables import bounds_asked_for
 from . import cache, codegen, failures
 from .launch import Kernel, Launch
 from .lowering import can_fail, lower
@@ -83,7 +84,7 @@ def launch(plan: LaunchPlan, *, check_bounds: bool | None = None) -> None:
 
     Raises `AssertionError` and `IndexError` for what failed in the kernel.
     """
-    kernel = compiled(plan, failures.bounds_asked_for() if check_bounds is None else check_bounds)
+    kernel = compiled(plan, bounds_asked_for() if check_bounds is None else check_bounds)
     if (recorded := getattr(_local, "recorded", None)) is not None:
         recorded.append((kernel, plan))
     kernel.run(plan)

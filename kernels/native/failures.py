@@ -4,22 +4,11 @@
 """
 
 import ctypes
-import os
 
 import torch
 
 from ..launch import LaunchPlan
 from .lowering.failures import RECORD
-
-_VARIABLE = "LLAMA_FAST_CHECK_BOUNDS"
-
-
-def bounds_asked_for() -> bool:
-    """Whether the environment asks for checks of bounds."""
-    asked = os.environ.get(_VARIABLE, "0")
-    if asked not in ("", "0", "1"):
-        raise ValueError(f"{_VARIABLE} must be 0 or 1, got {asked!r}")
-    return asked == "1"
 
 
 class Record:

@@ -1,24 +1,35 @@
-"""llvmlite, or None where it is not installed: without it there are no native kernels, and all else works.
+"""llvmlite, or that it is not installed: without it there are no native kernels, and all else works.
 
-Only `codegen.py` and `machine.py` say `from .llvmlite_compat import llvm`; whoever has a `Machine` of this computer
-(`machine.host()`) may take it that `llvm` is there.
+Only this package's files say `from .llvmlite_compat import llvm`; whoever has a `Machine` of this computer
+(`machine.host()`) may take it that `llvm()` is there. To import llvmlite takes 85 ms, so it is first done where it is used.
 """
 
+import functools
+import importlib.util
 from typing import Any
 
-__all__ = ["LLVMLITE_VERSION", "llvm"]
+__all__ = ["has_llvmlite", "llvm", "llvmlite_version"]
 
-try:
+
+def has_llvmlite() -> bool:
+    """Whether llvmlite is installed; it is not imported for that."""
+    return importlib.util.find_spec("llvmlite") is not None
+
+
+@functools.cache
+def llvm() -> Any:
+    """llvmlite's binding, ready to compile for any CPU; None where it is not installed."""
+    if not has_llvmlite():
+        return None
+    import llvmlite.binding as binding
+
+    binding.initialize_all_targets()  # 1 ms; `inspect` and the tests compile for CPUs that are not here
+    binding.initialize_all_asmprinters()
+    return binding
+
+
+def llvmlite_version() -> str:
+    """Its version, where it is installed."""
     import llvmlite
-    import llvmlite.binding as _binding
-except ModuleNotFoundError as error:
-    if error.name != "llvmlite":
-        raise
-    _binding, _version = None, None
-else:
-    _version = llvmlite.__version__
-    _binding.initialize_all_targets()  # 1 ms; the tests compile for CPUs that are not here
-    _binding.initialize_all_asmprinters()
 
-llvm: Any = _binding
-LLVMLITE_VERSION: str | None = _version
+    return str(llvmlite.__version__)

@@ -14,7 +14,8 @@ import os
 import sys
 from dataclasses import dataclass, replace
 
-from .llvmlite_compat import LLVMLITE_VERSION, llvm
+from ..variables import EnvironmentVariableError
+from .llvmlite_compat import llvm, llvmlite_version
 
 
 @dataclass(frozen=True)
@@ -57,24 +58,25 @@ AVX512_BF16 = Machine("avx512", _X86, "x86-64-v4", "+avx512bf16", 64, 32, has_bf
 AMX = Machine("amx", _X86, "x86-64-v4", "+avx512bf16,+amx-tile,+amx-bf16", 64, 32, True, has_bf16_tiles=True)
 AVX2 = Machine("avx2", _X86, "x86-64-v3", "", vector_bytes=32, vector_registers=16)
 NEON = Machine("neon", _ARM, "generic", "+neon", vector_bytes=16, vector_registers=32)
+MACHINES = {"amx": AMX, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "avx2": AVX2, "neon": NEON}
 
 # What LLVM may use of x86-64-v3, and of x86-64-v4 beyond it.
 _AVX2_FEATURES = {"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"}
 _AVX512_FEATURES = _AVX2_FEATURES | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _AMX_FEATURES = {"amx-tile", "amx-bf16", "avx512bf16"}
 _OLDEST_LLVM = 20  # llvmlite 0.45: the first whose bfloat16 products take vectors of bfloat
-_VARIABLE = "LLAMA_FAST_CPU_TARGET"
+VARIABLE = "LLAMA_FAST_CPU_TARGET"
 NAMES = ("amx", "avx512", "avx2", "neon")
 
 
 def host() -> Machine | None:
     """This computer's CPU, or None where there are no native kernels (`why_none()`).
 
-    `LLAMA_FAST_CPU_TARGET` (amx, avx512, avx2 or neon) asks for an instruction set by name; a `ValueError` says that there is
-    none of that name, or that this CPU has not got it.
+    `LLAMA_FAST_CPU_TARGET` (amx, avx512, avx2 or neon) asks for an instruction set by name; an `EnvironmentVariableError` (a
+    `ValueError`) says that there is none of that name, or that this CPU has not got it.
     """
     best = _best()
-    return None if isinstance(best, str) else _asked_for(best, os.environ.get(_VARIABLE, ""))
+    return None if isinstance(best, str) else _asked_for(best, os.environ.get(VARIABLE, ""))
 
 
 def why_none() -> str | None:
@@ -88,11 +90,11 @@ def _best() -> Machine | str:
     """The machine that this CPU is at its best, or why there is none."""
     if sys.platform != "linux":
         return f"native kernels are made for Linux, and this is {sys.platform}"
-    if llvm is None:
+    if llvm() is None:
         return "llvmlite is not installed: pip install llvmlite"
-    if llvm.llvm_version_info[0] < _OLDEST_LLVM:
-        return f"native kernels need llvmlite 0.45 or newer, and this is {LLVMLITE_VERSION}"
-    triple, cpu, features = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features()
+    if llvm().llvm_version_info[0] < _OLDEST_LLVM:
+        return f"native kernels need llvmlite 0.45 or newer, and this is {llvmlite_version()}"
+    triple, cpu, features = llvm().get_process_triple(), llvm().get_host_cpu_name(), llvm().get_host_cpu_features()
     has = {feature for feature, there in features.items() if there}
     if "amx-tile" in has and not _may_use_tiles():
         has -= _AMX_FEATURES - {"avx512bf16"}
@@ -131,5 +133,5 @@ def _asked_for(best: Machine, name: str) -> Machine:
     if name == "avx512" and best.name == "amx":
         return replace(best, name=name, has_bf16_tiles=False)
     if name not in NAMES:
-        raise ValueError(f"{_VARIABLE} must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, got {name!r}")
-    raise ValueError(f"{_VARIABLE}={name}, but this CPU ({best.cpu}) has {best.name} and not {name}")
+        raise EnvironmentVariableError(f"{VARIABLE} must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, got {name!r}")
+    raise EnvironmentVariableError(f"{VARIABLE}={name}, but this CPU ({best.cpu}) has {best.name} and not {name}")

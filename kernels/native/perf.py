@@ -17,15 +17,15 @@ _FUNCTION = 2
 
 def write_map(image: bytes, symbol: str, address: int) -> None:
     """Adds the functions of an object whose `symbol` was loaded at `address`."""
-    functions = list(_functions(image))
-    start = address - next(value for name, value, _ in functions if name == symbol)
+    found = list(functions(image))
+    start = address - next(value for name, value, _ in found if name == symbol)
     with open(f"/tmp/perf-{os.getpid()}.map", "a") as file:
-        file.writelines(f"{start + value:x} {size:x} {name}\n" for name, value, size in functions)
+        file.writelines(f"{start + value:x} {size:x} {name}\n" for name, value, size in found)
 
 
-def _functions(image: bytes) -> Iterator[tuple[str, int, int]]:
+def functions(image: bytes) -> Iterator[tuple[str, int, int]]:
     """Name, offset in the code and size of every function of an ELF object."""
-    sections = {section.name(): section.data() for section in llvm.ObjectFileRef.from_data(image).sections()}
+    sections = {section.name(): section.data() for section in llvm().ObjectFileRef.from_data(image).sections()}
     names = sections[b".strtab"]
     for name, kind, _, _, value, size in _SYMBOL.iter_unpack(sections[b".symtab"]):
         if kind & 15 == _FUNCTION:

@@ -99,7 +99,15 @@ class _PlainHelp:
 
 
 class Command(_PlainHelp, TyperCommand):
-    """A command of ours."""
+    """A command of ours. A wrong environment variable is its user's error, wherever it is found."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from ..kernels.variables import EnvironmentVariableError
+
+        try:
+            return super().invoke(ctx)
+        except EnvironmentVariableError as error:
+            raise fail(str(error)) from None
 
 
 class Group(_PlainHelp, TyperGroup):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from llama_fast.kernels.native import machine
+from llama_fast.kernels.native.llvmlite_compat import has_llvmlite
 from llama_fast.kernels.native.machine import AVX2, AVX512, AVX512_BF16, NEON
 from tests.kernels.native.handwritten import native
 from tests.parity import not_interpreted
@@ -36,7 +37,7 @@ def on(monkeypatch):
             get_host_cpu_name=lambda: cpu,
             get_host_cpu_features=lambda: Features(dict.fromkeys(features, True) | dict.fromkeys(lacks, False)),
         )
-        monkeypatch.setattr(machine, "llvm", llvm)
+        monkeypatch.setattr(machine, "llvm", lambda: llvm)
         machine._best.cache_clear()
         return machine.host()
 
@@ -104,7 +105,11 @@ def test_amx_is_left_by_name_and_where_the_system_refuses_it(on, monkeypatch):
     features = (*V4, "avx512bf16", "amx-tile", "amx-bf16")
     assert on(*features).has_bf16_tiles
     monkeypatch.setenv("LLAMA_FAST_CPU_TARGET", "avx512")
-    assert (machine.host().name, machine.host().has_bf16_tiles, machine.host().has_bf16_products) == ("avx512", False, True)
+    assert (machine.host().name, machine.host().has_bf16_tiles, machine.host().has_bf16_products) == (
+        "avx512",
+        False,
+        True,
+    )
     monkeypatch.delenv("LLAMA_FAST_CPU_TARGET")
     machine._best.cache_clear()
     monkeypatch.setattr(machine, "_may_use_tiles", lambda: False)
@@ -153,9 +158,20 @@ def test_without_llvmlite_all_imports_and_there_is_no_machine():
 def test_a_broken_llvmlite_raises_its_own_error(tmp_path):
     (tmp_path / "llvmlite").mkdir()
     (tmp_path / "llvmlite" / "__init__.py").write_text("import a_module_that_is_not_there")
-    code = "import llama_fast.kernels.native.llvmlite_compat"
+    code = "from llama_fast.kernels.native.llvmlite_compat import llvm; llvm()"
     done = python(code, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert "No module named 'a_module_that_is_not_there'" in done.stderr and done.returncode
+
+
+def test_llvmlite_is_imported_when_a_kernel_is_and_not_before():
+    code = """
+import sys, torch, llama_fast
+from llama_fast import ops
+assert not [name for name in sys.modules if name.startswith("llvmlite")]
+ops.softmax(torch.ones(2, 3))
+print("llvmlite.binding" in sys.modules)"""
+    done = python(code, LLAMA_FAST_CPU_TARGET="")
+    assert done.stdout == f"{has_llvmlite()}\n", done.stderr
 
 
 @native

@@ -1,6 +1,6 @@
 """Products with vectors along N: elements of a in every lane, times vectors of b.
 
-    acc[i][j] = fma(a[i, k] in all lanes, b[k, j..j+15], acc[i][j])    4 rows x 4 vectors
+acc[i][j] = fma(a[i, k] in all lanes, b[k, j..j+15], acc[i][j])    4 rows x 4 vectors
 """
 
 from typing import TYPE_CHECKING
@@ -84,9 +84,7 @@ class AlongN:
 
     def left(self, row: Uniform, i: Operand) -> str:
         """An element of a, in every lane."""
-        x = self.kernel.tiles.vector(
-            self.product.a, Index((*self.product.lead, row, Uniform(i)), 1, self.masks(0))
-        )
+        x = self.kernel.tiles.vector(self.product.a, Index((*self.product.lead, row, Uniform(i)), 1, self.masks(0)))
         return self.b.splat(self.convert(x, self.product.a.element, 1), self.element, self.width)
 
     def right(self, i: Operand, column: Lane) -> str:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..kernel import Kernel
 
 
-
 def _set_up(b: Builder, columns: int) -> None:
     """All tiles have 16 rows of 64 bytes, those of the result and of b as many words as there are columns, up to 16."""
     width = 4 * min(columns, 16)

@@ -116,5 +116,3 @@ def is_contiguous(k: "Kernel", value: Value, lead: tuple[Lane, ...], dimension: 
         places = [at.coordinates[dimensions.index(d)] for d in range(len(dimensions))]
         lane = k.tiles.lanes(load.operands[0], Index(tuple(places), 1))
     return isinstance(lane, Affine) and lane.stride == 1
-
-

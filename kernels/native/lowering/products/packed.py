@@ -48,7 +48,9 @@ class Panels:
         panel = k.panel("left", product.m * words)
         width = min(b.lanes, words)
         if is_contiguous(k, product.a, (), 0) and words >= b.lanes:
-            b.loop(0, product.m, b.lanes, lambda m: b.loop(0, words, b.lanes, lambda i: self.transpose_rows(panel, m, i)))
+            b.loop(
+                0, product.m, b.lanes, lambda m: b.loop(0, words, b.lanes, lambda i: self.transpose_rows(panel, m, i))
+            )
             return panel
 
         def copy(row: Operand, i: Operand) -> None:
@@ -77,9 +79,15 @@ class Panels:
         words = product.k // self.along
         panel = self.kernel.panel("right", words * product.n)
         width = min(b.lanes, words)
-        needed = words if inner is None else b.round_down(b.add(b.div(b.add(inner, self.along - 1), self.along), width - 1), width)
+        needed = (
+            words
+            if inner is None
+            else b.round_down(b.add(b.div(b.add(inner, self.along - 1), self.along), width - 1), width)
+        )
         if is_contiguous(self.kernel, product.b, (), 0):
-            b.loop(0, product.n, strip, lambda n: b.loop(0, needed, width, lambda i: self.transpose(panel, n, i, width)))
+            b.loop(
+                0, product.n, strip, lambda n: b.loop(0, needed, width, lambda i: self.transpose(panel, n, i, width))
+            )
         else:
             b.loop(0, needed, 1, lambda i: b.loop(0, product.n, strip, lambda n: self.interleave(panel, n, i)))
         return panel
@@ -88,10 +96,7 @@ class Panels:
         """`width` words along K of a strip's columns, as that many rows of words."""
         b, product = self.b, self.product
         with b.scope():
-            columns = [
-                self.words_along_k(product.b, lambda along, j=j: (along, Uniform(b.add(n, j))), i, width)
-                for j in range(self.strip)
-            ]
+            columns = [self.words_along_k(product.b, _column(b.add(n, j)), i, width) for j in range(self.strip)]
             for number, row in enumerate(transposed(b, columns, self.word, width)):
                 self.store(panel, b.add(self.number(i, n), number * width), row, width)
 
@@ -107,11 +112,14 @@ class Panels:
         x = self.converted(value, Index(coordinates(Affine(self.b.mul(i, self.along), 1)), lanes))
         return x if self.along == 1 else self.cast(x, "bf16", lanes, "i32", width)
 
-    def words_across_k(self, value: Value, coordinates: Callable[[Operand], Coordinates], i: Operand, width: int) -> str:
+    def words_across_k(
+        self, value: Value, coordinates: Callable[[Operand], Coordinates], i: Operand, width: int
+    ) -> str:
         """Word `i` along K of as many neighbours across it, from as many rows as a word holds elements."""
         b = self.b
         rows = [
-            self.converted(value, Index(coordinates(b.add(b.mul(i, self.along), part)), width)) for part in range(self.along)
+            self.converted(value, Index(coordinates(b.add(b.mul(i, self.along), part)), width))
+            for part in range(self.along)
         ]
         if self.along == 1:
             return rows[0]
@@ -144,6 +152,10 @@ class Panels:
 
     def place(self, panel: str, number: Operand) -> str:
         return self.b.let(f"getelementptr i32, ptr {panel}, i64 {number}")
+
+
+def _column(n: Operand) -> Callable[[Lane], Coordinates]:
+    return lambda along: (along, Uniform(n))
 
 
 def transposed(b: Builder, rows: list[str], element: str, width: int) -> list[str]:

@@ -165,5 +165,3 @@ def sums_of_lanes(b: Builder, vectors: list[str], element: str, width: int) -> s
         vectors = [b.shuffle(vectors[i], vectors[i + 1], kind, order) for i in range(0, len(vectors), 2)]
         lanes *= 2
     return vectors[0]
-
-
