@@ -295,7 +295,6 @@ def _kernel(
     block_table: Tensor | None, scale: float, window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     require_kernel_dtype(q=q)
-    _require_lengths(cache_lens, k_cache, block_table)
     out = _fake(q, k_cache, v_cache, cache_lens, key_start, block_table, scale, window, softcap)
     if not out.numel():
         return out
@@ -313,7 +312,6 @@ def _pytorch(
     block_table: Tensor | None, *options: Any,
 ) -> Tensor:  # fmt: skip
     _require_one_dtype(q, k_cache, v_cache)
-    _require_lengths(cache_lens, k_cache, block_table)
     return attention_pytorch.decode(q, k_cache, v_cache, cache_lens, key_start, block_table, *options)
 
 
@@ -331,10 +329,13 @@ def _require_one_dtype(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
         raise TypeError(f"k_cache and v_cache must have q's dtype, {q.dtype}, got {k_cache.dtype} and {v_cache.dtype}")
 
 
-def _require_lengths(cache_lens: Tensor, k_cache: Tensor, block_table: Tensor | None) -> None:
-    """Checked on the CPU alone: on a GPU the check would have to wait for it, and the kernel cuts what is too long."""
+def _require_lengths(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_lens: Tensor, key_start: Tensor | None,
+    block_table: Tensor | None, *options: Any,
+) -> None:  # fmt: skip
+    """On a GPU the kernel cuts what is too long."""
     max_len = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
-    if cache_lens.device.type == "cpu" and cache_lens.numel() and (longest := int(cache_lens.max())) > max_len:
+    if (longest := max(cache_lens.tolist(), default=0)) > max_len:
         keys = "k_cache holds" if block_table is None else "block_table has room for"
         raise ValueError(f"cache_lens must be at most {max_len}, the keys that {keys}, got {longest}")
 
@@ -343,7 +344,7 @@ attention_decode_op = register(
     "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_lens, Tensor? key_start,"
     " Tensor? block_table, float scale, int? window, float? softcap) -> Tensor",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.attention_decode,
-    pytorch_is_faster=converts,
+    pytorch_is_faster=converts, check=_require_lengths,
 )  # fmt: skip
 register_autocast(attention_decode_op)
 

@@ -104,14 +104,27 @@ def implementation(
     kernel: Callable[..., Any],
     pytorch: Callable[..., Any],
     pytorch_is_faster: Callable[..., bool],
+    check: Callable[..., None] | None,
 ) -> Callable[..., Any]:
     """The CPU implementation of `op`: `kernel` launches Triton, `pytorch` does not.
 
-    `pytorch_is_faster` takes the op's arguments; only their shapes, strides and dtypes may be asked.
+    `pytorch_is_faster` takes the op's arguments; only their shapes, strides and dtypes may be asked. `check` takes them at
+    every call, and looks at their values.
     """
     if not HAS_TRITON or not has_llvmlite():
-        return pytorch
-    return Implementation(op, kernel, pytorch, pytorch_is_faster)
+        return checked(check, pytorch)
+    return Implementation(op, kernel, pytorch, pytorch_is_faster, check)
+
+
+def checked(check: Callable[..., None] | None, implementation: Callable[..., Any]) -> Callable[..., Any]:
+    if check is None:
+        return implementation
+
+    def check_and_do(*arguments: Any) -> Any:
+        check(*arguments)
+        return implementation(*arguments)
+
+    return check_and_do
 
 
 class Implementation:
@@ -123,8 +136,9 @@ class Implementation:
         kernel: Callable[..., Any],
         pytorch: Callable[..., Any],
         pytorch_is_faster: Callable[..., bool],
+        check: Callable[..., None] | None,
     ) -> None:
-        self._name = op._schema.name
+        self._name, self._check = op._schema.name, check
         self._kernel, self._pytorch, self._pytorch_is_faster = kernel, pytorch, pytorch_is_faster
         self._writes = op._schema.is_mutable  # into arguments: then code depends on whether they share memory
         # lse is float64 for all dtypes of attention
@@ -146,6 +160,8 @@ class Implementation:
         return self._plain.get(self._describe(_choice.get(), *arguments))
 
     def __call__(self, *arguments: Any) -> Any:
+        if self._check is not None:
+            self._check(*arguments)
         choice = _choice.get()
         if choice == "pytorch":
             return self._pytorch(*arguments)
@@ -181,7 +197,7 @@ class Implementation:
     def _know(self, key: tuple[Any, ...], arguments: tuple[Any, ...], call: Callable[..., Any]) -> Callable[..., Any]:
         self._known[key] = call
         tensors = (argument for argument in arguments if isinstance(argument, torch.Tensor))
-        if not self._writes and all(map(is_plain_on_cpu, tensors)):
+        if not self._writes and self._check is None and all(map(is_plain_on_cpu, tensors)):
             self._plain[key] = call
         return call
 

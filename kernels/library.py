@@ -65,19 +65,25 @@ def _never(*arguments: Any) -> bool:
 def register(
     schema: str, *, kernel: Callable[..., Any], pytorch: Callable[..., Any], fake: Callable[..., Any],
     flops: Callable[..., int] | None = None, pytorch_is_faster: Callable[..., bool] = _never,
+    check: Callable[..., None] | None = None,
 ) -> "OpOverload":  # fmt: skip
     """Registers `llama_fast::<schema>` and returns the op.
 
     `kernel` launches Triton, `pytorch` computes the same with PyTorch's ops (any dtype, float64 included), `fake` makes
     empty outputs with the shapes, dtypes and strides that both return. `flops` takes the same arguments, and says what
     `torch.utils.flop_counter` counts for the op's matrix products. `pytorch_is_faster` takes them too, and says where CPU
-    tensors go to PyTorch.
+    tensors go to PyTorch. `check` raises for values, of tensors on the CPU, that are out of range: a GPU would have to be
+    waited for.
     """
     name = schema.split("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CUDA")
     packet = getattr(torch.ops.llama_fast, name)
-    on_cpu = kernel if INTERPRETED else cpu.implementation(packet.default, kernel, pytorch, pytorch_is_faster)
+    on_cpu = (
+        cpu.checked(check, kernel)
+        if INTERPRETED
+        else cpu.implementation(packet.default, kernel, pytorch, pytorch_is_faster, check)
+    )
     _LIBRARY.impl(name, on_cpu, "CPU")
     if isinstance(on_cpu, cpu.Implementation):
         _on_cpu[packet.default] = on_cpu

@@ -95,7 +95,7 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
     labels, lse = torch.empty(tokens, dtype=torch.int64, device="meta"), torch.empty(tokens, 2, device="meta")
     losses = torch.empty(tokens, device="meta")
     objective, shape = Objective(-100, 0.0, 0.0, None), f"{tokens}x{vocab}x{in_features}"
-    yield shape, plan_cross_entropy(logits, labels, losses, lse, objective)
+    yield shape, plan_cross_entropy(logits, labels, losses, lse, objective, gpu=gpu)
     yield shape, plan_cross_entropy_backward(logits, labels, lse, logits, objective, dloss=None, count=None)
     dweight = torch.empty(vocab, in_features, device="meta")
     for plan in plan_add_weight_gradient(logits, hidden, dweight, first=False, gpu=gpu):

@@ -147,8 +147,6 @@ def _kernel(
     k_cache: Tensor, v_cache: Tensor, slots: Tensor, eps: float, heads: int,
 ) -> Tensor:  # fmt: skip
     require_kernel_dtype(x=x)
-    if slots.device.type == "cpu":  # the interpreter; on a GPU the check would have to wait for it
-        _require_slots(slots, k_cache)
     q = _fake(x, norm_weight, weight, bias, cos, sin, k_cache, v_cache, slots, eps, heads)
     if cos.stride() != sin.stride() or cos.stride(1) != 1:
         cos, sin = cos.contiguous(), sin.contiguous()
@@ -171,18 +169,16 @@ def _pytorch(
     if (slots < 0).any():
         k, v, slots = (t[slots >= 0] for t in (k, v, slots))
     block, offset = slots // page, slots % page
-    try:
-        k_cache[block, :, offset], v_cache[block, :, offset] = k.squeeze(2), v.squeeze(2)
-    except IndexError:
-        _require_slots(slots, k_cache)
-        raise
+    k_cache[block, :, offset], v_cache[block, :, offset] = k.squeeze(2), v.squeeze(2)
     return q.contiguous()
 
 
-def _require_slots(slots: Tensor, k_cache: Tensor) -> None:
-    """Slots on the CPU must be in the cache."""
+def _require_slots(
+    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor,
+    k_cache: Tensor, v_cache: Tensor, slots: Tensor, eps: float, heads: int,
+) -> None:  # fmt: skip
     limit = k_cache.shape[0] * k_cache.shape[2]
-    if slots.numel() and (largest := int(slots.max())) >= limit:
+    if (largest := max(slots.tolist(), default=-1)) >= limit:
         raise ValueError(f"slots must be below {limit}, those that k_cache holds, got {largest}")
 
 
@@ -197,7 +193,7 @@ norm_qkv_rope_op = register(
     "norm_qkv_rope(Tensor x, Tensor norm_weight, Tensor qkv_weight, Tensor? qkv_bias, Tensor cos, Tensor sin,"
     " Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, float eps, int heads) -> Tensor",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.norm_linear,
-    pytorch_is_faster=converts,
+    pytorch_is_faster=converts, check=_require_slots,
 )  # fmt: skip
 
 

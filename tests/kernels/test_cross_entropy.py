@@ -17,6 +17,7 @@ from llama_fast.kernels.cross_entropy import (
     plan_cross_entropy,
     plan_cross_entropy_backward,
 )
+from llama_fast.kernels.launch import gpu_of
 from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, not_on_cpu, on_cpu, triton_only
 
 REDUCTIONS = ["mean", "sum", "none"]
@@ -191,7 +192,7 @@ def test_label_out_of_range_on_a_gpu_gives_nan(label, device):
     logits, labels = torch.randn(3, 50, device=device), torch.tensor([1, label, 2], device=device)
     losses, lse, dlogits = torch.empty(3, device=device), torch.empty(3, 2, device=device), torch.empty_like(logits)
     objective = Objective(-100, 0.0, 0.0, None)
-    plan_cross_entropy(logits, labels, losses, lse, objective).launch()
+    plan_cross_entropy(logits, labels, losses, lse, objective, gpu=gpu_of(logits.device)).launch()
     plan_cross_entropy_backward(logits, labels, lse, dlogits, objective, dloss=None, count=None).launch()
     assert losses.isnan().tolist() == [False, True, False]
     assert dlogits.isnan().all(1).tolist() == [False, True, False]
