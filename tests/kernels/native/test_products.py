@@ -1,0 +1,106 @@
+"""Matrix products large enough to be packed, or streamed from memory, on each instruction set that this CPU has."""
+
+import pytest
+import torch
+
+from llama_fast import native
+from llama_fast.kernels.native import machine
+from llama_fast.kernels.triton_compat import tl, triton
+
+pytestmark = pytest.mark.skipif(
+    native.why_not_native() is not None, reason=f"no native kernels: {native.why_not_native()}"
+)
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(params=machine.NAMES)
+def target(request, monkeypatch):
+    """Code for each instruction set that this CPU has."""
+    monkeypatch.setenv(machine.VARIABLE, request.param)
+    try:
+        return machine.host()
+    except ValueError:
+        pytest.skip(f"this CPU has no {request.param}")
+
+
+@triton.jit
+def product_kernel(
+    p_a, p_b, p_c, a_stride_m, a_stride_k, b_stride_k, b_stride_n, rows, columns, inner,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STEPS: tl.constexpr, COMPUTED: tl.constexpr,
+):  # fmt: skip
+    """c = a @ b + 1 in STEPS pieces along K; what lies beyond rows, columns and inner is not there."""
+    m, n = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :]
+    acc = tl.full([M, N], 1.0, dtype=tl.float32)
+    for step in range(STEPS):
+        k = step * K + tl.arange(0, K)
+        p_left, p_right = p_a + m * a_stride_m + k[None, :] * a_stride_k, p_b + k[:, None] * b_stride_k + n * b_stride_n
+        a = tl.load(p_left, mask=(m < rows) & (k < inner)[None, :], other=0.0)
+        b = tl.load(p_right, mask=(k < inner)[:, None] & (n < columns), other=0.0)
+        if COMPUTED:
+            a = (a * 2).to(p_a.dtype.element_ty)
+            b = (b * 0.5).to(p_b.dtype.element_ty)
+        acc = tl.dot(a, b, acc, input_precision="ieee")
+    tl.store(p_c + m * N + n, acc, mask=(m < rows) & (n < columns))
+
+
+def inside_nan(rows, columns, dtype, along_rows):
+    """A matrix with NaN on all sides, in memory along its rows or its columns."""
+    wide = torch.full((columns + 16, rows + 16) if along_rows else (rows + 16, columns + 16), torch.nan, dtype=dtype)
+    matrix = wide.t()[8 : 8 + rows, 8 : 8 + columns] if along_rows else wide[8 : 8 + rows, 8 : 8 + columns]
+    return matrix.copy_(torch.randn(rows, columns))
+
+
+def check(dtype, sizes, tile, *, steps=1, computed=False, along=(False, False)):
+    (rows, columns, inner), (m, n, k) = sizes, tile
+    a, b = inside_nan(rows, inner, dtype, along[0]), inside_nan(inner, columns, dtype, along[1])
+    c = torch.full((m, n), torch.nan)
+    native.launch(
+        product_kernel, (1,), a, b, c, *a.stride(), *b.stride(), rows, columns, inner,
+        M=m, N=n, K=k, STEPS=steps, COMPUTED=computed,
+    )  # fmt: skip
+    exact = a.double() @ b.double() + 1
+    error = (c[:rows, :columns] - exact).norm() / exact.norm()
+    assert error < 1e-6  # in every dtype: products of 16 bits are exact in float32
+    assert c[rows:].isnan().all() and c[:, columns:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("along", [(False, False), (False, True), (True, False), (True, True)], ids=str)
+@pytest.mark.parametrize("tile", [(64, 128, 64), (32, 64, 16)], ids=str)
+def test_packed(dtype, along, tile, target):
+    check(dtype, (tile[0] - 3, tile[1] - 5, 2 * tile[2] - 7), tile, steps=2, along=along)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+def test_packed_operands_that_are_computed(dtype, target):
+    check(dtype, (60, 33, 61), (64, 64, 32), steps=2, computed=True, along=(False, True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [1, 4, 11])
+@pytest.mark.parametrize("rows, inner", [(63, 100), (15, 128), (80, 31), (128, 250)])
+def test_streamed(dtype, columns, rows, inner, target):
+    """Rows of a weight times few columns, all of which lie along K."""
+    tile = (128, {1: 2, 4: 4, 11: 16}[columns], 128)
+    check(dtype, (rows, columns, inner), tile, steps=2, along=(False, True))
+
+
+@triton.jit
+def two_products_kernel(p_a, p_b, p_c, p_out, N: tl.constexpr):
+    """(a @ b) @ c, and the first product again."""
+    i = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    first = tl.dot(tl.load(p_a + i), tl.load(p_b + i), input_precision="ieee")
+    second = tl.dot(first.to(p_c.dtype.element_ty), tl.load(p_c + i), input_precision="ieee")
+    tl.store(p_out + i, second)
+    tl.store(p_out + N * N + i, first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_that_follow_one_another(dtype, target):
+    a, b, c = (torch.randn(64, 64).to(dtype) for _ in range(3))
+    out = torch.full((2, 64, 64), torch.nan)
+    native.launch(two_products_kernel, (1,), a, b, c, out, N=64)
+    first = a.double() @ b.double()
+    torch.testing.assert_close(out[1].double(), first, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(out[0].double(), out[1].to(dtype).double() @ c.double(), rtol=1e-5, atol=2e-3)
