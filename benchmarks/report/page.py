@@ -79,18 +79,30 @@ def _state(devices: Sequence[Device]) -> str:
     if gpus:
         return f"Measured on: {', '.join(gpus)}." + _on_cpus(others)
     return (
-        "**No GPU has been measured yet.** No figure on this page says how fast a kernel of llama-fast is. What stands here: what "
+        "**No GPU has been measured yet.** No figure on this page says how fast a kernel of llama-fast is on one. What stands here: what "
         "the hardware allows by its published rates, and what is not measured." + _on_cpus(others)
     )
 
 
 def _on_cpus(devices: Sequence[Device]) -> str:
-    if not devices:
-        return ""
-    return (
-        f" On CPUs ({', '.join(cell(device.name) for device in devices)}) no Triton kernel ran: the ops were PyTorch's own when this was measured, arranged by "
-        "llama-fast. Figures from CPUs show that the suite works, and what the engine and its layers do; they say nothing about the kernels."
-    )
+    natively = [device for device in devices if "native" in device.machine.get("kernels", "")]
+    pytorch = [device for device in devices if device not in natively]
+    said = ""
+    if natively:
+        said += (
+            f" CPUs ({_names(natively)}) ran the Triton kernels, compiled for them by `kernels/native/` ([how](native.md)), and PyTorch's "
+            "ops where those are faster."
+        )
+    if pytorch:
+        said += (
+            f" On CPUs ({_names(pytorch)}) no Triton kernel ran: the ops were PyTorch's own when this was measured, arranged by "
+            "llama-fast. Figures from those show that the suite works, and what the engine and its layers do; they say nothing about the kernels."
+        )
+    return said
+
+
+def _names(devices: Sequence[Device]) -> str:
+    return ", ".join(cell(device.name) for device in devices)
 
 
 def _device(device: Device, ops: dict[str, list[Contest]]) -> tuple[list[str], list[Picture]]:
@@ -129,6 +141,7 @@ def _machine(device: Device) -> list[str]:
     facts: dict[str, list[str | None]] = {
         "processor": [f"{machine['processor']}, threads: {machine['threads']}" for machine in machines],
         "CUDA": [machine.get("cuda") for machine in machines],
+        "kernels": [machine.get("kernels") for machine in machines],
         "versions": [", ".join(f"{name} {version}" for name, version in found.items()) for found in versions],
         "commit": [re.sub("^([0-9a-f]{12})[0-9a-f]+", r"\1", machine["commit"] or "") for machine in machines],
         "date": [machine.get("date") for machine in machines],

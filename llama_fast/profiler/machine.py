@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..environment import versions
+from ..environment import implementation_on, versions
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -20,6 +20,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         "processor": _cpu_name(), "threads": torch.get_num_threads(), "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(Path(__file__).resolve().parents[2]), "versions": versions(),
     }  # fmt: skip
+    if device.type == "cpu":
+        found["kernels"] = implementation_on(device).name
     if device.type == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "gpu_state": gpu_state(device)}
     return found

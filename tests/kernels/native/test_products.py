@@ -79,7 +79,7 @@ def test_packed_operands_that_are_computed(dtype, target):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [1, 4, 11])
-@pytest.mark.parametrize("rows, inner", [(63, 100), (15, 128), (80, 31), (128, 250)])
+@pytest.mark.parametrize(("rows", "inner"), [(63, 100), (15, 128), (80, 31), (128, 250)])
 def test_streamed(dtype, columns, rows, inner, target):
     """Rows of a weight times few columns, all of which lie along K."""
     tile = (128, {1: 2, 4: 4, 11: 16}[columns], 128)
