@@ -160,20 +160,29 @@ class Analysis:
 
     def loads(self, op: Op) -> dict[Op, bool]:
         """The loads in what `op` consumes (or is, a kept tile), with whether their elements are used at other places."""
-        found: dict[Op, bool] = {}
-        seen: set[tuple[Op, bool]] = set()
+        found: dict[Op, bool] = {op: False} if op.kind == "tt.load" else {}
+        for value, moved in self.reads(op):
+            if value.op is not None and value.op.kind == "tt.load" and value not in self.kept:
+                found[value.op] = found.get(value.op, False) or moved
+        return found
+
+    def moves(self, op: Op, kept: Value) -> bool:
+        """Whether `op` uses elements of a kept tile at other places than its own."""
+        return (kept, True) in self.reads(op)
+
+    def reads(self, op: Op) -> set[tuple[Value, bool]]:
+        """The tiles in what `op` consumes, down to loads and kept ones, with whether their elements are used at other places."""
+        found: set[tuple[Value, bool]] = set()
         waiting = [(op, False)]
         while waiting:
             current, moved = waiting.pop()
-            if (current, moved) in seen:
-                continue
-            seen.add((current, moved))
-            if current.kind == "tt.load":
-                found[current] = found.get(current, False) or moved
             moved = moved or current.kind in MOVES
             for operand in current.operands:
                 made = operand.op
-                if made is not None and not operand.is_argument and is_formula(made) and operand not in self.kept:
+                if made is None or operand.is_argument or not is_formula(made) or (operand, moved) in found:
+                    continue
+                found.add((operand, moved))
+                if operand not in self.kept:
                     waiting.append((made, moved))
         return found
 

@@ -150,6 +150,9 @@ class Kernel:
             may_share_loop(waiting, root)
             and not self.needs(operation(root), waiting)
             and all(self.analysis.may_share_loop(operation(other), operation(root)) for other in waiting)
+            and not any(
+                isinstance(other, Write) and self.analysis.moves(operation(root), other.value) for other in waiting
+            )
         )
 
     def is_used_up(self, root: Root, group: list[Root]) -> bool:

@@ -382,3 +382,43 @@ def nested_return_kernel(p_out, a, b):
 def test_nested_returns_are_refused_by_name():
     with pytest.raises(native.UnsupportedOpError, match=r"nested_return_kernel, .*nested returns"):
         launch(nested_return_kernel, torch.zeros(1, dtype=torch.int32), 3, -2)
+
+
+@triton.jit
+def permute_in_place_kernel(p, MODE: tl.constexpr, BLOCK: tl.constexpr):
+    r = tl.arange(0, BLOCK)
+    x = tl.load(p + r)
+    if MODE == 0:
+        y = tl.flip(x, 0)
+    elif MODE == 1:
+        y = tl.reshape(tl.permute(tl.reshape(x, (2, BLOCK // 2)), (1, 0)), (BLOCK,))
+    elif MODE == 2:
+        y = x + tl.gather(x, BLOCK - 1 - r, 0)
+    else:
+        e = tl.exp(x)
+        y = e + tl.gather(e, BLOCK - 1 - r, 0)
+    tl.store(p + r, y)
+
+
+@pytest.mark.parametrize("block", [16, 64, 1024])
+@pytest.mark.parametrize("mode", [0, 1, 2, 3])
+def test_a_permutation_in_place_reads_all_before_it_writes(mode, block):
+    x = torch.randn(block)
+    e = x.exp()
+    expected = (x.flip(0), x.view(2, -1).t().reshape(-1), x + x.flip(0), e + e.flip(0))[mode]
+    launch(permute_in_place_kernel, x, MODE=mode, BLOCK=block)
+    torch.testing.assert_close(x, expected)
+
+
+@triton.jit
+def transpose_in_place_kernel(p, BLOCK: tl.constexpr):
+    p += tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    tl.store(p, tl.trans(tl.load(p)))
+
+
+@pytest.mark.parametrize("block", [4, 16, 64])
+def test_a_transposition_in_place(block):
+    x = torch.randn(block, block)
+    expected = x.t().clone()
+    launch(transpose_in_place_kernel, x, BLOCK=block)
+    assert torch.equal(x, expected)
