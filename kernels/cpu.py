@@ -17,7 +17,7 @@ import torch
 
 from .native import machine
 from .native.llvmlite_compat import has_llvmlite
-from .torch_compat import is_plain_on_cpu
+from .torch_compat import are_of_plain_types, is_plain_on_cpu
 from .triton_compat import HAS_TRITON
 from .variables import EnvironmentVariableError, bounds_asked_for
 
@@ -68,7 +68,11 @@ def why_not_native() -> str | None:
     """Why Triton kernels do not run natively here; None where they do."""
     if not HAS_TRITON:
         return "Triton, whose front end reads the kernels, is not installed"
-    return machine.why_none()
+    if reason := machine.why_none():
+        return reason
+    from .native.tensors import why_unreadable
+
+    return why_unreadable()
 
 
 def chosen() -> str:
@@ -151,12 +155,17 @@ class Implementation:
 
     @functools.cached_property
     def _describe(self) -> Callable[..., tuple[Any, ...]]:
+        if why_not_native():
+            return lambda *arguments: ()  # all calls are alike: they go to PyTorch
+
         from .native.tensors import description
 
         return description(self._kinds)
 
     def known_call(self, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
         """What the dispatcher would find for these arguments, if it has found it before. It writes into none of them."""
+        if not are_of_plain_types(arguments):
+            return None
         return self._plain.get(self._describe(_choice.get(), *arguments))
 
     def __call__(self, *arguments: Any) -> Any:
@@ -177,7 +186,7 @@ class Implementation:
         if len(self._known) >= REMEMBERED_CALLS:
             self._known.clear()
             self._plain.clear()
-        if machine.host() is None:
+        if why_not_native():
             return self._know(key, arguments, self._pytorch)(*arguments)
         wide = _has_float64(itertools.compress(arguments, self._computed_with))
         if wide or (choice == "auto" and self._pytorch_is_faster(*arguments)):

@@ -4,8 +4,9 @@
     loss = lse - (1 - label_smoothing) * z[label] - label_smoothing * mean(z) + z_loss * lse^2
 
 Forward: a program owns BLOCK_M rows and walks along them; each lane keeps the largest value it has seen and its sum
-relative to that, over vectors of 8 classes (on a CPU, whole tiles): 9 exponentials for 8 elements, and no exchange between threads before the end
-of the row. 2V bytes are read a row in bf16, once. A second kernel, one program, adds the losses up in a fixed order.
+relative to that, over vectors of 8 classes (on a CPU, whole tiles): 9 exponentials for 8 elements, and no exchange between
+threads before the end of the row. 2V bytes are read a row in bf16, once. A second kernel, one program, adds the losses up in a
+fixed order.
 
 Backward, with p = exp(z - lse) and g the gradient of the token's loss:
 

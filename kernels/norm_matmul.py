@@ -18,7 +18,7 @@ one rounding in either, of the same relative size, so the error rule holds (rstd
 where the plain ops round between them). With one row nothing is rounded before the sum. In float16 x * norm_weight could
 overflow where the normed row does not: there rows that need tensor cores are normed by a launch of their own.
 
-On a CPU a program takes whole rows of the weight (`project_whole_rows`): its caches hold x, and sums stay in registers.
+On a CPU a program takes whole rows of the weight (`_project_whole_rows`): its caches hold x, and sums stay in registers.
 
 Nothing is kept for a backward pass: inference only. Source: arXiv:1910.07467 (RMSNorm).
 """
@@ -49,14 +49,34 @@ def pair_rows(i_block, pairs, half, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def project_pairs(
-    p_x, p_norm, p_weight, p_bias, o_n, m_n, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+    p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+    BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr, WHOLE_ROWS: tl.constexpr,
+):  # fmt: skip
+    """(norm(x) @ weight^T + bias)^T for a block of pairs of rows of the weight: the first elements of the pairs, and the second ones.
+
+    The first elements are `pairs` (64 bits wide) rows from row `first` on, the second ones as many behind them. Both results are
+    [BLOCK_P, BLOCK_M] in float32. Without `p_norm` x is taken as it is.
+    """
+    if WHOLE_ROWS:
+        return _project_whole_rows(
+            p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+            BLOCK_M, BLOCK_P, BLOCK_K, INPUT_PRECISION,
+        )  # fmt: skip
+    return _project_tiles(
+        p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+        BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
+def _project_tiles(
+    p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
     BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(norm(x) @ weight^T + bias)^T for the rows o_n of the weight: the first elements of the pairs, and the second ones.
-
-    Both are [BLOCK_P, BLOCK_M] in float32. Without `p_norm` x is taken as it is.
-    """
+    o_row, m_n = pair_rows(i_block, pairs, pairs, BLOCK_P)
+    o_n = first + o_row
     o_m = tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
     if BLOCK_M == 1:
         b_product = tl.zeros([2 * BLOCK_P, BLOCK_K], dtype=tl.float32)
@@ -102,12 +122,11 @@ def project_pairs(
 
 
 @triton.jit
-def project_whole_rows(
+def _project_whole_rows(
     p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
     BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What `project_pairs` gives, with all of K in one tile, for a CPU: rows `first` and on of the weight are the first
-    elements of the pairs, and as many rows behind them the second ones."""
+    """With all of K in one tile, for a CPU."""
     o_m, o_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     m_x = (o_m < M)[:, None] & (o_k < K)[None, :]
     b_x = tl.load(p_x + o_m.to(tl.int64)[:, None] * x_stride + o_k[None, :], mask=m_x, other=0.0)  # [BLOCK_M, BLOCK_K]
@@ -119,17 +138,17 @@ def project_whole_rows(
         b_x = (b_wide * b_norm[None, :]).to(p_weight.dtype.element_ty)
     o_n = first + i_block.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     m_n = o_n < first + pairs
-    b_first = project_rows(
+    b_first = _project_rows(
         b_x, b_rstd, p_weight, p_bias, o_n, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, INPUT_PRECISION
     )
-    b_second = project_rows(
+    b_second = _project_rows(
         b_x, b_rstd, p_weight, p_bias, o_n + pairs, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, INPUT_PRECISION
     )
     return b_first, b_second
 
 
 @triton.jit
-def project_rows(
+def _project_rows(
     b_x, b_rstd, p_weight, p_bias, o_n, m_n, weight_stride_n, weight_stride_k, K,
     BLOCK_K: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip

@@ -16,7 +16,7 @@ from .cpu import converts
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import register
 from .linear import linear_op
-from .norm_matmul import pair_rows, plan_pairs, project_pairs, project_whole_rows, require_norm_product
+from .norm_matmul import pair_rows, plan_pairs, project_pairs, require_norm_product
 from .rms_norm import rms_norm_op
 from .rope import rope_op
 from .streaming import wait_for_previous_kernel
@@ -52,9 +52,9 @@ def norm_qkv_rope_kernel(
     i_block = tl.where(is_rest, i_block - TURNED_BLOCKS, i_block)
     pairs = tl.where(is_rest, REST, HALF).to(tl.int64)
     first = tl.where(is_rest, 2 * HALF, 0)
-    o_row, m_row = pair_rows(i_block, pairs, pairs, BLOCK_P)
-    o_n = i_head.to(tl.int64) * HEAD_DIM + first + o_row
     if PDL:
+        o_row, m_row = pair_rows(i_block, pairs, pairs, BLOCK_P)
+        o_n = i_head.to(tl.int64) * HEAD_DIM + first + o_row
         wait_for_previous_kernel(p_weight, o_n, m_row, weight_stride_n, weight_stride_k, K, BLOCK_K, NUM_STAGES)
 
     # read before the product, or they would wait for memory after it
@@ -66,16 +66,10 @@ def norm_qkv_rope_kernel(
     b_sin = tl.load(p_sin + o_m * angle_stride + o_p, mask=m_angle, other=0.0).to(tl.float32)
     b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1).to(tl.int32)  # 64 bits a slot would spill
 
-    if WHOLE_ROWS:
-        b_a, b_b = project_whole_rows(
-            p_x, p_norm, p_weight, p_bias, i_head.to(tl.int64) * HEAD_DIM + first, i_block, pairs, x_stride,
-            weight_stride_n, weight_stride_k, M, K, eps, BLOCK_M, BLOCK_P, BLOCK_K, INPUT_PRECISION,
-        )  # fmt: skip
-    else:
-        b_a, b_b = project_pairs(
-            p_x, p_norm, p_weight, p_bias, o_n, m_row, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
-            BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION,
-        )  # fmt: skip
+    b_a, b_b = project_pairs(
+        p_x, p_norm, p_weight, p_bias, i_head.to(tl.int64) * HEAD_DIM + first, i_block, pairs, x_stride, weight_stride_n,
+        weight_stride_k, M, K, eps, BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION, WHOLE_ROWS,
+    )  # fmt: skip
     b_first = tl.where(m_angle, b_a * b_cos - b_b * b_sin, b_a)
     b_second = tl.where(m_angle, b_b * b_cos + b_a * b_sin, b_b)
     o_d = first + o_p.to(tl.int64)

@@ -17,7 +17,7 @@ from .cpu import converts
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import call, register
 from .linear import linear_op
-from .norm_matmul import pair_rows, plan_pairs, project_pairs, project_whole_rows, require_norm_product
+from .norm_matmul import pair_rows, plan_pairs, project_pairs, require_norm_product
 from .rms_norm import rms_norm_op
 from .streaming import wait_for_previous_kernel
 from .swiglu import glu_op
@@ -32,19 +32,13 @@ def norm_swiglu_kernel(
     NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr, WHOLE_ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_P rows of gate (the first N of the weight) and the same of up."""
-    o_n, m_n = pair_rows(tl.program_id(0), N, N, BLOCK_P)
     if PDL:
+        o_n, m_n = pair_rows(tl.program_id(0), N, N, BLOCK_P)
         wait_for_previous_kernel(p_weight, o_n, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, NUM_STAGES)
-    if WHOLE_ROWS:
-        b_gate, b_up = project_whole_rows(
-            p_x, p_norm, p_weight, p_bias, 0, tl.program_id(0), tl.cast(N, tl.int64), x_stride, weight_stride_n,
-            weight_stride_k, M, K, eps, BLOCK_M, BLOCK_P, BLOCK_K, INPUT_PRECISION,
-        )  # fmt: skip
-    else:
-        b_gate, b_up = project_pairs(
-            p_x, p_norm, p_weight, p_bias, o_n, m_n, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
-            BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION,
-        )  # fmt: skip
+    b_gate, b_up = project_pairs(
+        p_x, p_norm, p_weight, p_bias, 0, tl.program_id(0), tl.cast(N, tl.int64), x_stride, weight_stride_n,
+        weight_stride_k, M, K, eps, BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION, WHOLE_ROWS,
+    )  # fmt: skip
     o_m = tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
     o_p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
     tl.store(p_y + o_m * N + o_p, activate(b_gate, "silu") * b_up, mask=(o_p < N) & (o_m < M))

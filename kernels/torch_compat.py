@@ -74,6 +74,7 @@ def below_autocast() -> Any:
 
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+_PLAIN_ARGUMENTS = frozenset((*_PLAIN_TYPES, type(None), bool, int, float, str, torch.dtype))
 
 
 @functools.cache
@@ -90,6 +91,11 @@ def _plain_keys() -> tuple[frozenset[int], frozenset[int]]:
 def is_plain_on_cpu(tensor: torch.Tensor) -> bool:
     """Whether it is on the CPU, and neither of a subclass, nor wrapped by a transform, nor a view that is negated when it is read."""
     return type(tensor) in _PLAIN_TYPES and _keys_of(tensor).raw_repr() in _plain_keys()[0]
+
+
+def are_of_plain_types(arguments: tuple[Any, ...]) -> bool:
+    """Whether none is a tensor of a subclass, which may have sizes that are no numbers: to ask for them would make them some."""
+    return _PLAIN_ARGUMENTS.issuperset(map(type, arguments))
 
 
 def only_autograd_looks() -> bool:

@@ -20,7 +20,8 @@ from .drivers import HEADER, SLOT_BYTES
 
 # What `run` is bound to: bytes of the launch, how many tensors a call is given, whether the kernel runs without the GIL, how
 # many slots are filled; then the launch (drivers.py), then of each slot to fill: its offset in the launch, which tensor's
-# address it gets, and how many bytes behind it. A call works on a copy on its stack, so several threads of a program may make one at a time.
+# address it gets, and how many bytes behind it. A call works on a copy on its stack, so several threads of a program may make
+# one at a time.
 _TEMPLATE = struct.Struct("<qiiq")
 _FILL = struct.Struct("<qqq")
 _SLOT_FORMATS = {"q": "q", "f": "f4x", "d": "d"}

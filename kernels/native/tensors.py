@@ -18,13 +18,11 @@ from typing import Any
 
 import torch
 
-from ..torch_compat import offsets_in_tensors
+from ..torch_compat import PrivateNameGoneError, offsets_in_tensors
 from . import codegen, threads
 
 _MOST_DIMENSIONS = 64  # that a tensor may have
-_WORDS = (
-    4 + 2 * _MOST_DIMENSIONS
-)  # of a tensor's description: its class, dispatch keys, dtype, dimensions, sizes, strides
+_WORDS = 4 + 2 * _MOST_DIMENSIONS  # of a description: class, dispatch keys, dtype, dimensions, sizes, strides
 
 _IR = r"""
 %template = type { i64, i32, i32, i64, [0 x i8] }
@@ -244,9 +242,23 @@ _OF_PYTHON = (
 _OF_PYTORCH = tuple(f"aoti_torch_get_{what}" for what in ("data_ptr", "dtype", "dim", "sizes", "strides"))
 
 
+@functools.cache
+def why_unreadable() -> str | None:
+    """Why tensors of this PyTorch cannot be looked into; None where they can."""
+    try:
+        offsets_in_tensors()
+        _addresses(ctypes.CDLL(torch._C.__file__), _OF_PYTORCH)
+    except (PrivateNameGoneError, AttributeError) as error:
+        return f"what is in a tensor is not found: {error}"
+    return None
+
+
 def description(kinds: str) -> Callable[..., tuple[Any, ...]]:
     """A function that tells calls apart by class, dispatch keys (what device, and what else wants to see its calls), dtype, sizes
-    and strides of the arguments that are tensors (`t`, or None), and by what the others are. `kinds` has a letter for each argument; a call may leave the last ones out."""
+    and strides of the arguments that are tensors (`t`, or None), and by what the others are.
+
+    `kinds` has a letter for each argument; a call may leave the last ones out.
+    """
     return _function("describe", kinds.encode(), None)
 
 
@@ -279,7 +291,7 @@ def _function(name: str, data: bytes, owner: Any) -> Callable[..., Any]:
 @functools.cache
 def _functions() -> tuple[Callable[..., Any], dict[str, _MethodDefinition], Any]:
     python, pytorch = ctypes.pythonapi, ctypes.CDLL(torch._C.__file__)
-    imports = {name: _address(python, name) for name in _OF_PYTHON} | {n: _address(pytorch, n) for n in _OF_PYTORCH}
+    imports = _addresses(python, _OF_PYTHON) | _addresses(pytorch, _OF_PYTORCH)
     imports |= {"none": id(None), "tensor_type": id(torch.Tensor), "type_error": id(TypeError)}
     imports |= {"runtime_error": id(RuntimeError), "launch": threads.library()["launch"]}
     tensor, keys = offsets_in_tensors()
@@ -294,5 +306,5 @@ def _functions() -> tuple[Callable[..., Any], dict[str, _MethodDefinition], Any]
     return new, definitions, library  # which the definitions do not keep in memory
 
 
-def _address(library: ctypes.CDLL, name: str) -> int:
-    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+def _addresses(library: ctypes.CDLL, names: tuple[str, ...]) -> dict[str, int]:
+    return {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names}

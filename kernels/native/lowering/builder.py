@@ -1,7 +1,7 @@
 """Writes one LLVM function as text: instructions, intrinsics and their declarations, loops, and index arithmetic.
 
-Index arithmetic is 64 bits wide, wraps around (a kernel's own integers are computed with it too), and folds Python numbers, so that `b.add(b.mul(i, 4), 0)` is one instruction when `i` is a
-name and none when it is a number:
+Index arithmetic is 64 bits wide, wraps around (a kernel's own integers are computed with it too), and folds Python numbers, so
+that `b.add(b.mul(i, 4), 0)` is one instruction when `i` is a name and none when it is a number:
 
     b.loop(0, n, 16, body)    ->    head:  %i = phi i64 [ 0, %pre ], [ %next, %latch ]
                                            %more = icmp slt i64 %i, %n

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_fast import ops
 from llama_fast.kernels import cpu
+from llama_fast.kernels.native import tensors as native_tensors
 from tests.kernels.native.handwritten import native
 from tests.parity import not_interpreted
 
@@ -153,3 +155,23 @@ def test_numbers_that_the_dispatcher_converts_or_refuses():
         torch.testing.assert_close(ops.rms_norm(x, weight, 1), torch.nn.functional.rms_norm(x, (64,), weight, 1.0))
     with pytest.raises(RuntimeError, match="eps"):
         ops.rms_norm(x, weight, "1e-6")
+
+
+def test_sizes_that_are_symbols_stay_symbols():
+    x, weight = tensors()
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    rows = ops.rms_norm(mode.from_tensor(x, symbolic_context=context), mode.from_tensor(weight)).shape[0]
+    assert isinstance(rows, torch.SymInt) and rows.node.expr.is_symbol
+
+
+def test_where_tensors_cannot_be_looked_into_ops_are_pytorchs(monkeypatch):
+    """As with a release that lays them out in another way: nothing breaks, and it is said."""
+    monkeypatch.setattr(native_tensors, "why_unreadable", lambda: "what is in a tensor is not found")
+    with cpu.use("auto"):
+        made = cpu.Implementation(OP, pytest.fail, lambda *_: "PyTorch's", lambda *_: False, None)
+        for _ in range(3):
+            assert made(*tensors(), 1e-6, 0.0) == "PyTorch's"
+        assert cpu.chosen() == "pytorch" and cpu.why_not_native() == "what is in a tensor is not found"
+        with pytest.raises(RuntimeError, match="no native kernels: what is in a tensor"), cpu.use("native"):
+            pass
