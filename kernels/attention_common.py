@@ -277,7 +277,7 @@ CPU_TILE = Tile(128, 128, 4, 1)
 def pytorch_is_faster_on_cpu(q: Tensor, k: Tensor) -> bool:
     """Where PyTorch's attention beats ours on a CPU: in dtypes that it does not multiply, and for few queries, whose keys grow
     by one a call, so that no two calls have the same shapes."""
-    return q.shape[-2] < 32 or not multiplies(q)
+    return q.shape[-2] < 32 or not multiplies(q.dtype)
 
 
 def tile_for(tiles: dict[str, tuple[Tile, Tile, Tile]], head_dim: int, itemsize: int, gpu: Gpu) -> Tile:

@@ -17,6 +17,7 @@ OPS: dict[str, ModuleType] = {
         "attention",
         "attention_decode",
         "cross_entropy",
+        "embedding",
         "layer_norm",
         "linear",
         "linear_cross_entropy",
@@ -24,6 +25,8 @@ OPS: dict[str, ModuleType] = {
         "norm_swiglu",
         "rms_norm",
         "rope",
+        "rope_append",
+        "rotary_angles",
         "softmax",
         "swiglu",
     )

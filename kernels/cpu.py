@@ -64,6 +64,19 @@ def use(choice: str) -> Iterator[None]:
         _choice.reset(token)
 
 
+_RECORDED = "recorded"  # natively and anew at every call, for whoever lists the launches (native/capture.py)
+
+
+@contextmanager
+def recorded_by_name() -> Iterator[None]:
+    """Inside, ops launch their kernels natively, and one that did anything else raises `NotRecordableError`."""
+    token = _choice.set(_RECORDED)
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
 def why_not_native() -> str | None:
     """Why Triton kernels do not run natively here; None where they do."""
     if not HAS_TRITON:
@@ -91,16 +104,16 @@ def products_are_faster(*arguments: Any) -> bool:
     return True
 
 
-def multiplies(x: torch.Tensor, *arguments: Any) -> bool:
-    """Whether this CPU multiplies x's dtype: float16, and bfloat16 on older CPUs, native kernels must convert to float32 first."""
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies it: float16, and bfloat16 on older CPUs, native kernels must convert to float32 first."""
     here = machine.host()
     assert here is not None
-    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and here.has_bf16_products)
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and here.has_bf16_products)
 
 
 def converts(x: torch.Tensor, *arguments: Any) -> bool:
     """For products that are faster natively where nothing has to be converted."""
-    return not multiplies(x)
+    return not multiplies(x.dtype)
 
 
 def implementation(
@@ -181,6 +194,8 @@ class Implementation:
         return call(*arguments) if call is not None else self._first_call(choice, key, arguments)
 
     def _first_call(self, choice: str, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+        if choice == _RECORDED:
+            return self._record(arguments)
         from .native.remembered import remember
 
         if len(self._known) >= REMEMBERED_CALLS:
@@ -202,6 +217,14 @@ class Implementation:
             return result  # not remembered for these tensors, but it may be for others of these shapes
         self._know(key, arguments, call)
         return result
+
+    def _record(self, arguments: tuple[Any, ...]) -> Any:
+        from .native.capture import NotRecordableError, OnlyLaunches
+
+        if why_not_native() or _has_float64(itertools.compress(arguments, self._computed_with)):
+            raise NotRecordableError(f"{self._name} launches no native kernel: {why_not_native() or 'it is float64'}")
+        with OnlyLaunches():
+            return self._kernel(*arguments)
 
     def _know(self, key: tuple[Any, ...], arguments: tuple[Any, ...], call: Callable[..., Any]) -> Callable[..., Any]:
         self._known[key] = call

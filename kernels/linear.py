@@ -247,7 +247,10 @@ def _backward_fake(
 
 def _result_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> torch.dtype:
     require_dtype(x, weight=weight, bias=bias)
-    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    # `promote_types` is an operator: a call that makes it is neither remembered nor recorded
+    if residual is None or residual.dtype == x.dtype:
+        return x.dtype
+    return torch.promote_types(x.dtype, residual.dtype)
 
 
 def require_dtype(x: Tensor, **others: Tensor | None) -> None:

@@ -113,7 +113,7 @@ def _walk(
     natively = runs_natively(hidden)
     # PyTorch on a CPU has no product of bfloat16 that gives float32: converted first it took 2.2 times as long as ours
     products_on_triton = (
-        hidden.is_cuda or INTERPRETED or (natively and hidden.dtype == torch.bfloat16 and multiplies(hidden))
+        hidden.is_cuda or INTERPRETED or (natively and hidden.dtype == torch.bfloat16 and multiplies(hidden.dtype))
     )
     on_triton = products_on_triton or natively
     write_losses, write_gradient = (losses_kernel, gradient_kernel) if on_triton else (losses_pytorch, gradient_pytorch)

@@ -17,18 +17,12 @@ from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import register
 from .linear import linear_op
 from .norm_matmul import pair_rows, plan_pairs, project_pairs, require_norm_product
+from .paged_cache import append, require_cache, require_slots
 from .rms_norm import rms_norm_op
 from .rope import rope_op
 from .streaming import wait_for_previous_kernel
 from .triton_compat import tl, triton
-from .validate import (
-    require_floating,
-    require_kernel_dtype,
-    require_same,
-    require_same_device,
-    require_shape,
-    require_tensors,
-)
+from .validate import require_kernel_dtype, require_shape
 
 
 # one binary for 2 to 16 rows, wherever a step's slots lie among its inputs
@@ -156,14 +150,11 @@ def _pytorch(
     x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor,
     k_cache: Tensor, v_cache: Tensor, slots: Tensor, eps: float, heads: int,
 ) -> Tensor:  # fmt: skip
-    _, kv_heads, page, head_dim = k_cache.shape
+    _, kv_heads, _, head_dim = k_cache.shape
     qkv = linear_op(rms_norm_op(x, norm_weight, eps, 0.0)[0], weight, bias, None, None)
     q, k, v = qkv.view(x.shape[0], heads + 2 * kv_heads, 1, head_dim).split((heads, kv_heads, kv_heads), 1)
     q, k = rope_op(q, k, cos.unsqueeze(1), sin.unsqueeze(1), False, False)
-    if (slots < 0).any():
-        k, v, slots = (t[slots >= 0] for t in (k, v, slots))
-    block, offset = slots // page, slots % page
-    k_cache[block, :, offset], v_cache[block, :, offset] = k.squeeze(2), v.squeeze(2)
+    append(k.squeeze(2), v.squeeze(2), k_cache, v_cache, slots)
     return q.contiguous()
 
 
@@ -171,9 +162,7 @@ def _require_slots(
     x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor,
     k_cache: Tensor, v_cache: Tensor, slots: Tensor, eps: float, heads: int,
 ) -> None:  # fmt: skip
-    limit = k_cache.shape[0] * k_cache.shape[2]
-    if (largest := max(slots.tolist(), default=-1)) >= limit:
-        raise ValueError(f"slots must be below {limit}, those that k_cache holds, got {largest}")
+    require_slots(k_cache, slots)
 
 
 def _fake(
@@ -223,24 +212,11 @@ def norm_qkv_rope(
     require_norm_product(
         "norm_qkv_rope", x, norm_weight, {"qkv_bias": qkv_bias}, qkv_weight=qkv_weight, k_cache=k_cache, v_cache=v_cache
     )
-    require_floating(cos=cos, sin=sin)
-    require_tensors(slots=slots)
-    require_same(cos=cos, sin=sin)
-    require_same_device(x=x, cos=cos, sin=sin, slots=slots)
-    if k_cache.ndim != 4 or k_cache.shape[3] % 2 or 0 in k_cache.shape[1:]:
-        raise ValueError(f"k_cache must be (blocks, kv_heads, block_size, even head_dim), got {tuple(k_cache.shape)}")
-    require_shape("v_cache", v_cache, k_cache.shape)
-    blocks, kv_heads, block_size, head_dim = k_cache.shape
-    if blocks * block_size >= 2**31:  # the kernel counts them in 32 bits
-        raise ValueError(f"k_cache must have fewer than 2**31 slots, got {blocks} blocks of {block_size}")
-    if heads < 1 or heads % kv_heads:
-        raise ValueError(f"heads must be a positive multiple of k_cache's {kv_heads} kv_heads, got {heads}")
+    require_cache(x, cos, sin, k_cache, v_cache, slots, heads)
+    _, kv_heads, _, head_dim = k_cache.shape
+    if head_dim % 2:
+        raise ValueError(f"k_cache must have an even head_dim, got {head_dim}")
     require_shape("qkv_weight", qkv_weight, ((heads + 2 * kv_heads) * head_dim, x.shape[1]))
-    if cos.ndim != 2 or cos.shape[0] != x.shape[0] or cos.shape[1] % 2 or not 2 <= cos.shape[1] <= head_dim:
-        raise ValueError(f"cos must be ({x.shape[0]}, even rotary_dim up to {head_dim}), got {tuple(cos.shape)}")
-    if slots.dtype != torch.int64:
-        raise TypeError(f"slots must be int64, got {slots.dtype}")
-    require_shape("slots", slots, x.shape[:1])
     return norm_qkv_rope_op(
         x, norm_weight, qkv_weight, qkv_bias, cos, sin, k_cache, v_cache, slots, eps, heads
     )  # fmt: skip

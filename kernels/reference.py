@@ -217,15 +217,25 @@ def norm_qkv_rope(
     k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, eps: float, heads: int,
 ) -> Tensor:  # fmt: skip
     """q, after k and v of each row went to its slot of the caches."""
+    qkv = linear(_normed(x, norm_weight, eps), qkv_weight, qkv_bias)
+    return rope_append(qkv, cos, sin, k_cache, v_cache, slots, heads=heads)[:, :, None]
+
+
+def rope_append(
+    qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, heads: int,
+    q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 1e-6,
+) -> Tensor:  # fmt: skip
+    """The turned q (tokens, heads, head_dim), after k and v of each token went to its slot of the caches."""
     _, kv_heads, block_size, head_dim = k_cache.shape
-    qkv = linear(_normed(x, norm_weight, eps), qkv_weight, qkv_bias).view(x.shape[0], -1, 1, head_dim)
-    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+    q, k, v = qkv.view(len(qkv), heads + 2 * kv_heads, 1, head_dim).split((heads, kv_heads, kv_heads), dim=1)
+    if q_norm is not None and k_norm is not None:
+        q, k = _normed(q, q_norm, eps), _normed(k, k_norm, eps)
     q, k = rope(q, k, cos[:, None], sin[:, None])
     for row, slot in enumerate(slots.tolist()):
         if slot >= 0:
             k_cache[slot // block_size, :, slot % block_size] = k[row, :, 0]
             v_cache[slot // block_size, :, slot % block_size] = v[row, :, 0]
-    return q
+    return q[:, :, 0]
 
 
 def norm_swiglu(

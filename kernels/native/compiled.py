@@ -63,14 +63,15 @@ class Compiled:
         self.launch_of(plan, [record.address, *itertools.chain(*spans)]).function()()
         return record.raise_failure(plan)
 
-    def launch_of(self, plan: LaunchPlan, more: Sequence[int] = ()) -> Launch:
-        """A launch of the kernel on the plan's tensors, with as many threads as it has work for."""
+    def launch_of(self, plan: LaunchPlan, more: Sequence[int] = (), *, in_region: bool = False) -> Launch:
+        """A launch of the kernel on the plan's tensors, with as many threads as it has work for (`threads_for`)."""
         arguments = [plan.arguments[name] for name in self.names]
         values = [value.data_ptr() if isinstance(value, torch.Tensor) else _signed(value) for value in arguments]
         tensors = {tensor.data_ptr(): tensor for tensor in arguments if isinstance(tensor, torch.Tensor)}
         moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         programs = functools.reduce(int.__mul__, plan.grid, 1)
-        threads = threads_for(programs, moved * (PRODUCTS_PER_BYTE if self.has_products else 1))
+        work = moved * (PRODUCTS_PER_BYTE if self.has_products else 1)
+        threads = threads_for(programs, work, in_region=in_region)
         return Launch(self.kernel, plan.grid, [*values, *more], threads)
 
 

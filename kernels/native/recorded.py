@@ -157,11 +157,12 @@ class Recording:
     """Launches that are replayed in order.
 
     `stages` are lists of launches; those of one stage may run at the same time, so none may read or write what another
-    writes. Whoever records keeps the tensors alive, and does not replay while an earlier replay still runs elsewhere:
-    the second waits.
+    writes. Whoever records keeps the tensors alive (`keep` is kept as long as the recording), and does not replay while an
+    earlier replay still runs elsewhere: the second waits.
     """
 
-    def __init__(self, stages: Sequence[Sequence[Launch]]) -> None:
+    def __init__(self, stages: Sequence[Sequence[Launch]], *, keep: object = None) -> None:
+        self._keep = keep
         self.launches = [launch for stage in stages for launch in stage]
         self._blocks = [_buffer(launch.block()) for launch in self.launches]
         meets = _meetings(stages)

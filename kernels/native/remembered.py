@@ -16,17 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..launch import LaunchPlan
-from ..torch_compat import empty_strided_cpu
+from ..torch_compat import LightDispatchMode, empty_strided_cpu
+from .capture import ALLOCATIONS
 from .compiled import Compiled, memory_span, recording
 from .launch import Fill
-
-_ALLOCATIONS = {
-    torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default,
-    torch.ops.aten.new_empty.default, torch.ops.aten.new_empty_strided.default,
-}  # fmt: skip
 
 
 def overlap(arguments: Sequence[Any]) -> bool:
@@ -47,7 +42,7 @@ def remember(implementation: Callable[..., Any], arguments: Sequence[Any]) -> tu
     return result, _replay(watch, launches, arguments, result) or implementation
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(LightDispatchMode):
     """Sees what an implementation asks of PyTorch. Views are free: their tensors are known by their memory."""
 
     def __init__(self) -> None:
@@ -57,7 +52,7 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _ALLOCATIONS:
+        if func in ALLOCATIONS:
             self.allocated.append(result)
         elif not func.is_view:
             self.did_more = True

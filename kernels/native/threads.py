@@ -123,14 +123,16 @@ _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_ge
 
 # 2 to 4 us for one thread, where sharing costs 1.2: 64 KB took 1.0 us on one thread and 1.5 on two, 128 KB 4.0 and 4.2.
 WORK_OF_A_THREAD = 64 * 1024
+WORK_IN_REGION = 8 * 1024  # a barrier takes 0.14 us
 
 
-def threads_for(programs: int, work: int) -> int:
+def threads_for(programs: int, work: int, *, in_region: bool = False) -> int:
     """The most threads that a launch may have: as many as have a program each, and work enough.
 
-    `work` is the launch's size in bytes moved, or an eighth of its FLOPs where that is more.
+    `work` is the launch's size in bytes moved, or an eighth of its FLOPs where that is more. `in_region`: it is one of many in
+    one parallel region (recorded.py), where its threads are there already.
     """
-    return max(1, min(programs, work // WORK_OF_A_THREAD))
+    return max(1, min(programs, work // (WORK_IN_REGION if in_region else WORK_OF_A_THREAD)))
 
 
 @functools.cache

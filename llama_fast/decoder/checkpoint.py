@@ -296,7 +296,15 @@ def _stored_safetensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     for name in file.offset_keys():  # in the order of the file, which is the fast one to read
         part = file.get_slice(name)
         dtype = part.get_dtype()
-        yield name, StoredTensor(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), partial(file.get_tensor, name))
+        read = partial(_read_safetensors, path, name)
+        yield name, StoredTensor(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), read)
+
+
+def _read_safetensors(path: Path, name: str) -> Tensor:
+    """Opened for each tensor anew: what was read of a mapping stays in memory as long as the file is open, at the end all of it."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
 
 
 def _stored_pickle(path: Path) -> Iterator[tuple[str, StoredTensor]]:

@@ -21,10 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..kernels import cpu
+from ..kernels.embedding import embedding
 from ..kernels.launch import INTERPRETED, dependent_launch
 from ..kernels.matmul import FEW_ROWS
 from ..kernels.norm_qkv_rope import norm_qkv_rope
 from ..kernels.norm_swiglu import norm_swiglu
+from ..kernels.rope_append import rope_append
 from .config import DecoderConfig
 from .rotary import RotaryTable
 
@@ -59,10 +62,15 @@ class Fusions:
     dependent_launch: bool = True  # a kernel starts while the one before it ends, where the GPU can (sm_90 and up)
 
     @classmethod
-    def where(cls, device: torch.device) -> "Fusions":
-        """All where Triton runs. On a CPU the fused ops are the plain ones one after the other."""
-        triton = device.type != "cpu" or INTERPRETED
+    def where(cls, device: torch.device, dtype: torch.dtype) -> "Fusions":
+        """All where Triton runs. On PyTorch's ops the fused ones are the plain ones one after the other."""
+        triton = device.type != "cpu" or INTERPRETED or runs_natively(dtype)
         return cls(norm_qkv_rope=triton, norm_swiglu=triton)
+
+
+def runs_natively(dtype: torch.dtype) -> bool:
+    """Whether a decoder of this dtype runs on Triton kernels on this CPU: they are wanted here, and multiply it."""
+    return not INTERPRETED and cpu.chosen() != "pytorch" and cpu.multiplies(dtype)
 
 
 class Linear(nn.Module):
@@ -108,9 +116,9 @@ def _can_pack(dtype: torch.dtype) -> bool:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     """`ops.linear`, also of a packed weight."""
-    if not weight.is_mkldnn:
+    if not weight.is_mkldnn and (x.device.type != "cpu" or len(x) <= FEW_ROWS or not _can_pack(x.dtype)):
         return ops.linear(x, weight, bias, residual=residual)
-    y: Tensor
+    y: Tensor  # of many rows, which oneDNN multiplies as fast by a plain weight as by a packed one
     if residual is None:
         y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     else:
@@ -126,7 +134,9 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size, **where))
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self.weight)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return F.embedding(token_ids, self.weight)
+        return embedding(token_ids, self.weight)
 
 
 class Norm(nn.Module):
@@ -171,6 +181,13 @@ class Attention(nn.Module):
         q, k = ops.rope(q[None], k[None], cos[None], sin[None])
         return q[0], k[0], v
 
+    def append(self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple[Tensor, Tensor], slots: Tensor) -> Tensor:
+        """q (heads, tokens, head_dim) of normalised x, after its keys and values went to their slots of the cache."""
+        norms: Any = {}
+        if self.query_norm is not None and self.key_norm is not None:
+            norms = dict(q_norm=self.query_norm.weight, k_norm=self.key_norm.weight, eps=self.query_norm.eps)
+        return rope_append(self.qkv(x), cos, sin, *cache, slots, heads=self.heads, **norms).transpose(0, 1)
+
 
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)), without `down`, whose sum with the residual the layer asks for."""
@@ -202,6 +219,8 @@ class Layer(nn.Module):
         plain = self.attention.query_norm is None and self.attention_norm.bias is None
         if few and fusions.norm_qkv_rope and plain and self.attention.head_dim % 2 == 0:
             q = self._append_fused(x, cos, sin, context)
+        elif context.slots is not None and context.cache(self.index)[0].dtype == x.dtype:
+            q = self.attention.append(self.attention_norm(x), cos, sin, context.cache(self.index), context.slots)
         else:
             q, k, v = self.attention(self.attention_norm(x), cos, sin)
             context.append(self.index, k, v)
@@ -239,7 +258,7 @@ class Decoder(nn.Module):
         where: Any = {"device": device, "dtype": dtype}
         self.config = config
         device = torch.get_default_device() if device is None else device
-        self.fusions = Fusions.where(device) if fusions is None else fusions
+        self.fusions = Fusions.where(device, dtype) if fusions is None else fusions
         self.embedding = Embedding(config.vocab_size, config.hidden_size, **where)
         self.layers = nn.ModuleList(Layer(config, i, **where) for i in range(config.num_layers))
         self.norm = Norm(config.hidden_size, config.norm_eps, layer_norm=config.layer_norm, **where)

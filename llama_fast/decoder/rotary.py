@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..kernels.rotary_angles import rotary_angles
 from .config import DecoderConfig, RopeConfig
 
 
@@ -55,6 +56,7 @@ class RotaryTable:
         self._frequencies = _both_halves(frequencies).to(device)
         self._exponents = _exponents(config.rotary_dim).to(device)
         self.recompute_after: int | None = None
+        self._long: Tensor | None = None
         if rope.rope_type == "longrope":
             trained = self.recompute_after = int(rope.parameters["original_max_position_embeddings"])
             self._long = _both_halves(inverse_frequencies(rope, *sizes, trained + 1)[0]).to(device)
@@ -66,16 +68,20 @@ class RotaryTable:
         sequence is: all of the prompt while it is read, in however many chunks, and then all there is. Reads nothing back
         to the host, so a CUDA graph may hold it.
         """
-        angles = positions[:, None].float() * self._frequencies_of(lengths[:, None])
-        cos, sin = angles.cos(), angles.sin()
-        return (cos, sin) if self._scaling == 1.0 else (cos * self._scaling, sin * self._scaling)
-
-    def _frequencies_of(self, lengths: Tensor) -> Tensor:
-        """(rotary_dim,) or, where a sequence's length matters, (tokens, rotary_dim)."""
-        if self.recompute_after is not None:
-            return torch.where(lengths > self.recompute_after, self._long, self._frequencies)
         if self._config.rope.rope_type != "dynamic":
-            return self._frequencies
+            return rotary_angles(
+                positions,
+                lengths,
+                self._frequencies,
+                long=self._long,
+                limit=self.recompute_after or 0,
+                scaling=self._scaling,
+            )
+        angles = positions[:, None].float() * self._dynamic(lengths[:, None])
+        return angles.cos(), angles.sin()
+
+    def _dynamic(self, lengths: Tensor) -> Tensor:
+        """(tokens, rotary_dim): where a sequence's length changes every frequency."""
         trained = self._config.max_positions
         # in float64: PyTorch's float32 pow differs in its last bit with the place of a row among others
         stretched = lengths.clamp(min=trained).double()

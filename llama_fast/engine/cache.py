@@ -9,6 +9,8 @@ Source: Kwon et al., PagedAttention, 2023 (arXiv:2309.06180).
 """
 
 import hashlib
+import math
+import mmap
 from array import array
 from collections.abc import Iterable, Sequence
 
@@ -19,7 +21,10 @@ from ..decoder.config import DecoderConfig
 
 
 class KVCache:
-    """Storage for `blocks` blocks. One more, the last, takes what nobody reads: the tokens of padding rows."""
+    """Storage for `blocks` blocks. One more, the last, takes what nobody reads: the tokens of padding rows.
+
+    On a CPU it takes the memory of what has been written: a page (4 KB) becomes real when it is first touched.
+    """
 
     def __init__(
         self, config: DecoderConfig, *, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
@@ -28,7 +33,8 @@ class KVCache:
         # The tokens of neighbouring blocks are neighbours (heads outside, blocks inside): a sequence in consecutive blocks
         # is a view of the storage, which the CPU reads without a copy.
         shape = (config.num_layers, 2, config.num_kv_heads, blocks + 1, block_size, config.head_dim)
-        self._storage = torch.zeros(shape, device=device, dtype=dtype)
+        reserve = _untouched_zeros if device.type == "cpu" else torch.zeros
+        self._storage: Tensor = reserve(shape, dtype=dtype, device=device)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each (blocks, kv_heads, block_size, head_dim)."""
@@ -39,6 +45,17 @@ class KVCache:
         """The same as (kv_heads, slots, head_dim); slot = block * block_size + offset."""
         k, v = self._storage[index].flatten(2, 3)
         return k, v
+
+
+def _untouched_zeros(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`torch.zeros` that writes none of them: pages of zeros that the system gives one by one as they are touched."""
+    size = max(1, math.prod(shape) * dtype.itemsize)
+    # Windows and macOS know neither; where all counts as taken at once, a cache that is larger than the memory is refused
+    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0) | getattr(mmap, "MAP_NORESERVE", 0)
+    pages = mmap.mmap(-1, size, flags=private) if private else mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page is 2 MB for the 4 KB that were touched
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).to(device).view(shape)
 
 
 def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:

@@ -21,7 +21,7 @@ from rich.progress import DownloadColumn, Progress
 from torch import Tensor
 
 from ..decoder import checkpoint
-from ..decoder.model import Decoder, Fusions
+from ..decoder.model import Decoder, Fusions, runs_natively
 from ..decoder.tokenizer import Tokenizer, configured_eos_ids, has_tokenizer, no_tokenizer
 from ..kernels.attention_common import LARGEST_HEAD_DIM
 from .bad_words import spelled
@@ -59,7 +59,8 @@ class LLM:
         step_tokens: tokens that one step computes at most; longer prompts are computed in chunks.
         block_size: tokens of a block of the cache.
         fusions: which kernels are fused in a decoding step; None: all, where Triton runs.
-        cuda_graphs: whether a decoding step on a GPU is replayed as a graph.
+        record_steps: whether decoding steps are recorded once and replayed by one call: as CUDA graphs, or on a CPU as
+            lists of native launches.
         read_late: whether the host reads a step's tokens after it has launched the next; None: on a GPU.
         progress: show a progress bar while loading, and a line when a graph is captured, on a terminal's stderr.
 
@@ -70,7 +71,7 @@ class LLM:
     def __init__(
         self, model: str | Path | None = None, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto",
         max_batch: int = 16, max_cache_tokens: int | None = None, max_context: int | None = None,
-        step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, cuda_graphs: bool = True,
+        step_tokens: int = 2048, block_size: int = 16, fusions: Fusions | None = None, record_steps: bool = True,
         read_late: bool | None = None, progress: bool = True,
     ) -> None:  # fmt: skip
         sizes = check_sizes(
@@ -97,8 +98,10 @@ class LLM:
                 "what it says beyond them may be nonsense",
                 stacklevel=2,
             )
-        fusions = Fusions.where(self.device) if fusions is None else fusions
-        plain = self.device.type == "cpu" and not (fusions.norm_qkv_rope or fusions.norm_swiglu)
+        fusions = Fusions.where(self.device, self.dtype) if fusions is None else fusions
+        on_cpu = self.device.type == "cpu"
+        natively = on_cpu and runs_natively(self.dtype)
+        plain = on_cpu and not (natively or fusions.norm_qkv_rope or fusions.norm_swiglu)
         # one query over 128 keys takes PyTorch 11 us on a CPU in float32, and 85 in bfloat16
         cache_dtype = torch.float32 if plain else self.dtype
         blocks, self._ledger = plan_memory(
@@ -117,10 +120,10 @@ class LLM:
             # a tokenizer may have more tokens than the model
             eos_ids = [i for i in self._eos_ids if i < config.vocab_size]
             sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
-            runner = Runner(self.decoder, cache, sampler, reads_late=late, phase=self._phase)
-            if cuda_graphs and self.device.type == "cuda":
-                runner.use_graphs(longest=self._longest, console=self._console)
-        pool = BlockPool(blocks, block_size, neighbours=self.device.type == "cpu")
+            runner = Runner(self.decoder, cache, sampler, natively=natively, reads_late=late, phase=self._phase)
+            if record_steps and (natively or self.device.type == "cuda"):
+                runner.record_steps(longest=self._longest, console=self._console)
+        pool = BlockPool(blocks, block_size, neighbours=on_cpu)
         scheduler = Scheduler(pool, max_batch=max_batch, step_tokens=step_tokens)
         self._core = EngineCore(scheduler, runner, text_of=self._text_of, reads_late=late, phase=self._phase)
         # is told the name of each phase of a step as it ends on the host: see `profiler.phases`
@@ -129,8 +132,8 @@ class LLM:
     @property
     def ledger(self) -> MemoryLedger:
         """What weights, cache, workspace and the graphs captured so far take of the device's memory."""
-        graphs = self._core.runner.graphs
-        return self._ledger if graphs is None else replace(self._ledger, graphs=graphs.bytes)
+        steps = self._core.runner.steps
+        return self._ledger if steps is None else replace(self._ledger, graphs=steps.recorder.bytes)
 
     # --- what users call ---------------------------------------------------------------------------------------------
 

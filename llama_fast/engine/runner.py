@@ -1,7 +1,7 @@
 """A step on the device: the decoder over the paged cache, then the choice of tokens.
 
-On a GPU a step of decoding rows alone is one CUDA graph (`recorded_steps`). The host waits for nothing here: what it reads of a
-step comes in pinned memory, once the step is `done`.
+A step of decoding rows alone is recorded once and replayed by one call (`recorded_steps`), all of it on a GPU. The host waits for
+nothing there: what it reads of a step comes in pinned memory, once the step is `done`.
 """
 
 import itertools
@@ -13,11 +13,14 @@ from rich.console import Console
 from torch import Tensor
 
 from ..decoder.model import Decoder, Fusions
+from ..kernels.launch import INTERPRETED
+from ..kernels.matmul import FEW_ROWS
+from ..kernels.native.capture import NotRecordableError
 from . import prompt_logprobs
 from .cache import KVCache
 from .paged import PagedContext, StepInputs
 from .placement import upload
-from .recorded_steps import DecodingGraphs
+from .recorded_steps import CudaGraphs, NativeRecordings, RecordedSteps
 from .sampling import Logprobs, Needs, Sampled, Sampler
 from .scheduler import Chunk
 
@@ -37,31 +40,33 @@ class Runner:
 
     Args:
         decoder, cache, sampler: on one device.
+        natively: they are on a CPU, which runs the Triton kernels.
         reads_late: the host does not know the token last sampled in a row when it launches the next step.
         phase: is told the name of each phase of a step as it ends on the host.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, sampler: Sampler, *, reads_late: bool, phase: Callable[[str], None]
+        self, decoder: Decoder, cache: KVCache, sampler: Sampler, *, natively: bool, reads_late: bool, phase: Callable[[str], None]
     ) -> None:  # fmt: skip
         self.decoder, self.cache, self.sampler = decoder, cache, sampler
-        self.graphs: DecodingGraphs | None = None
-        self._reads_late, self._phase = reads_late, phase
+        self.steps: RecordedSteps[Sampled | Tensor] | None = None
+        self._natively, self._reads_late, self._phase = natively, reads_late, phase
+        self._triton = natively or INTERPRETED or cache.device.type != "cpu"
         self.last_tokens = torch.zeros(sampler.padding_row + 1, dtype=torch.int64, device=cache.device)
 
-    def use_graphs(self, *, longest: int, console: Console) -> None:
-        """From now on decoding steps are replayed as graphs, for sequences of at most `longest` tokens."""
-        self.graphs = DecodingGraphs(
-            self.decode, self.cache, self.cache.device, padding_row=self.sampler.padding_row, longest=longest,
-            console=console,
+    def record_steps(self, *, longest: int, console: Console) -> None:
+        """From now on decoding steps are recorded and replayed, for sequences of at most `longest` tokens."""
+        self.steps = RecordedSteps(
+            self.decode, NativeRecordings() if self._natively else CudaGraphs(self.cache.device), self.cache,
+            padding_row=self.sampler.padding_row, longest=longest, console=console,
         )  # fmt: skip
         self.use(self.decoder.fusions)
 
     def use(self, fusions: Fusions) -> None:
         """Computes steps with these kernels from now on."""
         self.decoder.fusions = fusions
-        if self.graphs is not None:
-            self.graphs.use(fusions)
+        if self.steps is not None:
+            self.steps.use(fusions)
 
     def launch(self, chunks: list[Chunk], asked: Mapping[Chunk, int]) -> Launched:
         """Computes the chunks and samples where they say so.
@@ -73,9 +78,8 @@ class Runner:
         sampling = [chunk for chunk in chunks if chunk.samples]
         needs = self.sampler.needs(chunk.sequence.row for chunk in sampling)
         of_prompts: list[tuple[Chunk, Logprobs]] = []
-        if self.graphs is not None and not asked and all(chunk.samples and chunk.size == 1 for chunk in chunks):
-            sampled: Sampled | None = self.graphs.replay(chunks, needs)
-        else:
+        sampled = self._replay(chunks, needs) if self._is_recorded(chunks, asked) else None
+        if sampled is None:
             inputs = StepInputs.of(chunks, self.cache, self.cache.device)
             self._phase("inputs")
             hidden = self.forward(inputs, chunks)
@@ -92,20 +96,44 @@ class Runner:
         self._phase("launch")
         return Launched(chunks, on_host, of_prompts, done)
 
-    def decode(self, inputs: StepInputs, needs: Needs) -> Sampled:
-        """A whole step of decoding rows: what a CUDA graph holds."""
-        return self.sample(self.forward(inputs), inputs.rows, needs)
+    def _is_recorded(self, chunks: Sequence[Chunk], asked: Mapping[Chunk, int]) -> bool:
+        """Whether it is a step of decoding rows alone, and on a CPU of so few that the kernels of few rows take them."""
+        if self.steps is None or asked or (self._natively and len(chunks) > FEW_ROWS):
+            return False
+        return all(chunk.samples and chunk.size == 1 for chunk in chunks)
+
+    def _replay(self, chunks: Sequence[Chunk], needs: Needs) -> Sampled | None:
+        """None for a model that cannot be recorded (`dynamic` rotary embeddings are computed by PyTorch's ops)."""
+        assert self.steps is not None
+        try:
+            replayed = self.steps.replay(chunks, None if self._natively else needs)
+        except NotRecordableError:
+            self.steps = None
+            return None
+        if isinstance(replayed, Sampled):
+            return replayed
+        self._phase("forward")
+        rows = torch.tensor([chunk.sequence.row for chunk in chunks])
+        return self._sample(replayed, rows, needs)
+
+    def decode(self, inputs: StepInputs, needs: Needs | None) -> Sampled | Tensor:
+        """A whole step of decoding rows: what is recorded. Without `needs` its logits, which the caller samples from."""
+        hidden = self.forward(inputs)
+        return self.decoder.logits(hidden) if needs is None else self.sample(hidden, inputs.rows, needs)
 
     def forward(self, inputs: StepInputs, chunks: Sequence[Chunk] = ()) -> Tensor:
         ids = inputs.token_ids
         if self._reads_late:
             ids = torch.where(ids < 0, self.last_tokens[(-1 - ids).clamp(min=0)], ids)
-        hidden: Tensor = self.decoder(ids, PagedContext(self.cache, inputs, chunks))
+        hidden: Tensor = self.decoder(ids, PagedContext(self.cache, inputs, chunks, triton=self._triton))
         return hidden
 
     def sample(self, hidden: Tensor, rows: Tensor, needs: Needs) -> Sampled:
         logits = self.decoder.logits(hidden)
         self._phase("forward")
+        return self._sample(logits, rows, needs)
+
+    def _sample(self, logits: Tensor, rows: Tensor, needs: Needs) -> Sampled:
         sampled = self.sampler.sample(logits, rows, needs)
         self.last_tokens[rows] = sampled.token_ids
         self._phase("sample")

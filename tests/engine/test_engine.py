@@ -235,7 +235,9 @@ def test_fusions(off, folder):
 @not_interpreted
 @pytest.mark.parametrize("on", [True, False])
 def test_dependent_launch_is_what_the_switch_says_in_every_layer_and_the_head(on, folder, monkeypatch):
-    llm = engine(folder("llama"), fusions=replace(Fusions.where(torch.device("cpu")), dependent_launch=on))
+    llm = engine(
+        folder("llama"), fusions=replace(Fusions.where(torch.device("cpu"), torch.float32), dependent_launch=on)
+    )
     seen = []
     for module in (*llm.decoder.layers, llm.decoder.norm):
         module.register_forward_pre_hook(lambda *_: seen.append(GPUS["sm_90"].has_pdl))
@@ -269,7 +271,7 @@ def test_every_fusion_is_used_and_can_be_switched_off(folder, monkeypatch):
 @pytest.mark.parametrize("where", ["forward", "sample", "_read_tokens"])
 def test_an_interrupt_leaves_the_engine_usable(where, late, folder, alone, monkeypatch):
     """Ctrl-C in the middle of a step. What another caller has submitted goes on, with the tokens it gets alone."""
-    llm = engine(folder("llama"), max_context=128, read_late=late, cuda_graphs=False)
+    llm = engine(folder("llama"), max_context=128, read_late=late, record_steps=False)
     other = llm.submit(PROMPTS[4], EACH[4])
     owner = llm._core if where == "_read_tokens" else llm._core.runner
     method, calls = getattr(owner, where), []

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llama_fast.decoder.model import Decoder, Fusions
-from llama_fast.engine import paged
-from llama_fast.engine import recorded_steps as graphs
+from llama_fast.engine import recorded_steps
+from llama_fast.engine import runner as runner_module
 from llama_fast.engine.bad_words import BadWords
 from llama_fast.engine.cache import KVCache
 from llama_fast.engine.paged import StepInputs
@@ -57,16 +57,17 @@ def joining(llm, each):
 
 
 class Emulated:
-    """A captured step on the CPU: a replay computes it again, from its own inputs into its own outputs."""
+    """A GPU's graphs on the CPU: a replay computes the step again, from its own inputs into its own outputs."""
 
-    def __init__(self, step, inputs, needs):
+    pads, bytes = True, 0
+
+    def record(self, step):
         for _ in range(3):  # warm-ups leave traces in the padding row, as they do on a GPU
-            self.sampled = step(inputs, needs)
-        self.inputs, self.graph = inputs, SimpleNamespace(replay=lambda: self._replay(step, needs))
+            sampled = step()
+        return sampled, SimpleNamespace(replay=lambda: self._replay(step, sampled))
 
-    def _replay(self, step, needs):
-        new = step(self.inputs, needs)
-        pairs = zip(tree_leaves(vars(self.sampled)), tree_leaves(vars(new)), strict=True)
+    def _replay(self, step, sampled):
+        pairs = zip(tree_leaves(vars(sampled)), tree_leaves(vars(step())), strict=True)
         for mine, theirs in pairs:
             if isinstance(mine, torch.Tensor):
                 mine.copy_(theirs)
@@ -75,60 +76,47 @@ class Emulated:
                     value.copy_(getattr(theirs, name))
 
 
+def emulated(folder, monkeypatch, **options):
+    """An engine that takes the CPU for a GPU with graphs."""
+    llm = engine(folder("llama"), max_context=128, block_size=4, record_steps=False, **options)
+    runner = llm._core.runner
+    runner._triton, runner._natively = True, False  # rows by their block tables, all of a step in its graph
+    monkeypatch.setattr(runner_module, "CudaGraphs", lambda device: Emulated())
+    runner.record_steps(longest=100, console=llm._console)
+    return llm
+
+
 @not_interpreted
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs of its own")
 @pytest.mark.parametrize("each", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_padding_rows_change_nothing(each, folder, monkeypatch):
     """All of a graph but the capture: rows and blocks padded to those of its key, outputs read before the next replay."""
-    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(graphs, "_FEWEST_BLOCKS", 2)
-    monkeypatch.setattr(paged, "INTERPRETED", True)  # rows by their block tables, as Triton reads them
-    plain, llm = (engine(folder("llama"), max_context=128, block_size=4, max_batch=5) for _ in range(2))
-    llm._core.runner.graphs = graphs.DecodingGraphs(
-        llm._core.runner.decode,
-        llm._core.runner.cache,
-        llm.device,
-        padding_row=llm._core.runner.sampler.padding_row,
-        longest=100,
-        console=llm._console,
-    )
-    monkeypatch.setattr(
-        llm._core.runner.graphs, "_capture", lambda inputs, needs: Emulated(llm._core.runner.decode, inputs, needs)
-    )
+    monkeypatch.setattr(recorded_steps, "_FEWEST_BLOCKS", 2)
+    plain = engine(folder("llama"), max_context=128, block_size=4, max_batch=5, record_steps=False)
+    llm = emulated(folder, monkeypatch, max_batch=5)
     assert joining(llm, each) == joining(plain, each)
-    rows, blocks, _ = zip(*llm._core.runner.graphs._captured, strict=True)
+    rows, blocks, _ = zip(*llm._core.runner.steps._recorded, strict=True)
     assert set(rows) == {1, 2, 4, 8} and set(blocks) == {8, 25}  # 25 blocks hold the longest sequence
 
 
 @not_interpreted
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs of its own")
 def test_fusions_that_come_back_find_their_graphs(folder, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(paged, "INTERPRETED", True)
-    llm = engine(folder("llama"), max_context=128, block_size=4)
-    llm._core.runner.graphs = graphs.DecodingGraphs(
-        llm._core.runner.decode,
-        llm._core.runner.cache,
-        llm.device,
-        padding_row=llm._core.runner.sampler.padding_row,
-        longest=100,
-        console=llm._console,
-    )
-    captured = []
+    recorded = []
+    record = Emulated.record
 
-    def capture(inputs, needs):
-        captured.append(llm.decoder.fusions)
-        return Emulated(llm._core.runner.decode, inputs, needs)
+    def noted(self, step):
+        recorded.append(llm.decoder.fusions)
+        return record(self, step)
 
-    monkeypatch.setattr(llm._core.runner.graphs, "_capture", capture)
+    monkeypatch.setattr(Emulated, "record", noted)
+    llm = emulated(folder, monkeypatch)
     on, off = llm.decoder.fusions, replace(llm.decoder.fusions, residual=False)
     texts = []
     for fusions in (on, off, on, off):
         llm.use_fusions(fusions)
         texts.append(llm.generate([3, 4, 5], GREEDY[0])[0].token_ids)
-    assert captured == [on, off] and texts == texts[:1] * 4
+    assert recorded == [on, off] and texts == texts[:1] * 4
 
 
 class OnlyOn(TorchDispatchMode):
@@ -152,6 +140,7 @@ class OnlyOn(TorchDispatchMode):
 def test_a_step_needs_nothing_of_the_host(name, fusions, folder):
     """On the meta device, where a value cannot be read at all: so a graph can hold it, and no step waits."""
     llm = engine(folder(name), device="cpu", max_batch=4, read_late=True)
+    llm._core.runner._triton = True
     llm._core.runner.decoder = Decoder(llm.config, device=torch.device("meta"), fusions=fusions)
     llm._core.runner.cache = KVCache(
         llm.config, blocks=8, block_size=16, device=torch.device("meta"), dtype=torch.float32
@@ -183,20 +172,20 @@ def test_a_step_needs_nothing_of_the_host(name, fusions, folder):
 @pytest.mark.parametrize("name", ["llama", "qwen3", "longrope"])
 def test_graphs_give_the_tokens_of_no_graph(name, late, each, folder, monkeypatch):
     """Rows join and leave; one is cancelled; tables of the sampler are made after the first graphs were captured."""
-    monkeypatch.setattr(graphs, "_FEWEST_BLOCKS", 2)
+    monkeypatch.setattr(recorded_steps, "_FEWEST_BLOCKS", 2)
     options = dict(max_context=128, block_size=4, max_batch=5, read_late=late)
     llm = engine(folder(name), **options)
-    expected = joining(engine(folder(name), cuda_graphs=False, **options), each)
+    expected = joining(engine(folder(name), record_steps=False, **options), each)
     assert joining(llm, each) == expected
     assert joining(llm, each) == expected  # all of them captured before
-    assert llm._core.runner.graphs is not None and len(llm._core.runner.graphs._captured) >= 8
-    assert 0 < llm._core.runner.graphs.bytes == llm.ledger.graphs and "CUDA graphs" in str(llm.ledger)
+    assert llm._core.runner.steps is not None and len(llm._core.runner.steps._recorded) >= 8
+    assert 0 < llm._core.runner.steps.recorder.bytes == llm.ledger.graphs and "CUDA graphs" in str(llm.ledger)
 
 
 @needs_gpu
 def test_graphs_and_preemption(folder):
     options = dict(max_cache_tokens=80, block_size=4, max_batch=6)
-    expected = engine(folder("llama"), cuda_graphs=False, max_batch=1).generate(PROMPTS, SAMPLED)
+    expected = engine(folder("llama"), record_steps=False, max_batch=1).generate(PROMPTS, SAMPLED)
     ours = engine(folder("llama"), **options).generate(PROMPTS, SAMPLED)
     assert [c.token_ids for c in ours] == [c.token_ids for c in expected]
 

@@ -5,12 +5,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...engine.placement import current
-from ...engine.recorded_steps import Captured
+from ...engine.recorded_steps import Recorded
 from ...engine.sampling import Needs
 from ..measure.sides import EngineSide, Generation, Side, TransformersSide
 from .counting import Op, OpCounter
@@ -75,12 +76,12 @@ def _replayed(
     return GpuSteps([prompt], decoding, until_first, copies, span, max(0.0, _between(replays) - copies))
 
 
-def _widest(side: EngineSide, prompts: Tensor, tokens: int) -> tuple[Captured, Needs]:
+def _widest(side: EngineSide, prompts: Tensor, tokens: int) -> tuple[Recorded[Any], Needs]:
     """The graph of most rows: where prompts take several steps, those that came first also end first, and the last steps are smaller."""
-    graphs = side.llm._core.runner.graphs
-    assert graphs is not None
-    graphs.last, seen = None, []
-    side.watch(lambda _: seen.append(graphs.last))
+    steps = side.llm._core.runner.steps
+    assert steps is not None
+    steps.last, seen = None, []
+    side.watch(lambda _: seen.append(steps.last))
     try:
         side.generate(prompts, tokens)
     finally:
@@ -141,7 +142,7 @@ def _generation_by_ops(side: Side, prompts: Tensor, tokens: int) -> tuple[list[l
 
 
 def _step_by_ops(
-    side: EngineSide, captured: Captured, needs: Needs, device: torch.device
+    side: EngineSide, captured: Recorded[Any], needs: Needs, device: torch.device
 ) -> tuple[list[GpuEvent], list[Op]]:
     """A step that was replayed, on the inputs of its last replay, op by op. It writes what that has written once more."""
     llm = side.llm
@@ -166,14 +167,14 @@ def _copies(trace: Trace, replays: Sequence[Sequence[GpuEvent]]) -> float:
     return sum(between) / max(1, len(starts) - 1)
 
 
-def _span(captured: Captured, replays: int = 20) -> float:
+def _span(captured: Recorded[Any], replays: int = 20) -> float:
     """Seconds from one replay of a step to the next, when the host is far ahead."""
     seconds = []
     for _ in range(5):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         for _ in range(replays):
-            captured.graph.replay()
+            captured.recording.replay()
         end.record()
         end.synchronize()
         seconds.append(1e-3 * float(start.elapsed_time(end)) / replays)

@@ -119,17 +119,16 @@ def test_the_step_of_all_rows_is_taken_apart_and_not_the_last_one(tmp_path):
         """Stands for the graphs of a GPU: notes the rows of each step."""
 
         last = None
-        bytes = 0
 
         def replay(self, chunks, needs):
             inputs = StepInputs.of(chunks, llm._core.runner.cache, llm.device)
             self.last = SimpleNamespace(inputs=inputs), needs
             return llm._core.runner.sample(llm._core.runner.forward(inputs, chunks), inputs.rows, needs)
 
-    llm._core.runner.graphs = Graphs()
+    llm._core.runner.steps = Graphs()
     side = EngineSide(llm)
     captured, _ = on_gpu._widest(side, PROMPTS, 6)
-    assert len(captured.inputs.cache_lens) == 2 and len(llm._core.runner.graphs.last[0].inputs.cache_lens) == 1
+    assert len(captured.inputs.cache_lens) == 2 and len(llm._core.runner.steps.last[0].inputs.cache_lens) == 1
     assert llm.on_phase is None
 
 
