@@ -24,6 +24,7 @@ OPS: dict[str, ModuleType] = {
         "norm_swiglu",
         "rms_norm",
         "rope",
+        "sampling",
         "softmax",
         "swiglu",
     )

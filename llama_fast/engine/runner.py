@@ -106,8 +106,7 @@ class Runner:
     def sample(self, hidden: Tensor, rows: Tensor, needs: Needs) -> Sampled:
         logits = self.decoder.logits(hidden)
         self._phase("forward")
-        sampled = self.sampler.sample(logits, rows, needs)
-        self.last_tokens[rows] = sampled.token_ids
+        sampled = self.sampler.sample(logits, rows, needs, self.last_tokens)
         self._phase("sample")
         return sampled
 
