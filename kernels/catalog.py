@@ -27,6 +27,7 @@ OPS: dict[str, ModuleType] = {
         "rope",
         "rope_append",
         "rotary_angles",
+        "sampling",
         "softmax",
         "swiglu",
     )

@@ -105,8 +105,10 @@ class Runner:
     def _replay(self, chunks: Sequence[Chunk], needs: Needs) -> Sampled | None:
         """None for a model that cannot be recorded (`dynamic` rotary embeddings are computed by PyTorch's ops)."""
         assert self.steps is not None
+        # on a CPU log-probabilities and bad words are PyTorch's ops
+        some = self._natively and (needs.logprobs is not None or needs.bad_words is not None)
         try:
-            replayed = self.steps.replay(chunks, None if self._natively else needs)
+            replayed = self.steps.replay(chunks, None if some else needs)
         except NotRecordableError:
             self.steps = None
             return None
@@ -134,8 +136,7 @@ class Runner:
         return self._sample(logits, rows, needs)
 
     def _sample(self, logits: Tensor, rows: Tensor, needs: Needs) -> Sampled:
-        sampled = self.sampler.sample(logits, rows, needs)
-        self.last_tokens[rows] = sampled.token_ids
+        sampled = self.sampler.sample(logits, rows, needs, self.last_tokens)
         self._phase("sample")
         return sampled
 

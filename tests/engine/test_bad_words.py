@@ -25,8 +25,9 @@ def forbidden(words, output):
 
 def masked(sampler, logits, rows):
     """What each row may not choose next, by the scores that it chooses from."""
-    needs = sampler.needs(rows)
-    scores = sampler._edit(logits.expand(len(rows), -1), torch.tensor(rows, device=logits.device), needs)
+    scores = logits.expand(len(rows), -1)
+    if sampler.needs(rows).bad_words:
+        scores = sampler._bad_words.forbid(scores, torch.tensor(rows, device=logits.device))
     return [set(row.isneginf().nonzero()[:, 0].tolist()) for row in scores]
 
 

@@ -152,8 +152,7 @@ def test_a_step_needs_nothing_of_the_host(name, fusions, folder):
     tables = dict(_bias=torch.float32, _in_prompt=torch.bool, _counts=torch.int32, _ending=torch.bool)
     for table, dtype in tables.items():
         setattr(sampler, table, torch.empty(5, VOCAB, dtype=dtype, device="meta"))
-    for numbers in ("_reals", "_integers"):
-        setattr(sampler, numbers, getattr(sampler, numbers).to("meta"))
+    sampler._numbers = sampler._numbers.to("meta")
     llm._core.runner.last_tokens = llm._core.runner.last_tokens.to("meta")
     of_tokens = torch.empty(5, 4, dtype=torch.int64, device="meta")
     inputs = StepInputs(of_tokens, torch.empty(4 + 4 * 8, dtype=torch.int32, device="meta"), 4)

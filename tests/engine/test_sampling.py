@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process as theirs
 
-from llama_fast.engine.sampling import Needs, Sampler, SamplingParams, _mix, draw, logprobs_of, uniform
+from llama_fast.engine.sampling import Needs, Sampler, SamplingParams, logprobs_of
+from llama_fast.kernels import sampling_pytorch
+from llama_fast.kernels.sampling_pytorch import _mix, draw, uniform
 
 VOCAB = 50
 PROMPT, OUTPUT = [1, 2, 2, 7], [3, 3, 9, 2]
@@ -26,7 +28,7 @@ def sampler_for(
 
 
 def scores_of(logits: Tensor, params: SamplingParams, **how) -> Tensor:
-    """The scores that are drawn from, for rows that all ask for `params`."""
+    """The scores that PyTorch's ops draw from, for rows that all ask for `params`."""
     captured = []
 
     def keep(scores: Tensor, _: Tensor) -> Tensor:
@@ -35,7 +37,8 @@ def scores_of(logits: Tensor, params: SamplingParams, **how) -> Tensor:
 
     sampler, needs = sampler_for(*[params] * len(logits), device=logits.device, vocab=logits.shape[1], **how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_fast.engine.sampling.draw", keep)
+        patch.setattr("llama_fast.engine.sampling.sample", sampling_pytorch.sample)
+        patch.setattr(sampling_pytorch, "draw", keep)
         sampler.sample(logits, torch.arange(len(logits), device=logits.device), needs)
     return captured[0]
 
