@@ -121,14 +121,13 @@ class RecordedSteps(Generic[_Output]):
     def replay(self, chunks: Sequence[Chunk], needs: Hashable) -> _Output:
         """The step of `chunks`, of one token each. The output is lost at the next replay."""
         rows = 1 << (len(chunks) - 1).bit_length() if self.recorder.pads else len(chunks)
-        blocks = _FEWEST_BLOCKS
-        while blocks < max(len(chunk.sequence.blocks) for chunk in chunks):
+        longest, blocks = max([len(chunk.sequence.blocks) for chunk in chunks]), _FEWEST_BLOCKS
+        while blocks < longest:
             blocks *= 4
-        blocks = min(blocks, self._most_blocks)
-        key = (rows, blocks, needs)
+        key = (rows, min(blocks, self._most_blocks), needs)
         recorded = self._recorded.get(key)
         if recorded is None:
-            recorded = self._recorded[key] = self._record(rows, blocks, needs)
+            recorded = self._recorded[key] = self._record(*key)
         recorded.write(chunks)
         recorded.recording.replay()
         self.last = recorded, needs

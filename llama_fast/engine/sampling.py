@@ -87,6 +87,7 @@ class Sampler:
         self.padding_row = max_rows
         self._eos_ids = tuple(eos_ids)
         self._needs = [Needs()] * (max_rows + 1)
+        self._together: dict[tuple[int, ...], Needs] = {}  # what rows need together, until one is given away
         # six reals and four integers a row, in one tensor, so that one copy brings a row to a GPU
         self._numbers = torch.zeros(max_rows + 1, NUMBERS, dtype=torch.int64, device=device)
         self._bias: Tensor | None = None  # float32
@@ -109,6 +110,7 @@ class Sampler:
         if self._bad_words is not None:
             self._bad_words.put(row, bad_words, output_ids)
         needs = self._needs[row] = self._needs_of(params, bad_words)
+        self._together.clear()
         temperature = 0.0 if params.greedy else params.temperature
         reals = [temperature, params.top_p, math.log(params.min_p) if params.min_p else -math.inf]
         reals += [params.repetition_penalty, params.presence_penalty, params.frequency_penalty]
@@ -155,7 +157,13 @@ class Sampler:
 
     def needs(self, rows: Iterable[int]) -> Needs:
         """What these rows need together. Host only."""
-        each = {self._needs[row] for row in rows}
+        key = tuple(rows)
+        needs = self._together.get(key)
+        if needs is None:
+            needs = self._together[key] = self._needs_together({self._needs[row] for row in key})
+        return needs
+
+    def _needs_together(self, each: set[Needs]) -> Needs:
         asked = [needs.logprobs for needs in each if needs.logprobs is not None]
         width = max((needs.width for needs in each), default=0)
         return Needs(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...ttir import Value
 from ..builder import Builder
-from ..elements import Operand, splat_literal, vector_type
+from ..elements import Operand, size, splat_literal, vector_type
 from ..elementwise import convert_float
 from ..lanes import Affine, Uniform
 from ..tiles import Index, Masks
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..kernel import Kernel
 
 PREFETCH = 1024  # bytes ahead of the rows that are streamed: 0.62 -> 1.0 of oneDNN's speed at 4 rows
+# Rows of a tile that take no more than this together are prefetched from the tile after it instead: ahead in a short row is
+# what the row below has brought already.
+SHORT_ROWS = 16 * 1024
 
 
 class AlongK:
@@ -81,7 +84,12 @@ class AlongK:
             streamed = self.streamed()
             if masks is Masks.INSIDE and streamed is not None:
                 value, dimension = streamed
-                self.prefetch(lefts if dimension == 1 else rights, value)
+                of_tile = rows if dimension == 1 else columns
+                short = len(of_tile) * product.k * size(value.element) <= SHORT_ROWS
+                ahead = [Uniform(b.add(each.x, len(of_tile))) for each in of_tile] if short else of_tile
+                places = [(each, along) if dimension == 1 else (along, each) for each in ahead]
+                for place in places:
+                    self.prefetch(Index((*product.lead, *place), self.width, masks), value, 0 if short else PREFETCH)
             left = [self.operand(product.a, at) for at in lefts]
             right = [self.operand(product.b, at) for at in rights]
             for x, slots in zip(left, sums, strict=True):
@@ -108,16 +116,15 @@ class AlongK:
                 return value, along
         return None
 
-    def prefetch(self, places: list[Index], value: Value) -> None:
+    def prefetch(self, at: Index, value: Value, distance: int) -> None:
         found = loaded(self.kernel, value)
         assert found is not None
         load, dimensions = found
-        for at in places:
-            coordinates = tuple(at.coordinates[dimensions.index(d)] for d in range(len(dimensions)))
-            pointer = self.kernel.tiles.lanes(load.operands[0], at.moved(coordinates))
-            if isinstance(pointer, Affine):
-                ahead = self.b.let(f"getelementptr i8, ptr {pointer.base}, i64 {PREFETCH}")
-                self.b.call("void", "llvm.prefetch.p0", ("ptr", ahead), ("i32", 0), ("i32", 3), ("i32", 1))
+        coordinates = tuple(at.coordinates[dimensions.index(d)] for d in range(len(dimensions)))
+        pointer = self.kernel.tiles.lanes(load.operands[0], at.moved(coordinates))
+        if isinstance(pointer, Affine):
+            ahead = self.b.let(f"getelementptr i8, ptr {pointer.base}, i64 {distance}")
+            self.b.call("void", "llvm.prefetch.p0", ("ptr", ahead), ("i32", 0), ("i32", 3), ("i32", 1))
 
     def add_to_result(self, row: Uniform, column: Uniform, totals: str, number: int, height: int, breadth: int) -> None:
         """Adds the sums of row `number` of the tile, which stand side by side in `totals` as they do in the result."""
