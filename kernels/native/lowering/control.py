@@ -287,8 +287,11 @@ def emit_branch(k: "Kernel", op: Op) -> None:
         k.b.branch(f"block.{label}")
 
 
+LEAVE = "leave"  # the label of the block that ends a program
+
+
 def emit_return(k: "Kernel", op: Op) -> None:
-    k.b.emit("ret void")
+    k.b.branch(LEAVE)
 
 
 # -- a scan: one element after the other

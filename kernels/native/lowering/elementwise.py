@@ -87,12 +87,7 @@ def _affine(b: Builder, op: Op, operands: list[Lane], use: Use) -> Lane | None:
 
 def _tidy(lane: Affine, op: Op, b: Builder) -> Lane:
     """With a stride of zero the value is uniform again."""
-    if lane.stride != 0:
-        return lane
-    element = op.result.element
-    if isinstance(lane.base, str) and element != "i64":
-        return Uniform(b.let(f"trunc i64 {lane.base} to {element}"))
-    return Uniform(lane.base)
+    return lane if lane.stride != 0 else Uniform(narrow(b, lane.base, op.result.element))
 
 
 def _multiply(b: Builder, left: Affine, right: Affine, use: Use) -> Lane | None:
