@@ -114,8 +114,8 @@ class Specialization:
 
     def __init__(self, plan: LaunchPlan) -> None:
         kernel = plan.kernel
-        # asserts are kept where Triton keeps them; its checks of integer overflow, which come with them, are not for a CPU
-        debug = plan.options.get("debug", bool(triton.knobs.runtime.debug))
+        # Triton's checks of integer overflow, which come with asserts, are not for a CPU
+        debug = keeps_asserts(plan)
         options = dict(num_warps=plan.num_warps, num_stages=plan.num_stages, debug=debug)
         with stand_in_driver(FRONT_END):
             *_, self._target, self._backend, binder = kernel.device_caches[FRONT_END.arch]
@@ -156,6 +156,20 @@ class Specialization:
         passes.common.add_symbol_dce(manager)
         manager.run(module, "make_ttir")
         return str(module)
+
+
+def keeps_asserts(plan: LaunchPlan) -> bool:
+    """Whether Triton would: asked for by the launch, the kernel's decorator or TRITON_DEBUG."""
+    return bool(plan.options.get("debug", plan.kernel.debug) or triton.knobs.runtime.debug)
+
+
+def require_same_globals(kernel: Any) -> None:
+    """Raises `RuntimeError` where a global constexpr that a kernel was compiled with has another value now, as Triton does."""
+    for (name, _), (then, its_globals) in kernel.used_global_vals.items():
+        if (now := its_globals.get(name)) != then:
+            raise RuntimeError(
+                f"{kernel.__name__}: the global {name} was {then} when the kernel was compiled, and is {now}"
+            )
 
 
 def _all_inline(module: Any, context: Any) -> Any:
