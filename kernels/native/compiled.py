@@ -23,12 +23,13 @@ import torch
 from ..launch import LaunchPlan
 from ..variables import bounds_asked_for
 from . import cache, codegen, failures
+from .front_end import Specialization, keeps_asserts, require_same_globals
 from .launch import Kernel, Launch
 from .lowering import can_fail, lower
 from .machine import Machine, host, why_none
 from .once import lock
 from .threads import threads_for
-from .ttir import Specialization, UnsupportedOpError, keeps_asserts, parse, require_same_globals
+from .ttir import UnsupportedOpError, parse
 
 _LETTERS = {"fp32": "f", "fp64": "d"}
 PRODUCTS_PER_BYTE = (

@@ -34,9 +34,8 @@ def lower(function: Function, aliases: dict[int, int], machine: Machine, *, chec
     return Kernel(function, aliases, machine, check_bounds).module()
 
 
-MOST_STACK_BYTES = (
-    256 * 2**10
-)  # of a program's tiles; what a thread has is 8 MiB, or what OMP_STACKSIZE or a program say
+# Of a program's tiles, on a thread whose stack may be of no more than 1 MiB; attention wants 608 KiB.
+MOST_STACK_BYTES = 640 * 2**10
 
 
 class Kernel:

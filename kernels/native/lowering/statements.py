@@ -10,8 +10,9 @@ from .elements import BITS, Operand, is_float, is_pointer, llvm_type, size
 from .elementwise import constant, elementwise
 from .failures import text_constant
 from .groups import Write, emit_group
+from .index import Index
 from .lanes import Lane, Uniform, Vector, as_vector, offset_pointer
-from .tiles import Buffer, Index
+from .tiles import Buffer
 
 if TYPE_CHECKING:
     from .kernel import Kernel

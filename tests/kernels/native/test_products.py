@@ -6,8 +6,8 @@ import torch
 from llama_fast import native
 from llama_fast.kernels.launch import LaunchPlan
 from llama_fast.kernels.native import machine
+from llama_fast.kernels.native.front_end import read_plan
 from llama_fast.kernels.native.lowering import lower
-from llama_fast.kernels.native.ttir import read_plan
 from llama_fast.kernels.triton_compat import tl, triton
 
 pytestmark = pytest.mark.skipif(

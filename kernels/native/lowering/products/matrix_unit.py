@@ -13,8 +13,8 @@ from ...machine import Machine
 from ...ttir import Op
 from ..builder import Builder
 from ..elements import Operand
+from ..index import Index
 from ..lanes import Affine, Uniform
-from ..tiles import Index
 from .operands import Product, is_contiguous, is_packed, loaded, mask_is_its_bounds, takes_pairs
 from .packed import Panels
 
