@@ -46,13 +46,13 @@ def launch(kernel: Any, grid: Grid, /, *arguments: Any, check_bounds: bool | Non
         arguments: Tensors on the CPU (float16 to float64, bool, integers), numbers, None, constexprs.
         check_bounds: Whether each access through a pointer is checked against the memory of the tensor it comes from;
             None asks `LLAMA_FAST_CHECK_BOUNDS`, which is 0 or 1. Checked kernels are several times slower.
-        named: The rest of the arguments. `debug=True` keeps `tl.device_assert`; what concerns GPUs (`num_warps`, ...) is
-            ignored.
+        named: The rest of the arguments. `debug=True` keeps `tl.device_assert`, as `@triton.jit(debug=True)` and TRITON_DEBUG do;
+            what concerns GPUs (`num_warps`, ...) is ignored.
 
     Raises:
-        RuntimeError: There are no native kernels here; it says why.
+        RuntimeError: There are no native kernels here; it says why. A global constexpr has changed since the kernel was compiled.
         TypeError: Arguments that the kernel does not take, or of a kind that is not compiled; a grid that is none.
-        ValueError: A tensor that is not on the CPU.
+        ValueError: A tensor that is not on the CPU; a grid of negative sizes, or of 2**31.
         UnsupportedOpError: The kernel does something that is not compiled for the CPU. It names op, kernel and line.
         AssertionError: A `tl.device_assert` failed; the launch has ended, results are not to be used.
         IndexError: With `check_bounds`: an element outside its tensor was to be read or written, and was not.
