@@ -167,9 +167,9 @@ class Implementation:
         ] = {}  # those of tensors that nothing but the dispatcher and this looks at
 
     @functools.cached_property
-    def _describe(self) -> Callable[..., tuple[Any, ...]]:
+    def _describe(self) -> Callable[..., tuple[Any, ...] | None]:
         if why_not_native():
-            return lambda *arguments: ()  # all calls are alike: they go to PyTorch
+            return lambda *arguments: None  # all calls go to PyTorch
 
         from .native.tensors import description
 
@@ -179,7 +179,8 @@ class Implementation:
         """What the dispatcher would find for these arguments, if it has found it before. It writes into none of them."""
         if not are_of_plain_types(arguments):
             return None
-        return self._plain.get(self._describe(_choice.get(), *arguments))
+        key = self._describe(_choice.get(), *arguments)
+        return None if key is None else self._plain.get(key)
 
     def __call__(self, *arguments: Any) -> Any:
         if self._check is not None:
@@ -188,6 +189,8 @@ class Implementation:
         if choice == "pytorch":
             return self._pytorch(*arguments)
         key = self._describe(choice, *arguments)
+        if key is None:
+            return self._pytorch(*arguments)
         if self._writes and _overlap(arguments):
             key = (*key, "overlap")
         call = self._known.get(key)
@@ -196,19 +199,21 @@ class Implementation:
     def _first_call(self, choice: str, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
         if choice == _RECORDED:
             return self._record(arguments)
+        from .native.compiled import recording
         from .native.remembered import remember
 
         if len(self._known) >= REMEMBERED_CALLS:
             self._known.clear()
             self._plain.clear()
-        if why_not_native():
-            return self._know(key, arguments, self._pytorch)(*arguments)
         wide = _has_float64(itertools.compress(arguments, self._computed_with))
         if wide or (choice == "auto" and self._pytorch_is_faster(*arguments)):
             return self._know(key, arguments, self._pytorch)(*arguments)
         try:
-            if self._writes and _overlap(arguments):
-                return self._kernel(*arguments)
+            if self._writes:
+                with recording(run=False):  # all its kernels are compiled before one of them writes
+                    self._kernel(*arguments)
+                if _overlap(arguments):
+                    return self._kernel(*arguments)
             result, call = remember(self._kernel, arguments)
         except NotImplementedError as error:
             _fall_back(self._name, error)

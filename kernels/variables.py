@@ -2,7 +2,7 @@
 
 import os
 
-_CHECK_BOUNDS = "LLAMA_FAST_CHECK_BOUNDS"
+CHECK_BOUNDS = "LLAMA_FAST_CHECK_BOUNDS"
 
 
 class EnvironmentVariableError(ValueError):
@@ -11,7 +11,7 @@ class EnvironmentVariableError(ValueError):
 
 def bounds_asked_for() -> bool:
     """Whether the environment asks for checks of bounds."""
-    asked = os.environ.get(_CHECK_BOUNDS, "0")
+    asked = os.environ.get(CHECK_BOUNDS, "0")
     if asked not in ("", "0", "1"):
-        raise EnvironmentVariableError(f"{_CHECK_BOUNDS} must be 0 or 1, got {asked!r}")
+        raise EnvironmentVariableError(f"{CHECK_BOUNDS} must be 0 or 1, got {asked!r}")
     return asked == "1"

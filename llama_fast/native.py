@@ -46,13 +46,13 @@ def launch(kernel: Any, grid: Grid, /, *arguments: Any, check_bounds: bool | Non
         arguments: Tensors on the CPU (float16 to float64, bool, integers), numbers, None, constexprs.
         check_bounds: Whether each access through a pointer is checked against the memory of the tensor it comes from;
             None asks `LLAMA_FAST_CHECK_BOUNDS`, which is 0 or 1. Checked kernels are several times slower.
-        named: The rest of the arguments. `debug=True` keeps `tl.device_assert`; what concerns GPUs (`num_warps`, ...) is
-            ignored.
+        named: The rest of the arguments. `debug=True` keeps `tl.device_assert`, as `@triton.jit(debug=True)` and TRITON_DEBUG do;
+            what concerns GPUs (`num_warps`, ...) is ignored.
 
     Raises:
-        RuntimeError: There are no native kernels here; it says why.
+        RuntimeError: There are no native kernels here; it says why. A global constexpr has changed since the kernel was compiled.
         TypeError: Arguments that the kernel does not take, or of a kind that is not compiled; a grid that is none.
-        ValueError: A tensor that is not on the CPU.
+        ValueError: A tensor that is not on the CPU; a grid of negative sizes, or of 2**31.
         UnsupportedOpError: The kernel does something that is not compiled for the CPU. It names op, kernel and line.
         AssertionError: A `tl.device_assert` failed; the launch has ended, results are not to be used.
         IndexError: With `check_bounds`: an element outside its tensor was to be read or written, and was not.
@@ -121,7 +121,10 @@ class _Runner:
         named = {name: value for name, value in named.items() if name in self.kernel.arg_names or name not in _FOR_GPUS}
         try:
             bound = self.kernel.signature.bind(*arguments, **named)
-        except TypeError as error:
+        except TypeError:
+            unknown = [repr(name) for name in named if name not in self.kernel.arg_names]
+            if unknown:
+                error = TypeError(f"there is no argument {', '.join(unknown)}, only {', '.join(self.kernel.arg_names)}")
             raise TypeError(f"{self.kernel.__name__}: {error}") from None
         bound.apply_defaults()
         return dict(bound.arguments)
@@ -132,8 +135,8 @@ def _sizes(kernel: str, grid: Grid, bound: dict[str, Any]) -> tuple[int, ...]:
     if not isinstance(sizes, tuple | list) or not 1 <= len(sizes) <= 3 or not all(isinstance(n, int) for n in sizes):
         made = "makes" if callable(grid) else "is"
         raise TypeError(f"{kernel}: grid must be one to three ints or a function that makes them, and {made} {sizes!r}")
-    if min(sizes) < 0:
-        raise ValueError(f"{kernel}: grid must not be negative, and is {tuple(sizes)}")
+    if not all(0 <= size < 2**31 for size in sizes):
+        raise ValueError(f"{kernel}: grid must be of numbers from 0 to 2**31 - 1, and is {tuple(sizes)}")
     return tuple(sizes)
 
 
@@ -145,5 +148,7 @@ def _check(kernel: str, name: str, value: Any) -> None:
             raise TypeError(f"{kernel}: {name} is of {value.dtype}, which is not compiled for the CPU")
         if value.layout != torch.strided:
             raise TypeError(f"{kernel}: {name} must be a dense tensor, and is {value.layout}")
+        if value.is_neg():
+            raise TypeError(f"{kernel}: {name} is negated when it is read: pass {name}.resolve_neg()")
     elif value is not None and not isinstance(value, int | float):
         raise TypeError(f"{kernel}: {name} must be a tensor, a number or None, and is of type {type(value).__name__}")

@@ -6,18 +6,25 @@
 The directory is `$LLAMA_FAST_CACHE`, else `$XDG_CACHE_HOME/llama-fast`, else `~/.cache/llama-fast`; one file a key, named
 by the key's hash. What is read is run, so a directory that somebody else owns or can write to is not used, and a file
 must carry our mark, its key and the hash of what it holds. No fault of a disk is an error: without a cache, kernels are
-compiled anew.
+compiled anew. Of more than `MOST_BYTES` those that were used last stay.
 """
 
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
+import re
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
+MOST_BYTES = 256 * 2**20  # as the disk counts them: 20,000 kernels
 _MARK = b"llama-fast object 1\n"
+_OURS = re.compile(r"[0-9a-f]{64}(-\w+)?\.o")  # whole, or being written
+_DAY = 24 * 3600
+_writes = itertools.count()
 
 
 def read(key: str) -> bytes | None:
@@ -26,7 +33,10 @@ def read(key: str) -> bytes | None:
     if directory is None:
         return None
     try:
-        content = (directory / _file(key)).read_bytes()
+        file = directory / _file(key)
+        content = file.read_bytes()
+        if time.time() - file.stat().st_mtime > _DAY:
+            os.utime(file)  # when it was used, to the day
     except OSError:
         return None
     header, image = content[: len(_header(key, b""))], content[len(_header(key, b"")) :]
@@ -39,13 +49,28 @@ def write(key: str, image: bytes) -> None:
     if directory is None:
         return
     with contextlib.suppress(OSError):
-        descriptor, temporary = tempfile.mkstemp(dir=directory)
+        if next(_writes) % 100 == 0:
+            _trim(directory)
+        file = _file(key)
+        descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=file.removesuffix(".o") + "-", suffix=".o")
         try:
-            with open(descriptor, "wb") as file:
-                file.write(_header(key, image) + image)
-            os.replace(temporary, directory / _file(key))
+            with open(descriptor, "wb") as opened:
+                opened.write(_header(key, image) + image)
+            os.replace(temporary, directory / file)
         except OSError:
             os.unlink(temporary)
+
+
+def _trim(directory: Path) -> None:
+    """Removes what was used longest ago until all files of ours take no more than they may."""
+    with os.scandir(directory) as entries:
+        found = [(entry.path, entry.stat()) for entry in entries if _OURS.fullmatch(entry.name)]
+    total = 0
+    for path, status in sorted(found, key=lambda file: file[1].st_mtime, reverse=True):
+        total += 512 * status.st_blocks
+        if total > MOST_BYTES:
+            with contextlib.suppress(OSError):  # another process was faster
+                os.unlink(path)
 
 
 def _file(key: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from . import cache, drivers, perf
 from .llvmlite_compat import llvm, llvmlite_version
 from .machine import Machine, host
+from .once import once
 
 
 class Code:
@@ -44,9 +45,10 @@ def cached(key: str, name: str, machine: Machine) -> Code | None:
     """The code that was compiled under this key before, in this process or another; None if there is none.
 
     `key` must hold all that `ir` follows from: kernel source, constants, types, alias classes, and the versions of Triton
-    and of the lowering. What code generation itself follows from is added here.
+    and of the lowering. What code generation itself follows from is added here. With `LLAMA_FAST_DUMP` there is none: what is
+    to be kept there comes with compiling.
     """
-    image = cache.read(_full_key(key, name, machine))
+    image = None if os.environ.get("LLAMA_FAST_DUMP") else cache.read(_full_key(key, name, machine))
     return None if image is None else Code(name, image)
 
 
@@ -101,7 +103,7 @@ def load(name: str, image: bytes, *, exports: tuple[str, ...], imports: dict[str
 _numbers = itertools.count()  # a library's name is not free again when the library is gone
 
 
-@functools.cache
+@once
 def _linker() -> Any:
     """JITLink, by ORC: an object takes 0.45 ms, where MCJIT's engine took 3 ms and 3 memory mappings."""
     return llvm().create_lljit_compiler(use_jit_link=True)

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +23,13 @@ import torch
 from ..launch import LaunchPlan
 from ..variables import bounds_asked_for
 from . import cache, codegen, failures
+from .front_end import Specialization, keeps_asserts, require_same_globals
 from .launch import Kernel, Launch
 from .lowering import can_fail, lower
 from .machine import Machine, host, why_none
+from .once import lock
 from .threads import threads_for
-from .ttir import Specialization, UnsupportedOpError, parse
+from .ttir import UnsupportedOpError, parse
 
 _LETTERS = {"fp32": "f", "fp64": "d"}
 PRODUCTS_PER_BYTE = (
@@ -86,15 +87,17 @@ def launch(plan: LaunchPlan, *, check_bounds: bool | None = None) -> None:
     Raises `AssertionError` and `IndexError` for what failed in the kernel.
     """
     kernel = compiled(plan, bounds_asked_for() if check_bounds is None else check_bounds)
-    if (recorded := getattr(_local, "recorded", None)) is not None:
-        recorded.append((kernel, plan))
-    kernel.run(plan)
+    if _recorder.launches is not None:
+        _recorder.launches.append((kernel, plan))
+    if _recorder.run:
+        kernel.run(plan)
 
 
 def compiled(plan: LaunchPlan, check_bounds: bool = False) -> Compiled:
     """The machine code of a plan's kernel for this computer.
 
-    Raises `RuntimeError` where there is none, and `UnsupportedOpError` for a kernel that cannot be compiled.
+    Raises `RuntimeError` where there is none, and where a global of the kernel has changed; `UnsupportedOpError` for a kernel
+    that cannot be compiled.
     """
     machine = host()
     if machine is None:
@@ -107,38 +110,37 @@ def compiled(plan: LaunchPlan, check_bounds: bool = False) -> Compiled:
         tuple(_constants(plan)),
         aliases,
         check_bounds,
-        plan.options.get("debug"),
+        keeps_asserts(plan),
     )
-    with _lock:
+    with lock:
         found = _compiled.get(key)
         if found is None:
             found = _compiled[key] = _load_or_compile(plan, aliases, machine, check_bounds)
+    require_same_globals(plan.kernel)
     return found
 
 
 _compiled: dict[Any, Compiled] = {}
-_lock = threading.RLock()
-_local = threading.local()
 
 
-def _after_fork() -> None:
-    """Another thread of the parent may have held the lock."""
-    global _lock
-    _lock = threading.RLock()
+class _Recorder(threading.local):
+    launches: "list[tuple[Compiled, LaunchPlan]] | None" = None
+    run = True
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_recorder = _Recorder()
 
 
 @contextmanager
-def recording() -> Iterator[list[tuple[Compiled, LaunchPlan]]]:
-    """Inside, this thread's launches are listed as they are made."""
+def recording(*, run: bool = True) -> Iterator[list[tuple[Compiled, LaunchPlan]]]:
+    """Inside, this thread's launches are listed as they are made; with `run=False` their kernels are compiled, and not run."""
     launches: list[tuple[Compiled, LaunchPlan]] = []
-    before, _local.recorded = getattr(_local, "recorded", None), launches
+    before = _recorder.launches, _recorder.run
+    _recorder.launches, _recorder.run = launches, run
     try:
         yield launches
     finally:
-        _local.recorded = before
+        _recorder.launches, _recorder.run = before
 
 
 def _kinds(plan: LaunchPlan) -> Iterator[Any]:
@@ -153,9 +155,9 @@ def _kinds(plan: LaunchPlan) -> Iterator[Any]:
 
 
 def _constants(plan: LaunchPlan) -> Iterator[Any]:
-    """With their types: 1, 1.0 and True are equal, and not the same to a kernel."""
+    """With their types: 1, 1.0 and True are equal, and not the same to a kernel. NaN is the same as NaN."""
     for name, value in sorted(plan.constants.items(), key=lambda item: item[0]):
-        yield name, type(value), value
+        yield name, type(value), repr(value) if isinstance(value, float) else value
 
 
 def shared_memory(plan: LaunchPlan) -> tuple[tuple[str, str], ...]:

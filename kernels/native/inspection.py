@@ -16,9 +16,9 @@ from typing import Any
 
 from ..launch import LaunchPlan
 from . import codegen, drivers, perf
+from .front_end import read_plan
 from .lowering import lower
 from .machine import Machine
-from .ttir import read_plan
 
 
 @dataclass(frozen=True)

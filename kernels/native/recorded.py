@@ -9,10 +9,11 @@ inside one parallel region: its threads meet at a barrier between two stages, un
 """
 
 import ctypes
-import functools
 import itertools
+import os
 import struct
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from . import codegen, threads
 from .drivers import HEADER, SLOT_BYTES
 from .launch import Launch
 from .machine import host
+from .once import once
 
 # A recording is itself a launch, whose work function is `replay` and whose programs are the launches. Its arguments: the
 # barrier's counters, alone on their cache lines; then of every launch the address of its block, and whether all threads
@@ -171,6 +173,7 @@ class Recording:
         header = HEADER.pack(_library()["replay"], len(entries), 1, 1, 1, most)
         self._recording = _buffer(header + bytes(_BARRIER_BYTES) + b"".join(entries))
         self._lock = threading.Lock()
+        _recordings.add(self)
 
     def replay(self) -> None:
         """Runs all launches, on as many threads as the widest of them may have. Other Python threads go on meanwhile."""
@@ -199,7 +202,19 @@ def _buffer(content: bytes) -> Any:
     return ctypes.create_string_buffer(content, len(content))
 
 
-@functools.cache
+_recordings: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have been in the midst of a replay, and none is here."""
+    for recording in _recordings:
+        recording._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@once
 def _library() -> Any:
     machine = host()
     assert machine is not None
@@ -208,6 +223,6 @@ def _library() -> Any:
     return codegen.library(_IR.replace("PAUSE", pause), "llama_fast_replay", exports=("replay",), imports=clock)
 
 
-@functools.cache
+@once
 def _launch() -> Any:
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(threads.library()["launch"])

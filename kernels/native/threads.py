@@ -9,13 +9,13 @@ A forked child has none of these threads and waits for them for ever, so there e
 """
 
 import ctypes
-import functools
 import os
 from typing import Any
 
 import torch
 
 from . import codegen
+from .once import once
 
 # A team has always as many threads as PyTorch's, and those that a launch does not need do nothing: a smaller team makes
 # OpenMP end the threads that are left over, and start them again for the next larger one (launches in turns of 2 and 4
@@ -135,9 +135,13 @@ def threads_for(programs: int, work: int, *, in_region: bool = False) -> int:
     return max(1, min(programs, work // (WORK_IN_REGION if in_region else WORK_OF_A_THREAD)))
 
 
-@functools.cache
+@once
 def library() -> Any:
     """The functions `launch`, `now` and `late`, and the variable `limit`, the most threads that any launch may have."""
+    return _load()
+
+
+def _load() -> Any:
     openmp = _openmp()
     loaded = codegen.library(
         _IR,
@@ -147,6 +151,7 @@ def library() -> Any:
     )
     if _forked or not openmp:
         _set_limit(loaded, 1)
+    _loaded.append(loaded)
     return loaded
 
 
@@ -160,13 +165,14 @@ def _openmp() -> dict[str, int]:
 
 
 _forked = False
+_loaded: list[Any] = []
 
 
 def _after_fork() -> None:
     global _forked
     _forked = True
-    if library.cache_info().currsize:
-        _set_limit(library(), 1)
+    for loaded in _loaded:
+        _set_limit(loaded, 1)
 
 
 def _set_limit(loaded: Any, threads: int) -> None:

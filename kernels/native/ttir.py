@@ -1,7 +1,6 @@
 """The one module that knows Triton's intermediate representation: a kernel's TTIR as plain objects.
 
-Triton's own front end turns a kernel and its arguments into TTIR and simplifies it (`make_ttir` of its GPU back ends,
-up to here the same for every machine). Its Python bindings cannot read an op's attributes in every release that we
+Triton's front end makes it (`front_end.py`). Its Python bindings cannot read an op's attributes in every release that we
 support, its text can be read in all of them, so the text is parsed:
 
     %mask = arith.cmpi slt, %o_n, %N_splat : tensor<1024xi32> loc(#loc7)
@@ -11,17 +10,9 @@ with the file and line that `#loc7` names. Nothing here knows what an op means; 
 """
 
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-from ..launch import GPUS, LaunchPlan, stand_in_driver
-from ..triton_compat import triton
-
-FRONT_END = GPUS[
-    "sm_80"
-]  # the front end wants a target; from sm_90 on it keeps tensor descriptors, which we do not read
 
 
 class UnsupportedOpError(NotImplementedError):
@@ -105,98 +96,16 @@ def _walk(blocks: list[Block]) -> Iterator[Op]:
                     yield from _walk(region)
 
 
-class Specialization:
-    """A plan's kernel with the types of its arguments: what machine code is made for.
-
-    As Triton does it: an argument that is None, or an integer 1, becomes a constant. `arguments` are the run-time ones in
-    order, with their types ("*fp32", "i32", "fp32"); `key` holds all that the TTIR follows from.
-    """
-
-    def __init__(self, plan: LaunchPlan) -> None:
-        kernel = plan.kernel
-        # asserts are kept where Triton keeps them; its checks of integer overflow, which come with them, are not for a CPU
-        debug = plan.options.get("debug", bool(triton.knobs.runtime.debug))
-        options = dict(num_warps=plan.num_warps, num_stages=plan.num_stages, debug=debug)
-        with stand_in_driver(FRONT_END):
-            *_, self._target, self._backend, binder = kernel.device_caches[FRONT_END.arch]
-            known = {name: value for name, value in _MAYBE.items() if _takes(self._backend, name)}
-            bound, specialization, remaining = binder(**plan.arguments, **plan.constants, **options, **known)
-            parsed, signature, constexprs, attrs = kernel._pack_args(
-                self._backend, options | known, bound, specialization, remaining
-            )
-        self._kernel, self._parsed = kernel, parsed
-        self._signature, self._constexprs, self._attrs = signature, constexprs, attrs
-        self.arguments = [(name, kind) for name, kind in signature.items() if kind != "constexpr"]
-        constants = {path: getattr(value, "cache_key", None) or value for path, value in constexprs.items()}
-        self.key = repr((triton.__version__, kernel.cache_key, signature, constants, debug))
-
-    def ttir(self) -> str:
-        """TTIR with locations, after Triton's own simplification."""
-        from triton._C.libtriton import ir, passes
-        from triton.compiler.compiler import ASTSource
-
-        source = ASTSource(self._kernel, self._signature, self._constexprs, self._attrs)
-        context = ir.context()
-        ir.load_dialects(context)
-        self._backend.load_dialects(context)
-        code_generation = self._backend.get_codegen_implementation(self._parsed)
-        with stand_in_driver(FRONT_END):
-            module = source.make_ir(
-                self._target, self._parsed, code_generation, self._backend.get_module_map(), context
-            )
-        module = _all_inline(module, context)
-        manager = ir.pass_manager(context)
-        passes.common.add_inliner(manager)
-        if hasattr(passes.ttir, "add_rewrite_tensor_pointer"):  # as long as Triton has block pointers
-            passes.ttir.add_rewrite_tensor_pointer(manager)
-        passes.ttir.add_rewrite_tensor_descriptor_to_pointer(manager)
-        passes.common.add_canonicalizer(manager)
-        passes.ttir.add_combine(manager)
-        passes.common.add_cse(manager)
-        passes.common.add_symbol_dce(manager)
-        manager.run(module, "make_ttir")
-        return str(module)
-
-
-def _all_inline(module: Any, context: Any) -> Any:
-    """The module with functions that were to stay apart (`noinline`) made like all others."""
-    from triton._C.libtriton import ir
-
-    text = str(module)
-    if _NO_INLINE not in text:
-        return module
-    with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
-        file.write(text.replace(_NO_INLINE, "noinline = false"))
-        file.flush()
-        module = ir.parse_mlir_module(file.name, context)
-        module.context = context
-        return module
-
-
-def read_plan(plan: LaunchPlan) -> Function:
-    """The TTIR of a plan's kernel."""
-    return parse(Specialization(plan).ttir())
-
-
 def parse(text: str) -> Function:
     """The public function of a module's text."""
     return _Parser(text).function()
 
 
-_NO_INLINE = "noinline = true"
-_MAYBE = dict(
-    instrumentation_mode="", sanitize_overflow=False, fpsan_homomorphic_casts=False
-)  # what some releases ask for
 _TYPE = re.compile(r"tensor<((?:\d+x)*)(.+)>$")
 _OP = re.compile(r'(?:(%[^=]+?) = )?"?([a-z_]+\.[\w.]+)"?(.*)$')
 _OPERAND = re.compile(r"%[\w\-.$]+(?:#\d+)?")
 _FOR = re.compile(r"(?: unsigned)? (%\S+) = (\S+) to (\S+) step (\S+)(?: iter_args\((.*?)\) -> \((.*)\))?\s*: (\w+) $")
 _WHILE = re.compile(r"(?: \((.*)\))? : \((.*)\) -> \(?(.*?)\)? $")
-
-
-def _takes(backend: Any, option: str) -> bool:
-    """Whether this Triton's back end has the option."""
-    return option in getattr(type(backend.parse_options({})), "__dataclass_fields__", {})
 
 
 def _type(text: str) -> tuple[tuple[int, ...], str]:

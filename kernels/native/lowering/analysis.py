@@ -23,7 +23,8 @@ from .elements import is_pointer
 from .elementwise import INSTRUCTIONS
 from .places import are_distinct
 from .products.operands import is_packed
-from .tiles import FORMULAS, MOVES
+from .tiles import FORMULAS
+from .views import MOVES
 
 EXPENSIVE = {
     "arith.divf", "math.cos", "math.erf", "math.exp", "math.exp2", "math.log", "math.log2", "math.rsqrt", "math.sin", "math.sqrt",

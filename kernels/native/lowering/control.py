@@ -19,8 +19,11 @@ from ..ttir import Op, Value
 from . import memory
 from .elements import Operand, is_float, literal, llvm_type, vector_type
 from .groups import Write, emit_group
+from .index import Index
 from .lanes import Uniform, as_affine
-from .tiles import MOVES, VIEWS, Advanced, Buffer, Index
+from .reductions import combine
+from .tiles import Advanced, Buffer
+from .views import MOVES, VIEWS
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -287,8 +290,11 @@ def emit_branch(k: "Kernel", op: Op) -> None:
         k.b.branch(f"block.{label}")
 
 
+LEAVE = "leave"  # the label of the block that ends a program
+
+
 def emit_return(k: "Kernel", op: Op) -> None:
-    k.b.emit("ret void")
+    k.b.branch(LEAVE)
 
 
 # -- a scan: one element after the other
@@ -296,8 +302,6 @@ def emit_return(k: "Kernel", op: Op) -> None:
 
 def emit_scan(k: "Kernel", op: Op) -> None:
     """`tl.cumsum` and the like: along the axis one element after the other, all other elements for themselves."""
-    from .groups import combine
-
     shape, axis = op.operands[0].shape, op.attributes["axis"]
     elements = [operand.element for operand in op.operands]
     buffers = [k.buffer(result) for result in op.results]

@@ -34,7 +34,8 @@ def lower(function: Function, aliases: dict[int, int], machine: Machine, *, chec
     return Kernel(function, aliases, machine, check_bounds).module()
 
 
-LARGEST_STACK = 4 * 2**20  # threads have 8 MiB, of which others may hold some
+# Of a program's tiles, on a thread whose stack may be of no more than 1 MiB; attention wants 608 KiB.
+MOST_STACK_BYTES = 640 * 2**10
 
 
 class Kernel:
@@ -47,7 +48,8 @@ class Kernel:
         self.analysis = Analysis(function, aliases, machine)
         self.kept = self.analysis.kept
         self.frames: list[control.Frame] = []
-        self.tile_bytes = 0
+        self.stack_bytes = 0
+        self.on_heap: list[str] = []
         self.panels: dict[tuple[str, int], str] = {}
         self.failures = Failures(self)
         if check_bounds:
@@ -79,6 +81,9 @@ class Kernel:
                 *self.b.allocas,
                 *arguments,
                 *self.b.lines,
+                f"{control.LEAVE}:",
+                *(f"  call void @free(ptr {buffer})" for buffer in self.on_heap),
+                "  ret void",
                 "}",
                 *self.b.declarations.values(),
                 f"attributes #0 = {{ {self.b.machine.function_attributes} }}",
@@ -86,14 +91,19 @@ class Kernel:
         )
 
     def buffer(self, value: Value) -> str:
-        """Memory for a tile, on the stack of the thread that runs the program."""
-        element = in_memory(value.element)
-        self.tile_bytes += math.prod(value.shape) * size(element)
-        if self.tile_bytes > LARGEST_STACK:
-            raise NotImplementedError(
-                f"a program that keeps more than {LARGEST_STACK // 2**20} MiB of tiles, as this one,"
-            )
-        return self.b.alloca(f"[{math.prod(value.shape)} x {llvm_type(element)}]", "tile")
+        """Memory for a tile: on the stack of the thread that runs the program, as long as there is certainly room."""
+        element, count = in_memory(value.element), math.prod(value.shape)
+        wanted = -(-count * size(element) // 64) * 64
+        if self.stack_bytes + wanted <= MOST_STACK_BYTES:
+            self.stack_bytes += wanted
+            return self.b.alloca(f"[{count} x {llvm_type(element)}]", "tile")
+        self.on_heap.append(name := self.b.name("tile"))
+        self.b.allocas.append(f"  {name} = call noalias align 64 ptr @aligned_alloc(i64 64, i64 {wanted})")
+        self.b.declarations |= {
+            "aligned_alloc": "declare ptr @aligned_alloc(i64, i64)",
+            "free": "declare void @free(ptr)",
+        }
+        return name
 
     def panel(self, role: str, words: int) -> str:
         """Memory into which one product after the other packs its left or right operand."""

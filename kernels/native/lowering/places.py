@@ -25,7 +25,7 @@ def are_distinct(pointers: Value) -> bool:
         if stride <= reach:
             return False
         reach += stride * (pointers.shape[dimension] - 1)
-    return True
+    return reach < 1 << 31  # or integers of 32 bits have wrapped around, to a place where an element is already
 
 
 def _strides(value: Value) -> Strides | None:
@@ -104,7 +104,7 @@ _RULES: dict[str, Callable[[Op, list[Strides]], Strides | None]] = {
     "arith.extsi": _same,
     "arith.muli": _product,
     "arith.subi": _sum,
-    "arith.trunci": _same,
+    "arith.trunci": lambda op, operands: operands[0] if op.result.element == "i32" else None,
     "tt.addptr": _sum,
     "tt.bitcast": _same,
     "tt.broadcast": _broadcast,

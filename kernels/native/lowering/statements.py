@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 from ..ttir import Op, Value
 from . import memory
+from .control import LEAVE
 from .elements import BITS, Operand, is_float, is_pointer, llvm_type, size
 from .elementwise import constant, elementwise
 from .failures import text_constant
 from .groups import Write, emit_group
+from .index import Index
 from .lanes import Lane, Uniform, Vector, as_vector, offset_pointer
-from .tiles import Buffer, Index
+from .tiles import Buffer
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -222,7 +224,7 @@ def emit_assert(k: "Kernel", op: Op) -> None:
         k.b.branch_if(k.tiles.vector(op.operands[0], at), passed, failed)
         k.b.place(failed)
         k.failures.fail(op, "assert", message, 0)
-        k.b.emit("ret void")
+        k.b.branch(LEAVE)
         k.b.place(passed)
 
     _each_element(k, op.operands[0].shape, check)

@@ -411,6 +411,20 @@ def test_a_permutation_in_place_reads_all_before_it_writes(mode, block):
 
 
 @triton.jit
+def add_at_narrow_places_kernel(p, BLOCK: tl.constexpr):
+    r = tl.arange(0, BLOCK)
+    p += (r * 32768).to(tl.int16).to(tl.int32) + 32768
+    tl.store(p, tl.load(p) + 1)
+
+
+def test_integers_that_are_cut_may_be_the_same():
+    """Every second element lies at one place: all of them read what was there before."""
+    x = torch.zeros(32769)
+    launch(add_at_narrow_places_kernel, x, BLOCK=64)
+    assert x[0] == x[32768] == 1 and x.sum() == 2
+
+
+@triton.jit
 def transpose_in_place_kernel(p, BLOCK: tl.constexpr):
     p += tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     tl.store(p, tl.trans(tl.load(p)))

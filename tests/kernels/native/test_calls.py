@@ -1,5 +1,8 @@
 """Calls of ops that were made before go past the dispatcher, and nobody who looks at calls misses one for that."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -7,14 +10,29 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llama_fast import native as native_api
 from llama_fast import ops
 from llama_fast.kernels import cpu
+from llama_fast.kernels.native import compiled
 from llama_fast.kernels.native import tensors as native_tensors
+from llama_fast.kernels.triton_compat import tl, triton
 from tests.kernels.native.handwritten import native
 from tests.parity import not_interpreted
 
 pytestmark = [native, not_interpreted]
 OP = torch.ops.llama_fast.rms_norm.default
+
+
+@triton.jit
+def add_one_kernel(p, BLOCK: tl.constexpr):
+    p += tl.arange(0, BLOCK)
+    tl.store(p, tl.load(p) + 1)
+
+
+@triton.jit
+def not_compiled_kernel(p, BLOCK: tl.constexpr):
+    p += tl.arange(0, BLOCK)
+    tl.store(p, tl.load(p).to(tl.float8e5).to(tl.float32))
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +193,95 @@ def test_where_tensors_cannot_be_looked_into_ops_are_pytorchs(monkeypatch):
         assert cpu.chosen() == "pytorch" and cpu.why_not_native() == "what is in a tensor is not found"
         with pytest.raises(RuntimeError, match="no native kernels: what is in a tensor"), cpu.use("native"):
             pass
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_where_a_tensor_has_no_sizes_or_too_many_the_dispatcher_says_so():
+    weight = torch.ones(64)
+    for x in (torch.eye(64).to_sparse_csr(), torch.eye(64).to_sparse()):
+        with pytest.raises(NotImplementedError, match="Could not run 'llama_fast::rms_norm'"):
+            ops.rms_norm(x, weight)
+    with pytest.raises(RuntimeError, match="up to 64 dims"):
+        ops.rms_norm(torch.ones([1] * 2000 + [64]), weight)
+
+
+def test_a_zero_with_a_sign_is_another_call():
+    x, weight = torch.ones(1, 64), torch.full((64,), -0.0)
+    for offset in (0.0, -0.0, 0.0):
+        assert ops.rms_norm(x, weight, offset=offset).signbit().all() == (str(offset) == "-0.0")
+
+
+def test_calls_with_nan_are_one_call():
+    x, weight = tensors()
+    made = native_tensors.description("tt.")
+    assert made(x, weight, float("nan")) == made(x, weight, float("nan")) != made(x, weight, 0.0)
+
+
+def test_bounds_are_checked_from_when_that_is_asked_for(monkeypatch):
+    for asked in ("0", "1", "0"):
+        monkeypatch.setenv("LLAMA_FAST_CHECK_BOUNDS", asked)
+        ops.rms_norm(*tensors())
+        with compiled.recording() as launches:  # of a call that is not remembered
+            ops.rms_norm(*tensors())
+        assert [kernel.checks_bounds for kernel, _ in launches] == [True] * (asked == "1")
+
+
+def test_an_op_that_writes_runs_none_of_its_kernels_unless_all_are_compiled():
+    op = torch.ops.llama_fast.norm_qkv_rope.default
+    x = torch.zeros(16)
+
+    def kernel(*arguments):
+        native_api.launch(add_one_kernel, (1,), x, BLOCK=16)
+        native_api.launch(not_compiled_kernel, (1,), x, BLOCK=16)
+
+    made = cpu.Implementation(op, kernel, lambda *_: x.add_(1), lambda *_: False, None)
+    with pytest.warns(RuntimeWarning, match="norm_qkv_rope runs on PyTorch's ops"):
+        made(x, torch.ones(1))
+    assert x.tolist() == [1.0] * 16
+    cpu.fallbacks.pop("llama_fast::norm_qkv_rope")
+
+
+def test_threads_may_make_the_first_call_at_once():
+    """In a process of its own, whose first call it is: each thread's function needs what another has made as well."""
+    script = """
+import gc, sys, threading, torch
+from llama_fast.kernels.native import tensors
+sys.setswitchinterval(1e-6)
+barrier, made = threading.Barrier(8), []
+def work():
+    barrier.wait()
+    made.append(tensors.description("t."))
+threads = [threading.Thread(target=work) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+gc.collect()
+x = torch.ones(3)
+assert len({describe(x, 1) for describe in made}) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fork_waits_for_what_is_being_compiled():
+    """A child that is made in the midst of it waits for a lock that nobody will release."""
+    script = """
+import os, signal, threading, time, torch
+from llama_fast.kernels.native import once
+from tests.kernels.native.test_calls import add_one_kernel
+from llama_fast import native
+x, inside = torch.zeros(16), threading.Event()
+def compile():
+    with once.lock:
+        inside.set()
+        time.sleep(0.5)
+threading.Thread(target=compile).start()
+inside.wait()
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    native.launch(add_one_kernel, (1,), x, BLOCK=16)
+    os._exit(0 if x.sum() == 16 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

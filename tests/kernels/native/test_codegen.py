@@ -1,9 +1,11 @@
 """LLVM IR to machine code, and the objects that are kept on disk: whatever is wrong with a file or a directory costs a compilation."""
 
+import itertools
 import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -136,12 +138,36 @@ def test_a_directory_that_is_gone_or_full_is_no_failure(directory, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         assert works(compiled(key="b"))
-    assert len(list(directory.glob("tmp*"))) == 0
+    assert len(list(directory.glob("*-*"))) == 0
     only_file(directory).unlink()
     for file in directory.iterdir():
         file.unlink()
     directory.rmdir()
     assert works(compiled(key="c"))
+
+
+def used(file, days_ago):
+    os.utime(file, (time.time() - 86400 * days_ago,) * 2)
+
+
+def test_what_was_used_longest_ago_is_removed_beyond_a_size(directory, monkeypatch):
+    monkeypatch.setattr(cache, "_writes", itertools.count())
+    for key in "abcdef":
+        cache.write(key, bytes(8000))
+    for days, key in enumerate("cfaebd"):
+        used(directory / cache._file(key), days + 2)
+    half_written = directory / (cache._file("g").removesuffix(".o") + "-xy_z.o")
+    for file in (half_written, directory / "notes.txt", directory / "mine.o"):
+        file.write_bytes(bytes(8000))
+        used(file, 300)
+    cache.read("d")  # used now
+    size = 512 * half_written.stat().st_blocks
+    monkeypatch.setattr(cache, "MOST_BYTES", 512 * (directory / cache._file("d")).stat().st_blocks * 4 + size - 1)
+    monkeypatch.setattr(cache, "_writes", itertools.count())
+    cache.write("h", bytes(8000))
+    assert {key for key in "abcdefh" if cache.read(key)} == set("dcfah")
+    assert not half_written.exists()
+    assert (directory / "notes.txt").exists() and (directory / "mine.o").exists()
 
 
 def test_the_directory_follows_the_desktop_standard(monkeypatch, tmp_path):
@@ -171,7 +197,7 @@ for i in range(8):
 def test_two_processes_may_compile_the_same_at_once(directory):
     processes = [subprocess.Popen([sys.executable, "-c", COMPILE], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate()[1] for process in processes] == [b"", b""]
-    assert not list(directory.glob("tmp*"))
+    assert not list(directory.glob("*-*"))
     assert all(works(codegen.cached(str(i), "mirror", host())) for i in range(8))
 
 
@@ -240,6 +266,12 @@ def test_dump_keeps_what_went_in_and_what_came_out(tmp_path, monkeypatch):
     assert re.fullmatch(r"mirror-[0-9a-f]{12}", files[".ll"].stem)
     assert "@program" in files[".ll"].read_text() and "mirror.work:" in files[".s"].read_text()
     assert files[".ttir"].read_text() == "module { }"
+
+
+def test_a_kernel_that_is_on_disk_is_dumped_too(tmp_path, monkeypatch):
+    compiled(key="a")
+    monkeypatch.setenv("LLAMA_FAST_DUMP", str(tmp_path / "dump"))
+    assert codegen.cached("a", "mirror", host()) is None  # so it is compiled
 
 
 def test_a_module_that_llvm_refuses_is_dumped_too(tmp_path, monkeypatch):

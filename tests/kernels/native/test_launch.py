@@ -176,7 +176,7 @@ def test_a_forked_child_launches_on_one_thread(count, threads, four_threads):
 
 def test_where_pytorch_has_no_openmp_a_launch_runs_on_one_thread(count, four_threads, monkeypatch):
     monkeypatch.setattr(openmp, "_openmp", dict)
-    library = openmp.library.__wrapped__()
+    library = openmp._load()
     counts, numbers = zeros(400)
     block = Launch(count, (400,), (counts.data_ptr(), numbers.data_ptr()), threads=4).block()
     for _ in range(20):

@@ -7,6 +7,7 @@ import torch
 
 import llama_fast
 from llama_fast import native
+from llama_fast.kernels.native import compiled
 from llama_fast.kernels.triton_compat import tl, triton
 
 pytest.importorskip("triton", reason="kernels are Triton's")
@@ -58,6 +59,42 @@ def test_a_constant_is_told_from_an_equal_one_of_another_type():
 
 
 @triton.jit
+def constant_kernel(out, C: tl.constexpr):
+    tl.store(out, C)
+
+
+def test_nan_is_one_constant():
+    out = torch.zeros(1)
+    with compiled.recording() as launches:
+        for _ in range(2):
+            native.launch(constant_kernel, (1,), out, float("nan"))
+    assert out.isnan() and launches[0][0] is launches[1][0]
+
+
+FACTOR = tl.constexpr(2)
+
+
+@triton.jit
+def global_kernel(out):
+    tl.store(out, FACTOR)
+
+
+def test_a_global_that_has_changed_is_an_error(monkeypatch):
+    out = torch.zeros(1)
+    native.launch(global_kernel, (1,), out)
+    assert out.item() == 2
+    monkeypatch.setitem(globals(), "FACTOR", tl.constexpr(3))
+    with pytest.raises(RuntimeError, match=r"global_kernel: the global FACTOR was .*2.* and is .*3"):
+        native.launch(global_kernel, (1,), out)
+
+
+def test_a_number_beyond_float32_is_infinite():
+    out = torch.zeros(2)
+    native.launch(scale_kernel, (1,), torch.tensor([1.0, -1.0]), out, 2, 1e300, None, BLOCK=2)
+    assert out.tolist() == [torch.inf, -torch.inf]
+
+
+@triton.jit
 def wide_kernel(out, n):
     tl.store(out, n // 3)
 
@@ -73,7 +110,8 @@ def test_integers_of_any_size(n):
     ("error", "words", "arguments", "named"),
     [
         (TypeError, "scale_kernel: missing a required argument: 'bias'", (torch.ones(4), torch.ones(4), 4, 2.0), dict(BLOCK=4)),
-        (TypeError, "scale_kernel: got an unexpected keyword argument 'BLOK'", (torch.ones(4), torch.ones(4), 4, 2.0, None), dict(BLOCK=4, BLOK=4)),
+        (TypeError, "scale_kernel: there is no argument 'BLOK', only x, out, n, factor, bias, BLOCK, FLIP", (torch.ones(4), torch.ones(4), 4, 2.0, None), dict(BLOK=4)),
+        (TypeError, "scale_kernel: x is negated when it is read: pass x.resolve_neg()", (torch._neg_view(torch.ones(4)), torch.ones(4), 4, 2.0, None), dict(BLOCK=4)),
         (ValueError, "scale_kernel: x must be on the CPU, and is on meta", (torch.ones(4, device="meta"), torch.ones(4), 4, 2.0, None), dict(BLOCK=4)),
         (TypeError, "scale_kernel: x is of torch.complex64, which is not compiled", (torch.ones(4) * 1j, torch.ones(4), 4, 2.0, None), dict(BLOCK=4)),
         (TypeError, "scale_kernel: x is of torch.float8_e5m2, which", (torch.ones(4).to(torch.float8_e5m2), torch.ones(4), 4, 2.0, None), dict(BLOCK=4)),
@@ -92,6 +130,12 @@ def test_a_grid_that_is_none(grid):
         native.launch(scale_kernel, grid, torch.ones(4), torch.ones(4), 4, 2.0, None, BLOCK=4)
     with pytest.raises(TypeError, match=r"kernel must be a function under @triton\.jit, got function"):
         native.launch(lambda x: x, (1,), torch.ones(4))
+
+
+@pytest.mark.parametrize("size", [-1, 2**31])
+def test_a_grid_of_no_size(size):
+    with pytest.raises(ValueError, match="scale_kernel: grid must be of numbers from 0 to"):
+        native.launch(scale_kernel, (1, size), torch.ones(4), torch.ones(4), 4, 2.0, None, BLOCK=4)
 
 
 def test_an_empty_grid_launches_nothing():
@@ -174,6 +218,21 @@ def test_device_assert():
     assert out[:64].all() and not out[64:96].any()  # the program ended there
     native.launch(assert_kernel, (4,), x, out, 100, BLOCK=32)  # Triton drops asserts
     assert torch.equal(out, x)
+
+
+@triton.jit(debug=True)
+def debug_kernel(x):
+    tl.device_assert(tl.load(x) > 0)
+
+
+def test_asserts_are_kept_where_triton_keeps_them(monkeypatch):
+    with pytest.raises(AssertionError, match="debug_kernel"):
+        native.launch(debug_kernel, (1,), torch.zeros(1))
+    x, out = -torch.ones(32), torch.zeros(32)
+    native.launch(assert_kernel, (1,), x, out, 32, BLOCK=32)
+    monkeypatch.setattr(triton.knobs.runtime, "debug", True)
+    with pytest.raises(AssertionError, match="assert_kernel"):
+        native.launch(assert_kernel, (1,), x, out, 32, BLOCK=32)
 
 
 # -- bounds

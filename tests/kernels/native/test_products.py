@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from llama_fast import native
+from llama_fast.kernels.launch import LaunchPlan
 from llama_fast.kernels.native import machine
+from llama_fast.kernels.native.front_end import read_plan
+from llama_fast.kernels.native.lowering import lower
 from llama_fast.kernels.triton_compat import tl, triton
 
 pytestmark = pytest.mark.skipif(
@@ -84,6 +87,19 @@ def test_streamed(dtype, columns, rows, inner, target):
     """Rows of a weight times few columns, all of which lie along K."""
     tile = (128, {1: 2, 4: 4, 11: 16}[columns], 128)
     check(dtype, (rows, columns, inner), tile, steps=2, along=(False, True))
+
+
+def test_with_checks_of_bounds_no_row_is_read_by_the_matrix_unit(monkeypatch):
+    weight, x, out = (torch.empty(128, 128, device="meta", dtype=torch.bfloat16) for _ in range(3))
+    numbers = (*weight.stride(), 1, 128, 128, 4, 128)
+    names = ["a_stride_m", "a_stride_k", "b_stride_k", "b_stride_n", "rows", "columns", "inner"]
+    plan = LaunchPlan(
+        product_kernel, (1,), dict(p_a=weight, p_b=x, p_c=out, **dict(zip(names, numbers, strict=True))),
+        dict(M=128, N=4, K=128, STEPS=1, COMPUTED=False),
+    )  # fmt: skip
+    function = read_plan(plan)
+    assert "tileloadd64" in lower(function, {}, machine.AMX)
+    assert "tileloadd64" not in lower(read_plan(plan), {}, machine.AMX, check_bounds=True)
 
 
 @triton.jit

@@ -1,5 +1,7 @@
 """Recordings: stages in order on any number of threads, arguments patched between replays, and no collapse beside others."""
 
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import torch
 
 from llama_fast.kernels.native.launch import Launch
 from llama_fast.kernels.native.recorded import Recording
-from tests.kernels.native.handwritten import count_kernel, mirror_kernel, native
+from tests.kernels.native.handwritten import count_kernel, mirror_kernel, native, sleep_kernel
 from tests.kernels.native.handwritten import four_threads as four_threads
 from tests.parity import not_interpreted
 
@@ -104,6 +106,20 @@ def test_replays_from_many_python_threads_take_turns(mirror, four_threads):
     for worker in workers:
         worker.join()
     assert torch.equal(a, torch.arange(64.0) + 10 * 400)
+
+
+def test_a_forked_child_replays_what_the_parent_was_replaying():
+    recording = Recording([[Launch(sleep_kernel(), (1,), (500_000,))]])
+    worker = threading.Thread(target=recording.replay)
+    worker.start()
+    time.sleep(0.1)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends a child that hangs
+        recording.replay()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    worker.join()
 
 
 def test_more_threads_than_cores_do_not_collapse(mirror):

@@ -12,6 +12,7 @@ if not HAS_TRITON or INTERPRETED:
     pytest.skip("Triton's front end makes TTIR, of kernels that are not the interpreter's", allow_module_level=True)
 
 from llama_fast.kernels.native import ttir
+from llama_fast.kernels.native.front_end import read_plan
 from llama_fast.kernels.native.lowering import UnsupportedOpError, lower
 from llama_fast.kernels.native.machine import AVX2, AVX512, NEON
 
@@ -21,7 +22,7 @@ PLANS = {f"{e.kernel}-{e.dtype}": e.plan for op in catalog.OPS for e in catalog.
 @pytest.mark.parametrize("name", PLANS)
 def test_every_kernel_is_read_and_lowered(name):
     plan = PLANS[name]
-    function = ttir.read_plan(plan)
+    function = read_plan(plan)
     assert function.name == plan.kernel.__name__
     assert {argument.name for argument in function.arguments} <= set(plan.arguments)
     for op in function.ops():

@@ -9,8 +9,8 @@ packed.py        the same for larger tiles, b first packed so that vectors along
                  K, and in pairs along K for bfloat16, which `vdpbf16ps` multiplies 32 at a time
 matrix_unit.py   larger tiles of bfloat16 on a CPU with AMX: 16 x 16 x 32 products an instruction
 
-Rows, columns and K beyond an operand's prefix masks hold zeros and are not computed: 2 rows of a tile of 16 cost 2. This is
-the only place where a multiplication and an addition are fused.
+Rows, columns and K beyond an operand's prefix masks hold zeros, and the first two forms do not compute them: 2 rows of a tile of 16
+cost 2. This is the only place where a multiplication and an addition are fused.
 """
 
 from typing import TYPE_CHECKING

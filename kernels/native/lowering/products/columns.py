@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..elements import BITS, Operand, is_float, splat_literal, vector_type
 from ..elementwise import convert_float
+from ..index import Index, Masks
 from ..lanes import Affine, Lane, Uniform, as_vector
-from ..tiles import Index, Masks
 from .arithmetic import multiply_add
 from .operands import Product
 

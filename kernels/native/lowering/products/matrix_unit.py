@@ -13,8 +13,8 @@ from ...machine import Machine
 from ...ttir import Op
 from ..builder import Builder
 from ..elements import Operand
+from ..index import Index
 from ..lanes import Affine, Uniform
-from ..tiles import Index
 from .operands import Product, is_contiguous, is_packed, loaded, mask_is_its_bounds, takes_pairs
 from .packed import Panels
 
@@ -95,6 +95,7 @@ def streams_through_matrix_unit(k: "Kernel", product: Product) -> bool:
     assert op is not None
     return (
         k.b.machine.has_bf16_tiles
+        and not k.check_bounds  # the unit reads rows itself, and checks nothing
         and takes_pairs(op, k.b.machine)
         and LEAST_COLUMNS <= product.n <= 16
         and not product.lead

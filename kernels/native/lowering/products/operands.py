@@ -7,8 +7,8 @@ from ...machine import Machine
 from ...ttir import Op, Value
 from ..elements import Operand
 from ..elementwise import constant
+from ..index import Index
 from ..lanes import Affine, Lane, Uniform
-from ..tiles import Index
 
 if TYPE_CHECKING:
     from ..kernel import Kernel

@@ -15,8 +15,9 @@ from ...ttir import Value
 from ..builder import Builder
 from ..elements import Operand, splat_literal, vector_type
 from ..elementwise import convert_float
+from ..index import Coordinates, Index
 from ..lanes import Affine, Lane, Uniform
-from ..tiles import Buffer, Coordinates, Index
+from ..tiles import Buffer
 from .arithmetic import add_pairs
 from .columns import AlongN
 from .operands import Product, is_contiguous, is_zero, takes_pairs

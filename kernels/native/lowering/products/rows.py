@@ -11,8 +11,8 @@ from ...ttir import Value
 from ..builder import Builder
 from ..elements import Operand, size, splat_literal, vector_type
 from ..elementwise import convert_float
+from ..index import Index, Masks
 from ..lanes import Affine, Uniform
-from ..tiles import Index, Masks
 from .arithmetic import add_pairs, multiply_add
 from .operands import Product, loaded
 
