@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_fast import ops
 from llama_fast.kernels import cpu
+from llama_fast.kernels.launch import LaunchPlan
 from llama_fast.kernels.native import tensors as native_tensors
 from tests.kernels.native.handwritten import native
 from tests.parity import not_interpreted
@@ -50,6 +51,28 @@ def test_a_known_call_needs_no_dispatcher(monkeypatch):
     with torch.no_grad():
         x, weight = leaves()
         torch.testing.assert_close(ops.rms_norm(x, weight), expected(x, weight))
+
+
+@pytest.mark.parametrize(
+    ("function", "tensors", "wrong", "message"),
+    [
+        (ops.cross_entropy, (torch.ones(2, 8), torch.tensor([1, 7])), torch.tensor([1, 8]), "labels must lie in"),
+        (
+            ops.attention_decode,
+            (torch.ones(1, 2, 1, 16), torch.ones(1, 2, 4, 16), torch.ones(1, 2, 4, 16), torch.tensor([4]).int()),
+            torch.tensor([5]).int(),
+            "cache_lens must be at most 4",
+        ),
+    ],
+)
+def test_values_are_looked_at_in_known_calls_too(function, tensors, wrong, message, monkeypatch):
+    for _ in range(2):
+        result = function(*tensors)
+    monkeypatch.setattr(torch._ops.OpOverload, "__call__", lambda *_: pytest.fail("went through the dispatcher"))
+    monkeypatch.setattr(LaunchPlan, "launch", lambda _: pytest.fail("was planned again"))
+    torch.testing.assert_close(function(*tensors), result)
+    with pytest.raises(ValueError, match=message):
+        function(*tensors[:-1], wrong)
 
 
 def test_gradients():
