@@ -137,6 +137,14 @@ def test_fake_tensors_stay_fake():
         assert isinstance(ops.rms_norm(*(mode.from_tensor(tensor) for tensor in tensors())), FakeTensor)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_mkldnn])
+def test_other_layouts_are_refused_by_the_dispatcher(sparse):
+    x, weight = tensors()
+    with pytest.raises(NotImplementedError, match=r"Could not run 'llama_fast::rms_norm'.* backend"):
+        ops.rms_norm(sparse(x), weight)
+
+
 def test_transforms():
     x, weight = tensors()
     torch.testing.assert_close(torch.vmap(lambda row: ops.rms_norm(row, weight))(x), expected(x, weight))
