@@ -162,9 +162,8 @@ class Implementation:
         self._computed_with = [argument.name != "lse" for argument in op._schema.arguments]
         self._kinds = "." + "".join("t" if "Tensor" in str(argument.type) else "." for argument in op._schema.arguments)
         self._known: dict[Any, Callable[..., Any]] = {}
-        self._plain: dict[
-            Any, Callable[..., Any]
-        ] = {}  # those of tensors that nothing but the dispatcher and this looks at
+        # those of tensors that nothing but the dispatcher and this looks at, with the check
+        self._plain: dict[Any, Callable[..., Any]] = {}
 
     @functools.cached_property
     def _describe(self) -> Callable[..., tuple[Any, ...] | None]:
@@ -179,7 +178,10 @@ class Implementation:
         """What the dispatcher would find for these arguments, if it has found it before. It writes into none of them."""
         if not are_of_plain_types(arguments):
             return None
-        key = self._describe(_choice.get(), *arguments)
+        try:
+            key = self._describe(_choice.get(), *arguments)
+        except RuntimeError:  # of a layout without strides: the dispatcher says that no op is for it
+            return None
         return None if key is None else self._plain.get(key)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -234,8 +236,8 @@ class Implementation:
     def _know(self, key: tuple[Any, ...], arguments: tuple[Any, ...], call: Callable[..., Any]) -> Callable[..., Any]:
         self._known[key] = call
         tensors = (argument for argument in arguments if isinstance(argument, torch.Tensor))
-        if not self._writes and self._check is None and all(map(is_plain_on_cpu, tensors)):
-            self._plain[key] = call
+        if not self._writes and all(map(is_plain_on_cpu, tensors)):
+            self._plain[key] = checked(self._check, call)
         return call
 
 

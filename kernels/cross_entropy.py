@@ -234,8 +234,6 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
 
 def losses_kernel(logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, objective: Objective) -> None:
     """Writes `losses` (M,) and `lse` (M, 2) of the rows of `logits` (M, V)."""
-    if labels.device.type == "cpu":  # the interpreter; on a GPU the check would have to wait for it
-        require_labels(labels, logits.shape[-1], objective.ignore_index)
     plan_cross_entropy(logits, labels, losses, lse, objective, gpu=gpu_of(logits.device)).launch()
 
 
@@ -244,11 +242,7 @@ def losses_pytorch(logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, 
     ignore_index, smoothing, z_loss, softcap = objective
     z = _capped(logits, softcap)
     log_p = torch.log_softmax(z, -1)
-    try:
-        loss = F.nll_loss(log_p, labels, ignore_index=ignore_index, reduction="none")
-    except IndexError:
-        require_labels(labels, logits.shape[-1], ignore_index)
-        raise
+    loss = F.nll_loss(log_p, labels, ignore_index=ignore_index, reduction="none")
     lse[:, 0], lse[:, 1] = z.amax(-1), -log_p.amax(-1)
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1)
@@ -295,6 +289,10 @@ def gradient_pytorch(
 def _capped(logits: Tensor, softcap: float | None) -> Tensor:
     z = logits.to(accumulation_dtype(logits))
     return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def _require_labels(logits: Tensor, labels: Tensor, ignore_index: int, *_: Any) -> None:
+    require_labels(labels, logits.shape[-1], ignore_index)
 
 
 def require_labels(labels: Tensor, vocab: int, ignore_index: int) -> None:
@@ -386,7 +384,7 @@ def _backward_fake(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
 cross_entropy_op = register(
     "cross_entropy(Tensor logits, Tensor labels, int ignore_index, float label_smoothing, float z_loss, float? softcap,"
     " str reduction) -> (Tensor loss, Tensor lse, Tensor count)",
-    kernel=_kernel, pytorch=_pytorch, fake=_fake,
+    kernel=_kernel, pytorch=_pytorch, fake=_fake, check=_require_labels,
 )  # fmt: skip
 cross_entropy_backward_op = register(
     "cross_entropy_backward(Tensor dloss, Tensor logits, Tensor labels, Tensor lse, Tensor count, int ignore_index,"

@@ -46,8 +46,10 @@ def layer_norm_backward_kernel(
         mean = tl.load(p_mean + o_m, mask=o_m < M, other=0.0)  # [BLOCK_M, 1]
         rstd = tl.load(p_rstd + o_m, mask=o_m < M, other=0.0)
         b_xhat = (b_h - mean) * rstd  # dy, and so g, is zero where the mask is not set
-        b_dweight += b_dy * b_xhat
-        b_dbias += b_dy
+        if p_dweight_partial is not None:
+            b_dweight += b_dy * b_xhat
+        if p_dbias_partial is not None:
+            b_dbias += b_dy
         b_g = b_dy
         if p_weight is not None:
             b_g = b_dy * b_weight
@@ -105,8 +107,10 @@ def layer_norm_backward_columns_kernel(
         b_h = tl.load(p_h + i_m * h_stride + o_n, mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(p_rstd + i_m)
         b_xhat = (b_h - tl.load(p_mean + i_m)) * rstd
-        b_dweight += b_dy * b_xhat
-        b_dbias += b_dy
+        if p_dweight_partial is not None:
+            b_dweight += b_dy * b_xhat
+        if p_dbias_partial is not None:
+            b_dbias += b_dy
         b_g = b_dy
         if p_weight is not None:
             b_g = b_dy * b_weight

@@ -42,6 +42,7 @@ from .cross_entropy import (
     plan_cross_entropy,
     plan_cross_entropy_backward,
     reduce_losses,
+    require_labels,
     require_loss_arguments,
 )
 from .launch import INTERPRETED, Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
@@ -172,6 +173,12 @@ def _forward(
     return loss, lse, count, *gradients
 
 
+def _require_labels(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, ignore_index: int, *_: Any
+) -> None:
+    require_labels(labels, weight.shape[0], ignore_index)
+
+
 def _fake(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, ignore_index: int, label_smoothing: float,
     z_loss: float, softcap: float | None, reduction: str, chunk: int, *needed: bool,
@@ -219,7 +226,7 @@ linear_cross_entropy_op = register(
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor labels, Tensor? bias, int ignore_index,"
     f" float label_smoothing, float z_loss, float? softcap, str reduction, int chunk, {_NEEDED})"
     " -> (Tensor loss, Tensor lse, Tensor count, Tensor dhidden, Tensor dweight, Tensor dbias)",
-    kernel=_forward, pytorch=_forward, fake=_fake, flops=flops.linear_cross_entropy,
+    kernel=_forward, pytorch=_forward, fake=_fake, flops=flops.linear_cross_entropy, check=_require_labels,
 )  # fmt: skip
 linear_cross_entropy_backward_op = register(
     "linear_cross_entropy_backward(Tensor dloss, Tensor hidden, Tensor weight, Tensor labels, Tensor? bias, Tensor lse,"

@@ -125,7 +125,8 @@ def rms_norm_backward_kernel(
         b_h = tl.load(p_h + o_m * h_stride + o_n, mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(p_rstd + o_m, mask=o_m < M, other=0.0)  # [BLOCK_M, 1]
         b_xhat = b_h * rstd
-        b_dweight += b_dy * b_xhat
+        if p_dweight_partial is not None:
+            b_dweight += b_dy * b_xhat
         b_g = b_dy
         if p_weight is not None:
             b_g = b_dy * b_weight
@@ -174,7 +175,8 @@ def rms_norm_backward_columns_kernel(
         b_dy = tl.load(p_dy + i_m * dy_stride + o_n, mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(p_rstd + i_m)
         b_xhat = tl.load(p_h + i_m * h_stride + o_n, mask=mask, other=0.0).to(tl.float32) * rstd
-        b_dweight += b_dy * b_xhat
+        if p_dweight_partial is not None:
+            b_dweight += b_dy * b_xhat
         b_g = b_dy
         if p_weight is not None:
             b_g = b_dy * b_weight

@@ -84,6 +84,12 @@ def test_large_values_neither_overflow_nor_vanish(activation, device):
     assert_parity(*ACTIVATIONS[activation], [gate, torch.randn(9, device=device)])
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_slopes_where_the_sigmoid_is_nearly_one(activation, device):
+    gate = torch.linspace(3.0, 5.0, 500, device=device)
+    assert_parity(*ACTIVATIONS[activation], [gate, torch.ones_like(gate)])
+
+
 def test_input_may_be_one_tensor(device):
     x = torch.randn(4, 64, device=device)
     assert_parity(lambda t: ops.swiglu(t, t), lambda t: F.silu(t) * t, lambda t: reference.swiglu(t, t), [x])

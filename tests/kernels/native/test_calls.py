@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llama_fast import native as native_api
 from llama_fast import ops
 from llama_fast.kernels import cpu
+from llama_fast.kernels.launch import LaunchPlan
 from llama_fast.kernels.native import compiled
 from llama_fast.kernels.native import tensors as native_tensors
 from llama_fast.kernels.triton_compat import tl, triton
@@ -68,6 +69,28 @@ def test_a_known_call_needs_no_dispatcher(monkeypatch):
     with torch.no_grad():
         x, weight = leaves()
         torch.testing.assert_close(ops.rms_norm(x, weight), expected(x, weight))
+
+
+@pytest.mark.parametrize(
+    ("function", "tensors", "wrong", "message"),
+    [
+        (ops.cross_entropy, (torch.ones(2, 8), torch.tensor([1, 7])), torch.tensor([1, 8]), "labels must lie in"),
+        (
+            ops.attention_decode,
+            (torch.ones(1, 2, 1, 16), torch.ones(1, 2, 4, 16), torch.ones(1, 2, 4, 16), torch.tensor([4]).int()),
+            torch.tensor([5]).int(),
+            "cache_lens must be at most 4",
+        ),
+    ],
+)
+def test_values_are_looked_at_in_known_calls_too(function, tensors, wrong, message, monkeypatch):
+    for _ in range(2):
+        result = function(*tensors)
+    monkeypatch.setattr(torch._ops.OpOverload, "__call__", lambda *_: pytest.fail("went through the dispatcher"))
+    monkeypatch.setattr(LaunchPlan, "launch", lambda _: pytest.fail("was planned again"))
+    torch.testing.assert_close(function(*tensors), result)
+    with pytest.raises(ValueError, match=message):
+        function(*tensors[:-1], wrong)
 
 
 def test_gradients():
@@ -132,6 +155,14 @@ def test_fake_tensors_stay_fake():
         assert isinstance(ops.rms_norm(*(mode.from_tensor(tensor) for tensor in tensors())), FakeTensor)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_mkldnn])
+def test_other_layouts_are_refused_by_the_dispatcher(sparse):
+    x, weight = tensors()
+    with pytest.raises(NotImplementedError, match=r"Could not run 'llama_fast::rms_norm'.* backend"):
+        ops.rms_norm(sparse(x), weight)
+
+
 def test_transforms():
     x, weight = tensors()
     torch.testing.assert_close(torch.vmap(lambda row: ops.rms_norm(row, weight))(x), expected(x, weight))
@@ -165,6 +196,18 @@ def test_autocast_casts():
         assert ops.linear(x, weight).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ops.linear(x, weight).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "natively"),
+    [(1, 1024, False), (3, 1024, False), (4, 1024, True), (16, 1024, True), (17, 1024, False), (4, 512, False)],
+)
+def test_few_rows_of_float32_run_natively_where_that_is_faster(rows, features, natively, monkeypatch):
+    launched = []
+    monkeypatch.setattr(LaunchPlan, "launch", launched.append)
+    with cpu.use("auto"):
+        ops.linear(torch.ones(rows, features), torch.ones(features, features))
+    assert bool(launched) == natively
 
 
 def test_numbers_that_the_dispatcher_converts_or_refuses():

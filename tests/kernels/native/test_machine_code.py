@@ -3,11 +3,16 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from llama_fast.kernels.catalog import OPS, examples, inspect_example
+from llama_fast.kernels.launch import CPU
+from llama_fast.kernels.layer_norm_backward import plan_layer_norm_backward
 from llama_fast.kernels.native import codegen, inspection
 from llama_fast.kernels.native.llvmlite_compat import has_llvmlite
 from llama_fast.kernels.native.machine import AVX2, AVX512, MACHINES, NEON
+from llama_fast.kernels.native.ttir import Specialization
+from llama_fast.kernels.rms_norm import plan_rms_norm_backward
 from tests.parity import compiles_kernels
 
 pytestmark = [compiles_kernels, pytest.mark.skipif(not has_llvmlite(), reason="llvmlite is not installed")]
@@ -116,6 +121,21 @@ def sums_ir(machine, sums):
     return "\n".join(lines).replace("@llvm.fma(", f"@llvm.fma.v{machine.lanes(4)}f32(") + (
         f"\ndeclare {vector} @llvm.fma.v{machine.lanes(4)}f32({vector}, {vector}, {vector})"
     )
+
+
+@pytest.mark.parametrize("n", [1000, 20000])
+def test_a_frozen_weight_has_no_sums(n):
+    """LLVM drops on a GPU what is added up for nobody; on a CPU it is a pass over a row in memory."""
+    x, stat, weight = (torch.empty(size, device="meta") for size in ((8, n), (8,), (n,)))
+    for dweight in (weight, None):
+        plans = [
+            *plan_rms_norm_backward(x, x, weight, stat, x, dweight=dweight, offset=0.0, gpu=CPU),
+            *plan_layer_norm_backward(x, x, weight, stat, stat, x, dweight=dweight, dbias=dweight, gpu=CPU),
+        ]
+        kept = [plan for plan in plans if "p_dh" in plan.arguments]
+        assert len(kept) == 2
+        for plan in kept:
+            assert ("iter_args" in Specialization(plan).ttir()) == (dweight is not None)
 
 
 def test_the_size_of_the_code_and_the_time_it_took():
