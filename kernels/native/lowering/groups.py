@@ -14,6 +14,7 @@ Small tiles are unrolled, so that LLVM keeps them in registers.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,8 +94,11 @@ def may_share_loop(roots: list[Root], root: Root) -> bool:
     return not axes or (len(axes) == 1 and all(size == 1 for size in root.shape[max(axes) + 1 :]))
 
 
-def emit_group(k: "Kernel", roots: list[Root]) -> None:
-    """Writes the loops of `roots`, which have one shape and do not depend on one another."""
+def emit_group(k: "Kernel", roots: list[Root], loaded: Sequence[Value] = ()) -> None:
+    """Writes the loops of `roots`, which have one shape and do not depend on one another.
+
+    `loaded` are tiles of this shape of which each vector is read before a root writes, since a store may overwrite it.
+    """
     lane_dimension = _lane_dimension(k, roots)
     axes = [root.axis for root in roots if isinstance(root, Reduction)]
     if axes and axes[0] != lane_dimension:
@@ -105,7 +109,7 @@ def emit_group(k: "Kernel", roots: list[Root]) -> None:
             assert isinstance(reduction, Reduction)
             return emit_across(k, reduction.op, lane_dimension)
     with k.b.scope():
-        _Loop(k, roots, lane_dimension).emit()
+        _Loop(k, roots, lane_dimension, loaded).emit()
     return None
 
 
@@ -147,8 +151,8 @@ def _first(shape: tuple[int, ...], dimension: int, width: int) -> Index:
 class _Loop:
     """The loops of one group."""
 
-    def __init__(self, k: "Kernel", roots: list[Root], lane_dimension: int) -> None:
-        self.k, self.b, self.tiles, self.roots = k, k.b, k.tiles, roots
+    def __init__(self, k: "Kernel", roots: list[Root], lane_dimension: int, loaded: Sequence[Value]) -> None:
+        self.k, self.b, self.tiles, self.roots, self.loaded = k, k.b, k.tiles, roots, loaded
         self.shape, self.lane_dimension = roots[0].shape, lane_dimension
         self.extent = self.shape[lane_dimension]
         self.width = min(k.b.lanes, self.extent)
@@ -281,6 +285,8 @@ class _Loop:
         return found
 
     def emit_vector(self, at: Index, accumulators: dict[Reduction, Accumulators], turn: int) -> None:
+        for tile in self.loaded:
+            self.tiles.lanes(tile, at)  # which the formulas of all roots find, whichever parts of them are computed
         for root in self.roots:
             if isinstance(root, Store):
                 pointer, value, *_ = root.op.operands

@@ -121,8 +121,9 @@ class Kernel:
         def flush() -> None:
             if waiting:
                 roots = [root for root in waiting if not self.is_used_up(root, waiting)]
+                loaded = [root.value for root in waiting if root not in roots and operation(root).kind == "tt.load"]
                 waiting.clear()
-                emit_group(self, roots)
+                emit_group(self, roots, loaded)
                 for root in roots:
                     if isinstance(root, Write):
                         self.tiles.stored[root.value] = Buffer(root.buffer)

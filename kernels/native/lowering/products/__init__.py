@@ -72,7 +72,7 @@ def _accumulates_in_place(k: "Kernel", op: Op) -> str | None:
     frame = k.frames[-1]
     (body,) = frame.op.regions[0]
     yielded = body.ops[-1]
-    if op.result.uses[0] is not yielded:
+    if op.result.uses[0] is not yielded or not frame.slots:
         return None
     position = yielded.operands.index(op.result)
     slot, carried = frame.slots[position], body.arguments[position + 1]
