@@ -121,7 +121,8 @@ class Kernel:
         def flush() -> None:
             if waiting:
                 roots = [root for root in waiting if not self.is_used_up(root, waiting)]
-                loaded = [root.value for root in waiting if root not in roots and operation(root).kind == "tt.load"]
+                unkept = [root for root in waiting if isinstance(root, Write) and root not in roots]
+                loaded = [root.value for root in unkept if operation(root).kind == "tt.load"]
                 waiting.clear()
                 emit_group(self, roots, loaded)
                 for root in roots:
