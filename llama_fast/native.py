@@ -21,10 +21,11 @@ import torch
 
 from .kernels import cpu
 from .kernels.launch import INTERPRETED, LaunchPlan
+from .kernels.native.capture import NotRecordableError, record
 from .kernels.native.lowering import UnsupportedOpError
 from .kernels.triton_compat import triton
 
-__all__ = ["UnsupportedOpError", "launch", "why_not_native"]
+__all__ = ["NotRecordableError", "UnsupportedOpError", "launch", "record", "why_not_native"]
 
 Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
 
