@@ -142,9 +142,10 @@ class RecordedSteps(Generic[_Output]):
         start, before = time.perf_counter(), self.recorder.bytes
         inputs = self._inputs((), rows, blocks)
         output, recording = self.recorder.record(lambda: self._step(inputs, needs))
-        seconds, mebibytes = time.perf_counter() - start, (self.recorder.bytes - before) / 2**20
-        if seconds > 0.5:
-            self._console.print(f"recorded the decoding step of {rows} rows in {seconds:.1f} s, {mebibytes:.0f} MiB")
+        seconds, taken = time.perf_counter() - start, self.recorder.bytes - before
+        if seconds > 0.5 and self._console.is_terminal:
+            memory = f", {taken / 2**20:.0f} MiB" if taken else ""
+            self._console.print(f"recorded the decoding step of {rows} rows in {seconds:.1f} s{memory}")
         write = RowWriter(inputs, self._cache.block_size).write
         if self._cache.device.type != "cpu":
             write = lambda chunks: inputs.copy_(self._inputs(chunks, rows, blocks))  # noqa: E731
