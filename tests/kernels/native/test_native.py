@@ -235,6 +235,18 @@ def test_asserts_are_kept_where_triton_keeps_them(monkeypatch):
         native.launch(assert_kernel, (1,), x, out, 32, BLOCK=32)
 
 
+@triton.jit
+def texts_kernel(x):
+    tl.device_print("a {b} loc(1), c = <d> -> e : %f", tl.load(x))
+    tl.device_assert(tl.load(x) > 5, 'a {b} loc(1), "c" = <d> -> e : %f')
+
+
+def test_texts_are_what_they_are(capfd):
+    with pytest.raises(AssertionError, match=re.escape(': a {b} loc(1), "c" = <d> -> e : %f (program')):
+        native.launch(texts_kernel, (1,), torch.ones(1), debug=True)
+    assert capfd.readouterr().out.strip() == "pid (0, 0, 0) idx () a {b} loc(1), c = <d> -> e : %f: 1.000000"
+
+
 # -- bounds
 
 
