@@ -254,10 +254,8 @@ def is_shifted(left: Value, right: Value) -> bool:
 def _terms(value: Value, known: dict[Value, Counter[Any]]) -> Counter[Any]:
     """The summands of an address that are not the same in every element, with what they are multiplied by."""
     if value not in known:
-        terms = _summands(value, known)
-        known[value] = (
-            terms if len(terms) <= MOST_TERMS else Counter({value: 1})
-        )  # they double where a sum is in both factors
+        terms = _summands(value, known)  # as many again at each level, where a sum is added to a multiple of itself
+        known[value] = terms if len(terms) <= MOST_TERMS else Counter({value: 1})
     return known[value]
 
 

@@ -75,17 +75,21 @@ FACTOR = tl.constexpr(2)
 
 
 @triton.jit
-def global_kernel(out):
-    tl.store(out, FACTOR)
+def global_kernel(out, C: tl.constexpr):
+    tl.store(out, FACTOR + C)
 
 
 def test_a_global_that_has_changed_is_an_error(monkeypatch):
     out = torch.zeros(1)
-    native.launch(global_kernel, (1,), out)
+    native.launch(global_kernel, (1,), out, 0)
     assert out.item() == 2
-    monkeypatch.setitem(globals(), "FACTOR", tl.constexpr(3))
-    with pytest.raises(RuntimeError, match=r"global_kernel: the global FACTOR was .*2.* and is .*3"):
-        native.launch(global_kernel, (1,), out)
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "FACTOR", tl.constexpr(3))
+        for constant in (0, 1):
+            with pytest.raises(RuntimeError, match=r"global_kernel: the global FACTOR was .*2.* and is .*3"):
+                native.launch(global_kernel, (1,), out, constant)
+    native.launch(global_kernel, (1,), out, 1)  # and nothing was kept that was compiled with 3
+    assert out.item() == 3
 
 
 def test_a_number_beyond_float32_is_infinite():
