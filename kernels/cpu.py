@@ -51,7 +51,7 @@ fallbacks: dict[str, str] = {}
 def use(choice: str) -> Iterator[None]:
     """Inside, CPU tensors get the implementation `native` or `pytorch`, or the faster one (`auto`).
 
-    Raises `ValueError` for another name, and `RuntimeError` if native kernels are asked for where there are none.
+    In this thread alone. Raises `ValueError` for another name, and `RuntimeError` if native kernels are asked for where there are none.
     """
     if choice not in CHOICES:
         raise ValueError(f"choice must be auto, native or pytorch, got {choice!r}")

@@ -7,6 +7,7 @@ ahead of time for inspection; there is no autotuning at call time.
 
 import functools
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from .native import once
 from .triton_compat import triton
 
 
@@ -175,30 +177,35 @@ class LaunchPlan:
 
 
 class _StandInDriver:
-    """The part of a Triton driver that compiling needs, for a GPU that is not here."""
+    """The part of a Triton driver that compiling needs, for a GPU that is not here. To other threads it is the one before."""
 
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
+    def __init__(self, gpu: Gpu, previous: Any) -> None:
+        self._thread, self._previous = threading.get_ident(), previous
+        self._answers = dict(
+            get_current_target=lambda: gpu.target,
+            get_current_device=lambda: gpu.arch,  # the key of the JIT function's cache of binaries
+            get_current_stream=lambda device: 0,
+        )
 
-    def get_current_target(self) -> Any:
-        return self._gpu.target
-
-    def get_current_device(self) -> str:
-        return self._gpu.arch  # the key of the JIT function's cache of binaries
-
-    def get_current_stream(self, device: str) -> int:
-        return 0
+    def __getattr__(self, name: str) -> Any:
+        if threading.get_ident() != self._thread:
+            return getattr(self._previous or triton.runtime.driver.default, name)
+        if name not in self._answers:
+            raise AttributeError(name)
+        return self._answers[name]
 
 
 @contextmanager
 def stand_in_driver(gpu: Gpu) -> Iterator[None]:
+    """Inside, this thread compiles for `gpu`. One thread at a time."""
     driver = triton.runtime.driver
-    previous = driver._active
-    driver.set_active(_StandInDriver(gpu))
-    try:
-        yield
-    finally:
-        driver._active = previous
+    with once.lock:
+        previous = driver._active
+        driver.set_active(_StandInDriver(gpu, previous))
+        try:
+            yield
+        finally:
+            driver._active = previous
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:

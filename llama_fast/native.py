@@ -122,11 +122,11 @@ class _Runner:
         named = {name: value for name, value in named.items() if name in self.kernel.arg_names or name not in _FOR_GPUS}
         try:
             bound = self.kernel.signature.bind(*arguments, **named)
-        except TypeError:
+        except TypeError as error:
             unknown = [repr(name) for name in named if name not in self.kernel.arg_names]
-            if unknown:
-                error = TypeError(f"there is no argument {', '.join(unknown)}, only {', '.join(self.kernel.arg_names)}")
-            raise TypeError(f"{self.kernel.__name__}: {error}") from None
+            names = ", ".join(self.kernel.arg_names)
+            reason = f"there is no argument {', '.join(unknown)}, only {names}" if unknown else str(error)
+            raise TypeError(f"{self.kernel.__name__}: {reason}") from None
         bound.apply_defaults()
         return dict(bound.arguments)
 

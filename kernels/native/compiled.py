@@ -102,6 +102,7 @@ def compiled(plan: LaunchPlan, check_bounds: bool = False) -> Compiled:
     machine = host()
     if machine is None:
         raise RuntimeError(f"no native kernels: {why_none()}")
+    require_same_globals(plan.kernel)  # before something is kept on disk that was compiled with others
     aliases = shared_memory(plan)
     key = (
         machine,
@@ -116,7 +117,6 @@ def compiled(plan: LaunchPlan, check_bounds: bool = False) -> Compiled:
         found = _compiled.get(key)
         if found is None:
             found = _compiled[key] = _load_or_compile(plan, aliases, machine, check_bounds)
-    require_same_globals(plan.kernel)
     return found
 
 

@@ -76,6 +76,7 @@ def keeps_asserts(plan: LaunchPlan) -> bool:
 
 def require_same_globals(kernel: Any) -> None:
     """Raises `RuntimeError` where a global constexpr that a kernel was compiled with has another value now, as Triton does."""
+    assert kernel.cache_key  # with it Triton finds them
     for (name, _), (then, its_globals) in kernel.used_global_vals.items():
         if (now := its_globals.get(name)) != then:
             raise RuntimeError(

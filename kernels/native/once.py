@@ -12,7 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 lock = threading.RLock()
-os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 def once(make: Callable[[], T]) -> Callable[[], T]:

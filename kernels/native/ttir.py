@@ -103,6 +103,7 @@ def parse(text: str) -> Function:
 
 _TYPE = re.compile(r"tensor<((?:\d+x)*)(.+)>$")
 _OP = re.compile(r'(?:(%[^=]+?) = )?"?([a-z_]+\.[\w.]+)"?(.*)$')
+_QUOTED = re.compile(r'"[^"]*"')
 _OPERAND = re.compile(r"%[\w\-.$]+(?:#\d+)?")
 _FOR = re.compile(r"(?: unsigned)? (%\S+) = (\S+) to (\S+) step (\S+)(?: iter_args\((.*?)\) -> \((.*)\))?\s*: (\w+) $")
 _WHILE = re.compile(r"(?: \((.*)\))? : \((.*)\) -> \(?(.*?)\)? $")
@@ -149,6 +150,11 @@ def _attribute(text: str) -> Any:
     if value in ("true", "false"):
         return value == "true"
     return int(value) if re.fullmatch(r"-?\d+", value) else value
+
+
+def _escaped(quoted: re.Match[str]) -> str:
+    """What is quoted, without a character that means something outside."""
+    return re.sub(r"[^\w.\\\"]", lambda c: "".join(f"\\{byte:02X}" for byte in c[0].encode()), quoted[0])
 
 
 def _unescaped(text: str) -> str:
@@ -224,7 +230,7 @@ class _Parser:
         return blocks
 
     def op(self, line: str) -> Op:
-        line, location = _without_locations(line)
+        line, location = _without_locations(_QUOTED.sub(_escaped, line))
         try:
             return self.read_op(line, location)
         except (AssertionError, AttributeError, IndexError, KeyError, StopIteration, ValueError) as error:

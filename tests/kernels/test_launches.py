@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from llama_fast.kernels.attention_decode import plan_attention_decode
-from llama_fast.kernels.launch import GPUS, dependent_launch
+from llama_fast.kernels.launch import GPUS, dependent_launch, stand_in_driver
 from llama_fast.kernels.matmul import plan_linear
 from llama_fast.kernels.norm_qkv_rope import plan_norm_qkv_rope
 from llama_fast.kernels.norm_swiglu import plan_norm_swiglu
+from llama_fast.kernels.triton_compat import HAS_TRITON, triton
 from tests.parity import not_interpreted
 
 pytestmark = not_interpreted
@@ -56,3 +57,25 @@ def test_dependent_launch_is_switched_off_in_one_thread_alone():
     with dependent_launch(False), ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: GPUS["sm_90"].has_pdl).result()
         assert not GPUS["sm_90"].has_pdl
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="its drivers are Triton's")
+def test_while_one_thread_compiles_others_have_their_own_gpu():
+    class Driver:
+        def get_current_device(self):
+            return 7
+
+        def get_active_torch_device(self):
+            return "cuda:7"
+
+    driver = triton.runtime.driver
+    before = driver._active
+    driver.set_active(Driver())
+    try:
+        with stand_in_driver(GPUS["sm_80"]), ThreadPoolExecutor(1) as other:
+            assert driver.active.get_current_device() == "sm_80"
+            assert other.submit(lambda: driver.active.get_current_device()).result() == 7
+            assert other.submit(lambda: driver.active.get_active_torch_device()).result() == "cuda:7"
+        assert driver.active.get_current_device() == 7
+    finally:
+        driver._active = before

@@ -31,6 +31,7 @@ EXPENSIVE = {
     "math.tanh", "tt.extern_elementwise", "tt.gather", "tt.precise_divf", "tt.precise_sqrt",
 }  # fmt: skip
 LARGE = 100  # ops of a formula
+MOST_TERMS = 16  # of an address
 DEEP = 100  # ops from a formula's end to its beginning: each is a call of a call when it is written
 WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
 
@@ -246,22 +247,30 @@ def is_shifted(left: Value, right: Value) -> bool:
     """
     arguments = origins(left)
     one = arguments is not None and len(arguments) == 1 and origins(right) == arguments
-    return one and _terms(left) == _terms(right)
+    known: dict[Value, Counter[Any]] = {}
+    return one and _terms(left, known) == _terms(right, known)
 
 
-def _terms(value: Value) -> Counter[Any]:
+def _terms(value: Value, known: dict[Value, Counter[Any]]) -> Counter[Any]:
     """The summands of an address that are not the same in every element, with what they are multiplied by."""
+    if value not in known:
+        terms = _summands(value, known)  # as many again at each level, where a sum is added to a multiple of itself
+        known[value] = terms if len(terms) <= MOST_TERMS else Counter({value: 1})
+    return known[value]
+
+
+def _summands(value: Value, known: dict[Value, Counter[Any]]) -> Counter[Any]:
     op = value.op
     if op is None or value.is_argument or op.kind in ("arith.constant", "tt.splat"):
         return Counter({value: 1}) if op is not None and value.is_argument else Counter()
     if op.kind in ("arith.addi", "tt.addptr"):
-        return _terms(op.operands[0]) + _terms(op.operands[1])
+        return _terms(op.operands[0], known) + _terms(op.operands[1], known)
     if op.kind in ("arith.extsi", "tt.broadcast", "tt.expand_dims"):
-        return Counter({(op.kind, value.shape, term): n for term, n in _terms(op.operands[0]).items()})
+        return Counter({(op.kind, value.shape, term): n for term, n in _terms(op.operands[0], known).items()})
     if op.kind == "arith.muli":
         for factor, other in (op.operands, op.operands[::-1]):
-            if not _terms(factor):
-                return Counter({("arith.muli", factor, term): n for term, n in _terms(other).items()})
+            if not _terms(factor, known):
+                return Counter({("arith.muli", factor, term): n for term, n in _terms(other, known).items()})
     return Counter({value: 1})
 
 

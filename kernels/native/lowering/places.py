@@ -12,11 +12,12 @@ from .elementwise import constant
 
 Strides = dict[int, int | None]
 """By how much an address grows along each dimension; None for a number known at run time. Others do not change it."""
+Known = dict[Value, Strides | None]
 
 
 def are_distinct(pointers: Value) -> bool:
     """Whether no two elements of a tile of pointers are the same, as far as constants tell."""
-    strides = _strides(pointers)
+    strides = _strides(pointers, {})
     long = [dimension for dimension, size in enumerate(pointers.shape) if size > 1]
     if strides is None or any(strides.get(dimension, 0) == 0 for dimension in long):
         return False
@@ -28,30 +29,38 @@ def are_distinct(pointers: Value) -> bool:
     return reach < 1 << 31  # or integers of 32 bits have wrapped around, to a place where an element is already
 
 
-def _strides(value: Value) -> Strides | None:
+def _strides(value: Value, found: Known) -> Strides | None:
     """None for what is not a sum of coordinates times numbers."""
+    if value not in found:
+        found[value] = _of_op(value, found)
+    return found[value]
+
+
+def _of_op(value: Value, found: Known) -> Strides | None:
     op = value.op
     if value.shape == () or op is None:
         return {}
     if op.kind == "scf.for":
-        return _carried(value, op)
+        return _carried(value, op, found)
     if value.is_argument or op.kind not in _RULES:
         return None
-    operands = [_strides(operand) for operand in op.operands]
+    operands = [_strides(operand, found) for operand in op.operands]
     known = [strides for strides in operands if strides is not None]
     return _RULES[op.kind](op, known) if len(known) == len(operands) else None
 
 
-def _carried(value: Value, loop: Op) -> Strides | None:
+def _carried(value: Value, loop: Op, found: Known) -> Strides | None:
     """Of what a loop moves by the same in every element."""
     number = value.position - value.is_argument
     carried, yielded = loop.regions[0][0].arguments[1 + number], loop.regions[0][-1].ops[-1].operands[number]
     step = yielded.op
     if step is None or yielded.is_argument or step.kind not in ("arith.addi", "tt.addptr"):
         return None
-    if carried not in step.operands or any(_strides(each) != {} for each in step.operands if each is not carried):
+    if carried not in step.operands or any(
+        _strides(each, found) != {} for each in step.operands if each is not carried
+    ):
         return None
-    return _strides(loop.operands[3 + number])
+    return _strides(loop.operands[3 + number], found)
 
 
 def _sum(op: Op, operands: list[Strides]) -> Strides:

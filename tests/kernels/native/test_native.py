@@ -75,17 +75,21 @@ FACTOR = tl.constexpr(2)
 
 
 @triton.jit
-def global_kernel(out):
-    tl.store(out, FACTOR)
+def global_kernel(out, C: tl.constexpr):
+    tl.store(out, FACTOR + C)
 
 
 def test_a_global_that_has_changed_is_an_error(monkeypatch):
     out = torch.zeros(1)
-    native.launch(global_kernel, (1,), out)
+    native.launch(global_kernel, (1,), out, 0)
     assert out.item() == 2
-    monkeypatch.setitem(globals(), "FACTOR", tl.constexpr(3))
-    with pytest.raises(RuntimeError, match=r"global_kernel: the global FACTOR was .*2.* and is .*3"):
-        native.launch(global_kernel, (1,), out)
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "FACTOR", tl.constexpr(3))
+        for constant in (0, 1):
+            with pytest.raises(RuntimeError, match=r"global_kernel: the global FACTOR was .*2.* and is .*3"):
+                native.launch(global_kernel, (1,), out, constant)
+    native.launch(global_kernel, (1,), out, 1)  # and nothing was kept that was compiled with 3
+    assert out.item() == 3
 
 
 def test_a_number_beyond_float32_is_infinite():
@@ -233,6 +237,18 @@ def test_asserts_are_kept_where_triton_keeps_them(monkeypatch):
     monkeypatch.setattr(triton.knobs.runtime, "debug", True)
     with pytest.raises(AssertionError, match="assert_kernel"):
         native.launch(assert_kernel, (1,), x, out, 32, BLOCK=32)
+
+
+@triton.jit
+def texts_kernel(x):
+    tl.device_print("a {b} loc(1), c = <d> -> e : %f", tl.load(x))
+    tl.device_assert(tl.load(x) > 5, 'a {b} loc(1), "c" = <d> -> e : %f')
+
+
+def test_texts_are_what_they_are(capfd):
+    with pytest.raises(AssertionError, match=re.escape(': a {b} loc(1), "c" = <d> -> e : %f (program')):
+        native.launch(texts_kernel, (1,), torch.ones(1), debug=True)
+    assert capfd.readouterr().out.strip() == "pid (0, 0, 0) idx () a {b} loc(1), c = <d> -> e : %f: 1.000000"
 
 
 # -- bounds
