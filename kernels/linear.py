@@ -1,4 +1,4 @@
-"""A linear layer with an epilogue: bias, activation and residual add, before the one rounding (on the CPU, PyTorch's ops).
+"""A linear layer with an epilogue: bias, activation and residual add, before the one rounding.
 
     y = act(x @ weight^T + bias) + residual          x (M, K), weight (N, K), float32 accumulation
 
@@ -258,9 +258,10 @@ def require_dtype(x: Tensor, **others: Tensor | None) -> None:
 
 
 def _pytorch_is_faster(x: Tensor, weight: Tensor, *rest: Any) -> bool:
-    """Beyond few rows PyTorch's packed products win on a CPU; in float32 its product of a vector with a small matrix, too."""
+    """Beyond few rows PyTorch's packed products win on a CPU, and in float32 those with a small weight, which for up to three rows
+    may be larger: MKL has a product of its own for these."""
     rows = x.numel() // max(1, x.shape[-1])
-    small = x.dtype == torch.float32 and weight.numel() < 2**21
+    small = x.dtype == torch.float32 and weight.numel() < (2**21 if rows < 4 else 2**20)
     return rows > FEW_ROWS or small or converts(x)
 
 
@@ -325,8 +326,8 @@ def linear(
 ) -> Tensor:  # fmt: skip
     """act(x @ weight.T + bias) + residual.
 
-    The GPU kernels accumulate in float32, apply all of it there and round once. On the CPU it is PyTorch's ops one after
-    the other, each of which rounds to its dtype.
+    The kernels accumulate in float32, apply all of it there and round once. Where a CPU takes PyTorch's ops instead (always for
+    more than 16 rows), these follow one after the other, and each rounds to its dtype.
 
     Args:
         x: (..., in_features), float16, bfloat16 or float32 (float64 on the CPU).

@@ -180,6 +180,18 @@ def test_autocast_casts():
         assert ops.linear(x, weight).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("rows", "features", "natively"),
+    [(1, 1024, False), (3, 1024, False), (4, 1024, True), (16, 1024, True), (17, 1024, False), (4, 512, False)],
+)
+def test_few_rows_of_float32_run_natively_where_that_is_faster(rows, features, natively, monkeypatch):
+    launched, launch = [], LaunchPlan.launch
+    monkeypatch.setattr(LaunchPlan, "launch", lambda plan: launched.append(plan) or launch(plan))
+    with cpu.use("auto"):
+        ops.linear(torch.ones(rows, features), torch.ones(features, features))
+    assert bool(launched) == natively
+
+
 def test_numbers_that_the_dispatcher_converts_or_refuses():
     x, weight = tensors()
     for _ in range(3):
