@@ -157,7 +157,9 @@ class Implementation:
     ) -> None:
         self._name, self._check = op._schema.name, check
         self._kernel, self._pytorch, self._pytorch_is_faster = kernel, pytorch, pytorch_is_faster
-        self._writes = op._schema.is_mutable  # into arguments: then code depends on whether they share memory
+        # into arguments: then code depends on whether others share their memory
+        self._written = [i for i, argument in enumerate(op._schema.arguments) if argument.is_write]
+        self._extents: dict[Any, list[int]] = {}  # bytes that each argument spans, by key: they follow from it
         # lse is float64 for all dtypes of attention
         self._computed_with = [argument.name != "lse" for argument in op._schema.arguments]
         self._kinds = "." + "".join("t" if "Tensor" in str(argument.type) else "." for argument in op._schema.arguments)
@@ -193,7 +195,7 @@ class Implementation:
         key = self._describe(choice, *arguments)
         if key is None:
             return self._pytorch(*arguments)
-        if self._writes and _overlap(arguments):
+        if self._written and self._writes_over_others(key, arguments):
             key = (*key, "overlap")
         call = self._known.get(key)
         return call(*arguments) if call is not None else self._first_call(choice, key, arguments)
@@ -207,14 +209,15 @@ class Implementation:
         if len(self._known) >= REMEMBERED_CALLS:
             self._known.clear()
             self._plain.clear()
+            self._extents.clear()
         wide = _has_float64(itertools.compress(arguments, self._computed_with))
         if wide or (choice == "auto" and self._pytorch_is_faster(*arguments)):
             return self._know(key, arguments, self._pytorch)(*arguments)
         try:
-            if self._writes:
+            if self._written:
                 with recording(run=False):  # all its kernels are compiled before one of them writes
                     self._kernel(*arguments)
-                if _overlap(arguments):
+                if "overlap" in key:
                     return self._kernel(*arguments)
             result, call = remember(self._kernel, arguments)
         except NotImplementedError as error:
@@ -233,10 +236,24 @@ class Implementation:
         with OnlyLaunches():
             return self._kernel(*arguments)
 
+    def _writes_over_others(self, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:
+        """Whether an argument that is written into shares memory with another one: 3 us, and 20 with shapes and strides."""
+        extents = self._extents.get(key)
+        if extents is None:
+            extents = self._extents[key] = [_extent(argument) for argument in arguments]
+        begins = [x.data_ptr() if extent else 0 for x, extent in zip(arguments, extents, strict=True)]
+        for i in self._written:
+            begin = begins[i]
+            end = begin + extents[i]
+            for j, other in enumerate(begins):
+                if other < end and begin < other + extents[j] and j != i:
+                    return True
+        return False
+
     def _know(self, key: tuple[Any, ...], arguments: tuple[Any, ...], call: Callable[..., Any]) -> Callable[..., Any]:
         self._known[key] = call
         tensors = (argument for argument in arguments if isinstance(argument, torch.Tensor))
-        if not self._writes and all(map(is_plain_on_cpu, tensors)):
+        if not self._written and all(map(is_plain_on_cpu, tensors)):
             self._plain[key] = checked(self._check, call)
         return call
 
@@ -245,6 +262,15 @@ def _overlap(arguments: tuple[Any, ...]) -> bool:
     from .native.remembered import overlap
 
     return overlap(arguments)
+
+
+def _extent(argument: Any) -> int:
+    from .native.compiled import memory_span
+
+    if not isinstance(argument, torch.Tensor) or not argument.numel():
+        return 0
+    begin, end = memory_span(argument)
+    return end - begin
 
 
 def _has_float64(arguments: Iterable[Any]) -> bool:

@@ -302,8 +302,9 @@ def check_blocks(llm):
     assert all(not sequence.blocks for sequence in llm._core.scheduler.waiting)
 
 
+@pytest.mark.parametrize("count", [80, pytest.param(400, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("late", [False, True], ids=["read at once", "read late"])
-def test_two_hundred_requests_with_faults(late, tmp_path, monkeypatch):
+def test_many_requests_with_faults(late, count, tmp_path, monkeypatch):
     """Random requests in a cache too small for them, of which some are cancelled, on a device that fails now and then."""
     rng = random.Random(11 + late)
     folder = save(make(), tmp_path)
@@ -319,7 +320,7 @@ def test_two_hundred_requests_with_faults(late, tmp_path, monkeypatch):
         return launched
 
     monkeypatch.setattr(llm._core, "_launch", failing)
-    asked = [random_request(rng) for _ in range(200)]
+    asked = [random_request(rng) for _ in range(count)]
     requests, cancelled = [], set()
     while len(requests) < len(asked) or not all(request.done for request in requests):
         assert len(watch.steps) < 5000, "some request does not end"
@@ -340,7 +341,7 @@ def test_two_hundred_requests_with_faults(late, tmp_path, monkeypatch):
     assert set(cut) <= cancelled
     # everything did happen
     reused = sum(sequence.reused > 0 for request in requests for sequence in request.sequences)
-    assert len(cut) > 20 and len(faults) > 3 and watch.preemptions > 20 and reused > 50
+    assert len(cut) > count // 10 and len(faults) > 3 and watch.preemptions > count // 10 and reused > count // 4
 
     alone = engine(folder)
     for i, (request, (prompt, params)) in enumerate(zip(requests, asked, strict=True)):

@@ -30,6 +30,7 @@ def test_a_tiny_model(architecture, tmp_path):
     assert_fused_as_well(tmp_path / "a.gguf", torch.arange(24)[None] * 5)
 
 
+@pytest.mark.nightly  # half a minute; trained weights are also in tests/convergence
 @needs_real_model
 def test_a_real_model():
     assert_fused_as_well(real_model(), torch.tensor([[1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198]]))

@@ -16,6 +16,7 @@ from llama_fast.kernels import cpu
 from llama_fast.kernels.launch import LaunchPlan
 from llama_fast.kernels.native import compiled
 from llama_fast.kernels.native import tensors as native_tensors
+from llama_fast.kernels.norm_qkv_rope import norm_qkv_rope
 from llama_fast.kernels.triton_compat import tl, triton
 from tests.kernels.native.handwritten import native
 from tests.parity import not_interpreted
@@ -91,6 +92,32 @@ def test_values_are_looked_at_in_known_calls_too(function, tensors, wrong, messa
     torch.testing.assert_close(function(*tensors), result)
     with pytest.raises(ValueError, match=message):
         function(*tensors[:-1], wrong)
+
+
+def test_a_written_tensor_that_shares_memory_makes_another_call(monkeypatch):
+    """Of two tensors that are only read it does not matter."""
+    memory = torch.randn(4, 1, 4, 16)
+    caches, (x, norm), weights = torch.randn(2, 4, 1, 4, 16).unbind(), torch.randn(2, 1, 16), torch.randn(48, 16)
+    (cos, sin), slots = torch.zeros(2, 1, 16), torch.tensor([3])
+
+    def launches(x, norm_weight, k_cache, v_cache):
+        count = 0
+
+        def launch(plan, launch=LaunchPlan.launch):
+            nonlocal count
+            count += 1
+            launch(plan)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LaunchPlan, "launch", launch)
+            norm_qkv_rope(x, norm_weight, weights, None, cos, sin, k_cache, v_cache, slots, eps=1e-6, heads=1)
+        return count
+
+    launches(x, norm[0], *caches)
+    assert launches(x, x[0], *caches) == 0
+    assert launches(x, norm[0], memory, memory) == 1
+    assert launches(memory[0, 0, :1], norm[0], memory, caches[1]) == 1
+    assert launches(x, norm[0], caches[0], memory) == 0
 
 
 def test_gradients():
@@ -203,8 +230,8 @@ def test_autocast_casts():
     [(1, 1024, False), (3, 1024, False), (4, 1024, True), (16, 1024, True), (17, 1024, False), (4, 512, False)],
 )
 def test_few_rows_of_float32_run_natively_where_that_is_faster(rows, features, natively, monkeypatch):
-    launched = []
-    monkeypatch.setattr(LaunchPlan, "launch", launched.append)
+    launched, launch = [], LaunchPlan.launch
+    monkeypatch.setattr(LaunchPlan, "launch", lambda plan: launched.append(plan) or launch(plan))
     with cpu.use("auto"):
         ops.linear(torch.ones(rows, features), torch.ones(features, features))
     assert bool(launched) == natively
