@@ -73,9 +73,8 @@ def test_the_tokens_of_steps_op_by_op(name, each, folder, monkeypatch):
         expected = joining(engine(folder(name), record_steps=False, **options), each)
     assert joining(llm, each) == expected
     assert joining(llm, each) == expected  # all of them recorded before
-    rows = {key[0] for key in llm._core.runner.steps._recorded}
-    blocks = {key[1] for key in llm._core.runner.steps._recorded}
-    assert rows == {1, 2, 3, 4, 5} and len(blocks) > 1
+    rows, blocks, _ = (set(each) for each in zip(*llm._core.runner.steps._recorded, strict=True))
+    assert rows >= {2, 3, 4, 5} and len(blocks) > 1
 
 
 def test_a_step_is_recorded_anew_where_a_sequence_outgrows_its_table(folder, monkeypatch):
