@@ -302,7 +302,7 @@ def check_blocks(llm):
     assert all(not sequence.blocks for sequence in llm._core.scheduler.waiting)
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(400, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("count", [120, pytest.param(200, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("late", [False, True], ids=["read at once", "read late"])
 def test_many_requests_with_faults(late, count, tmp_path, monkeypatch):
     """Random requests in a cache too small for them, of which some are cancelled, on a device that fails now and then."""
