@@ -286,6 +286,8 @@ class Writer(Words):
     def summed(self, tile: Tile) -> tuple[str, str]:
         """The kind of a tile's sum, and the tile, so small that the sum is exact or wraps around."""
         if tile.kind in FLOATS:
+            if tile.kind == "bfloat16":  # which Triton sums in bfloat16: 8 bits
+                return "float32", f"({self.below(tile, 64)}).to(tl.float32)"
             return ("float16", self.below(tile, 2)) if tile.kind == "float16" else ("float32", self.below(tile, 64))
         return "int32", tile.name
 
