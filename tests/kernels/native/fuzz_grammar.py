@@ -15,12 +15,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .fuzz_words import (  # fmt: skip
+from .fuzz_words import (
     BOOLEANS,
     EXACT,
     FLOATS,
     INITIAL,
     LARGEST,
+    MATRICES,
     MEMORY,
     NARROW,
     PIECES,
@@ -238,7 +239,7 @@ class Writer(Words):
             return None
         first, axis = self.one(*(size for size in SIZES if n % size == 0)), self.random.randrange(len(shape))
         order = self.random.sample(range(len(shape)), len(shape))
-        ways = [
+        ways: list[tuple[str, tuple[int, ...]]] = [
             (f"tl.reshape({a.name}, ({first}, {n // first}))", (first, n // first)),
             (f"tl.reshape({a.name}, ({n},))", (n,)),
             (f"tl.permute({a.name}, {tuple(order)})", tuple(shape[i] for i in order)),
@@ -285,6 +286,8 @@ class Writer(Words):
     def summed(self, tile: Tile) -> tuple[str, str]:
         """The kind of a tile's sum, and the tile, so small that the sum is exact or wraps around."""
         if tile.kind in FLOATS:
+            if tile.kind == "bfloat16":  # which Triton sums in bfloat16: 8 bits
+                return "float32", f"({self.below(tile, 64)}).to(tl.float32)"
             return ("float16", self.below(tile, 2)) if tile.kind == "float16" else ("float32", self.below(tile, 64))
         return "int32", tile.name
 
@@ -303,13 +306,21 @@ class Writer(Words):
         self.fit(f"tl.gather({a.name}, {index}, {axis})", a, a.bound)
 
     def product(self) -> None:
-        kind = self.one("float32", "float32", "float32", "float16", "bfloat16")
-        a = self.matrix(kind)
-        b = self.matrix(kind, rows=a.shape[1])
-        shape = (a.shape[0], b.shape[1])
-        operands = f"{self.below(a, 8)}, {self.below(b, 8)}"
-        operands += f", {self.below(self.matrix('float32', *shape), 1 << 12)}" if self.chance(0.4) else ""
-        self.let(f'tl.dot({operands}, input_precision="ieee")', shape, "float32", 1 << 13)
+        kind = self.one("float32", "float32", "float32", "float16", "bfloat16", "int8")
+        if self.chance(0.1):
+            a, b, shape = self.pick(kind, shape=(2, 16, 32)), self.pick(kind, shape=(2, 32, 16)), (2, 16, 16)
+        else:
+            a = self.matrix(kind, columns=32 if kind == "int8" else None)  # or more, as Triton wants
+            b = self.matrix(kind, rows=a.shape[1])
+            shape = (a.shape[0], b.shape[1])
+        if math.prod(shape) > LARGEST:
+            return
+        summed = "int32" if kind == "int8" else "float32"
+        operands = f"{a.name}, {b.name}" if kind == "int8" else f"{self.below(a, 8)}, {self.below(b, 8)}"
+        if shape in MATRICES and self.chance(0.4):
+            operands += f", {self.below(self.matrix(summed, *shape), 1 << 12)}"
+        precision = ", out_dtype=tl.int32" if kind == "int8" else ', input_precision="ieee"'
+        self.let(f"tl.dot({operands}{precision})", shape, summed, WRAPS if kind == "int8" else 1 << 13)
 
     # -- control flow
 
@@ -358,7 +369,7 @@ class Writer(Words):
         """A variable of its own, floats within 64 from here on.
 
         No two of a loop begin with one value: of `a = b = x`, then `a, b = 2 * a, a` in a loop, Triton's own simplification
-        (MLIR's, at least up to Triton 3.7.1) makes `b = x`, on every target.
+        (MLIR's, in Triton 3.7.1) makes `b = x`, on every target.
         """
         first, bound = (self.below(tile, 64), 64 + number) if tile.kind in FLOATS else (tile.name, WRAPS)
         return self.let(f"{first} + {number}" if number else first, tile.shape, tile.kind, bound)

@@ -1,6 +1,9 @@
 """What the source of a kernel means, by PyTorch: `tl` as an eager language of one program.
 
-run(source, name, arguments)      the same source, on the tensors that a launch would be given
+    run(source, name, arguments)      the same source, on the tensors that a launch would be given
+
+Triton's own interpreter says the same of these kernels wherever it can: it multiplies raw bits of bfloat16, knows no constants
+of it, its loops count in Python's integers, and it runs only what was defined under TRITON_INTERPRET.
 """
 
 from types import SimpleNamespace
@@ -104,6 +107,10 @@ def _cumsum(x: Any, axis: int, reverse: bool = False) -> Any:
     return y.flip(axis) if reverse else y
 
 
+def _dot(x: Any, y: Any, z: Any = 0, **options: Any) -> Any:
+    return _wide(x) @ _wide(y) + z
+
+
 LANGUAGE = SimpleNamespace(
     float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16, int1=torch.bool, int8=torch.int8, int16=torch.int16, int32=torch.int32,
     int64=torch.int64, uint8=torch.uint8, uint32=UINT32, arange=lambda low, high: block(torch.arange(low, high, dtype=torch.int32)),
@@ -114,7 +121,7 @@ LANGUAGE = SimpleNamespace(
     argmax=_extreme("max", index=True), argmin=_extreme("min", index=True), cumsum=_cumsum, gather=lambda x, index, axis: x.gather(axis, index.long()),
     trans=lambda x: x.T, permute=lambda x, order: x.permute(order), reshape=lambda x, shape: x.reshape(shape), join=lambda x, y: torch.stack((x, y), -1),
     split=lambda x: x.unbind(-1), interleave=lambda x, y: torch.stack((x, y), -1).flatten(-2), flip=lambda x, axis: x.flip(axis),
-    dot=lambda x, y, z=0.0, input_precision="": x.float() @ y.float() + z,
+    dot=_dot,
 )  # fmt: skip
 
 

@@ -18,8 +18,9 @@ PIECES = {
 }  # fmt: skip
 MEMORY = 4096  # elements of each piece of memory
 INITIAL = 8  # magnitude of what lies there
-SIZES = (1, 2, 4, 8, 16, 32)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 256)
 LARGEST = 1024  # elements of a tile
+MATRICES = ((16, 16), (16, 32), (16, 64), (32, 16), (32, 32), (64, 16))  # that products take
 EXACT = {"float32": 1 << 18, "float16": 1 << 11, "bfloat16": 1 << 8, "int32": 1 << 18, "int1": 1, "int8": 128, "int16": 1 << 15, "uint8": 255}  # fmt: skip
 FLOATS, NARROW, BOOLEANS = ("float32", "float16", "bfloat16"), ("int8", "int16", "uint8"), "int1"
 WRAPS = 1 << 31  # the bound of integers that may be anything
@@ -179,7 +180,7 @@ class Words:
     def test(self, i: str, size: int) -> str:
         """Of a coordinate: true up to some place, from some place on, or neither."""
         if self.chance(0.6):
-            return f"({i} < {self.one('n', size - 1, size, 1)})"
+            return f"({i} < {self.one('n', 'n * 7', size - 1, size, 1)})"
         return f"({self.one(*TESTS, f'{{i}} == {size - 1}').format(i=i)})"
 
     # -- tiles
@@ -196,8 +197,8 @@ class Words:
         mask = self.mask(shape)
         other = self.one(0, 0, 1, *([] if kind in ("int1", "uint8") else [-5]))
         loaded = f"tl.load({pointer.name}, {mask}, {other})" if mask else f"tl.load({pointer.name})"
-        bound = INITIAL if pointer.piece in self.constant else EXACT[kind]
-        return self.let(loaded, shape, kind, bound if kind in FLOATS or bound == INITIAL else WRAPS)
+        bound = INITIAL if pointer.piece in self.constant else EXACT[kind] if kind in (*FLOATS, BOOLEANS) else WRAPS
+        return self.let(loaded, shape, kind, bound)
 
     def pick(self, *kinds: str, shape: Shape | None = None) -> Tile:
         """One of the last tiles of these kinds and this shape, or a new one."""
@@ -212,7 +213,7 @@ class Words:
 
     def matrix(self, kind: str, rows: int | None = None, columns: int | None = None) -> Tile:
         """One that a product takes: the latest that there are, or a new one."""
-        shapes = [(m, n) for m in (16, 32) for n in (16, 32) if rows in (None, m) and columns in (None, n)]
+        shapes = [(m, n) for m, n in MATRICES if rows in (None, m) and columns in (None, n)]
         found = [tile for tile in self.tiles if tile.kind == kind and tile.shape in shapes]
         return self.one(*found[-4:]) if found and self.chance(0.85) else self.load(kind, self.one(*shapes))
 

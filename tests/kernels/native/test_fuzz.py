@@ -41,7 +41,7 @@ def check(seed: int, directory) -> None:
     assert not wrong, f"{wrong}\n{file.read_text()}"
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", [*range(80), 1255, 2154])
 def test_random_kernels(seed, tmp_path):
     check(seed, tmp_path)
 

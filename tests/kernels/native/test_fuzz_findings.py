@@ -52,3 +52,22 @@ def test_a_product_in_a_loop_that_carries_nothing():
     a, out = torch.randn(2, 3, B, B)
     launch(products_kernel, a, out, 3, BLOCK=B)
     torch.testing.assert_close(out, a @ a)
+
+
+@triton.jit
+def narrow_kernel(p_x, p_out, MODE: tl.constexpr, BLOCK: tl.constexpr):
+    o_r = tl.arange(0, BLOCK)
+    b_x = tl.load(p_x + o_r).to(p_out.dtype.element_ty)
+    tl.store(p_out + o_r, b_x, mask=o_r < 1 if MODE == 0 else o_r == 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("block", [4, 8, 16])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_of_a_narrow_tile_one_element_is_stored_alone(mode, block, dtype):
+    wide = torch.int64 if dtype == torch.int32 else torch.int32
+    x, out = torch.arange(-block, 0, dtype=wide), torch.full((block,), 5, dtype=dtype)
+    expected = out.clone()
+    expected[2 * mode] = 2 * mode - block
+    launch(narrow_kernel, x, out, MODE=mode, BLOCK=block)
+    assert torch.equal(out, expected)
