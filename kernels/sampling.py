@@ -349,7 +349,7 @@ def plan_sample(
         p_ending=ending, p_scores=scores, p_largest=largest, logits_stride=logits.stride(0), V=vocab_size, T=tiles,
     )  # fmt: skip
     # rounded as PyTorch's ops round: no product is fused with a sum
-    plan = functools.partial(LaunchPlan, num_warps=8, options=dict(enable_fp_fusion=False))
+    plan = functools.partial(LaunchPlan, num_warps=4, options=dict(enable_fp_fusion=False))
     whole = tiles <= tiles_of_program
     constants: dict[str, Any] = dict(TILE=tile, BLOCK_T=block_t)
     plans = []
