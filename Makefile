@@ -56,7 +56,8 @@ bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and t
 
 peers: $(PEERS_INSTALLED)  ## llama.cpp (compiled here: cmake, a C++ compiler, minutes) and OpenVINO GenAI, to be measured beside ours
 
-# torch comes as this machine has it, with what it needs; all else that is needed is in the file. Of llama.cpp no more than its library is built
+# torch comes with what it needs on this machine, all else is in the file. torchvision is not: optimum-intel asks for it, no LLaMA does, and
+# PyPI's does not go with every build of torch
 $(PEERS)/%/.installed: benchmarks/engines/%.txt
 	@echo "== peers: $* by $<"
 	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
@@ -124,7 +125,7 @@ lock-peers:  ## write the files that `make peers` installs by anew
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock && CMAKE_ARGS=-DLLAVA_BUILD=OFF $(LOCK) install -q llama-cpp-python
 	@$(LOCK) freeze | sed 's/+.*//' > benchmarks/engines/llama_cpp.txt
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock && $(LOCK) install -q "$(TORCH)" openvino-genai optimum-intel
-	@$(LOCK) freeze --exclude torchvision | sed 's/+.*//' > benchmarks/engines/openvino.txt
+	@$(LOCK) freeze --all --exclude pip --exclude torchvision | sed 's/+.*//' | grep -vE '^(nvidia|cuda|triton)' > benchmarks/engines/openvino.txt
 
 clean:  ## remove what was installed and built
 	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
