@@ -51,16 +51,21 @@ def work_of(setting: Setting, direction: str) -> Work:
     return prompt_work(config, setting.prompt, setting.dtype, batch=setting.batch) + Work(written=setting.batch * kept)
 
 
-def model_and_prompts(setting: Setting, device: torch.device) -> tuple[Any, Tensor]:
-    """transformers' model, and (batch, prompt) tokens: of stories, where a model can read."""
+def prompts_of(setting: Setting, device: torch.device) -> Tensor:
+    """(batch, prompt) tokens: of stories, where a model can read."""
     model = setting.model
     if isinstance(model, StoredModel):
         tokenizer, vocab = Tokenizer(model.path), model.config.vocab_size
         rows = [story_ids(tokenizer, vocab, seed, setting.prompt) for seed in range(setting.batch)]
-        return load_transformers(str(model.path), dtype=setting.dtype, device=device)[0], torch.tensor(
-            rows, device=device
-        )
-    prompts = torch.randint(3, model.vocab, (setting.batch, setting.prompt), device=device)
+        return torch.tensor(rows, device=device)
+    return torch.randint(3, model.vocab, (setting.batch, setting.prompt), device=device)
+
+
+def model_and_prompts(setting: Setting, device: torch.device) -> tuple[Any, Tensor]:
+    """transformers' model, and its prompts."""
+    prompts, model = prompts_of(setting, device), setting.model
+    if isinstance(model, StoredModel):
+        return load_transformers(str(model.path), dtype=setting.dtype, device=device)[0], prompts
     return build_model(model, device, setting.dtype), prompts
 
 

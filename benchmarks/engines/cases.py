@@ -29,15 +29,16 @@ from llama_fast.benchmarks.generation import (
     MIN_ROUNDS,
     Setting,
     logits_of,
-    model_and_prompts,
+    prompts_of,
     shares_of_best,
     work_of,
 )
-from llama_fast.benchmarks.models import JUDGED_ELEMENTS, StoredModel, in_float64
+from llama_fast.benchmarks.models import JUDGED_ELEMENTS, StoredModel, build_model, in_float64
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementations, Unavailable
 from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, ModelShape
 from llama_fast.benchmarks.suite.comparison import CALL_ERRORS, FORWARD, first_line, judge, release
 from llama_fast.benchmarks.suite.record import Result
+from llama_fast.decoder import checkpoint
 from llama_fast.decoder.checkpoint_layout import weight_bytes
 from llama_fast.decoder.config import DecoderConfig
 from llama_fast.engine.llm import EMBEDDED_MODEL
@@ -253,11 +254,10 @@ def agreement(texts: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> 
 def _turns(session: Session, names: tuple[str, ...], seconds: float) -> _Turns:
     release()
     settings = session.settings()
-    model, prompts = _model_and_prompts(session)
+    torch.manual_seed(0)
+    prompts = _prompts(session)
     folder = _saved(session.model, session.dtype)
-    if not folder.exists():
-        with without_bars():
-            model.save_pretrained(folder)
+    model = _model(session, folder)
     with ExitStack() as stack:
         sides: dict[str, _Side] = {}
         failures: dict[str, str] = {}
@@ -291,15 +291,24 @@ def _loaded(engine: Peer, folder: Path, session: Session, stack: ExitStack) -> _
     return side
 
 
-def _model_and_prompts(session: Session) -> tuple[Any, dict[Setting, Tensor]]:
-    """transformers' model, the same in each session of a model and dtype, and the prompts of each setting."""
+def _prompts(session: Session) -> dict[Setting, Tensor]:
+    """Of each setting the first rows and tokens of the same texts."""
     settings = session.settings()
-    longest = Setting(
-        session.model, session.dtype, max(each.batch for each in settings), max(each.prompt for each in settings), 0
-    )
-    torch.manual_seed(0)
-    model, prompts = model_and_prompts(longest, torch.device("cpu"))
-    return model, {each: prompts[: each.batch, : each.prompt] for each in settings}
+    batch, prompt = max(each.batch for each in settings), max(each.prompt for each in settings)
+    rows = prompts_of(Setting(session.model, session.dtype, batch, prompt, 0), torch.device("cpu"))
+    return {each: rows[: each.batch, : each.prompt] for each in settings}
+
+
+def _model(session: Session, folder: Path) -> Any:
+    """transformers' model as it lies in `folder`, where it is saved first; our reader dequantises a stored one."""
+    from transformers import AutoModelForCausalLM
+
+    with without_bars():
+        if not folder.exists() and isinstance(session.model, StoredModel):
+            checkpoint.save(checkpoint.load(session.model.path, device="cpu", dtype=session.dtype), folder)
+        elif not folder.exists():
+            build_model(session.model, torch.device("cpu"), session.dtype).save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=session.dtype).eval()
 
 
 @functools.lru_cache(maxsize=1)  # the sessions of a model and dtype come one after the other
