@@ -22,8 +22,11 @@ QUICK_FUSE_TESTS := tests/fusion/test_neighbours.py tests/fusion/test_families.p
 # PyPI's torch 2.13.0 asks for this Triton where it comes with CUDA: one file serves both builds
 LOCK_TRITON := triton==3.7.1
 LOCK := .cache/lock/bin/python -m pip
+# other engines that `bench generate` measures beside ours, each in an environment of its own
+PEERS := .cache/peers
+PEERS_INSTALLED := $(PEERS)/llama_cpp/.installed $(PEERS)/openvino/.installed
 
-.PHONY: demo test bench check install smollm2 lock test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
+.PHONY: demo test bench peers check install smollm2 lock lock-peers test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
 
 demo: $(INSTALLED) $(if $(filter smollm2,$(MODEL)),$(SMOLLM2))  ## swap fused layers into a LLaMA, or MODEL: parity, throughput, latency
 	@$(BIN)/llama-fast demo $(if $(MODEL),--model "$(MODEL)")
@@ -50,6 +53,17 @@ nightly: $(INSTALLED) $(SMOLLM2)  ## all that is too slow for every change, and 
 
 bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
 	@$(BIN)/llama-fast bench --quick
+
+peers: $(PEERS_INSTALLED)  ## llama.cpp (compiled here: cmake, a C++ compiler, minutes) and OpenVINO GenAI, to be measured beside ours
+
+# torch comes with what it needs on this machine, all else is in the file. torchvision is not: optimum-intel asks for it, no LLaMA does, and
+# PyPI's does not go with every build of torch
+$(PEERS)/%/.installed: benchmarks/engines/%.txt
+	@echo "== peers: $* by $<"
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	@if grep -q ^torch== $<; then $(@D)/bin/python -m pip install -q "$$(grep ^torch== $<)"; fi
+	@CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(@D)/bin/python -m pip install -q --no-deps -r $<
+	@touch $@
 
 check: $(INSTALLED)  ## lint, format, types
 	@$(BIN)/ruff check .
@@ -106,6 +120,12 @@ lock:  ## write the constraints anew: the newest release of everything that goes
 	   cat .cache/lock/pins; } > constraints.txt
 	@{ echo "# constraints.txt without what another torch pins itself. \`make lock\` writes it."; \
 	   grep -vE '^(torch|triton|setuptools|sympy)==' .cache/lock/pins; } > constraints-any-torch.txt
+
+lock-peers:  ## write the files that `make peers` installs by anew
+	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock && CMAKE_ARGS=-DLLAVA_BUILD=OFF $(LOCK) install -q llama-cpp-python
+	@$(LOCK) freeze | sed 's/+.*//' > benchmarks/engines/llama_cpp.txt
+	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock && $(LOCK) install -q "$(TORCH)" openvino-genai optimum-intel
+	@$(LOCK) freeze --all --exclude pip --exclude torchvision | sed 's/+.*//' | grep -vE '^(nvidia|cuda|triton)' > benchmarks/engines/openvino.txt
 
 clean:  ## remove what was installed and built
 	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

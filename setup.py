@@ -27,6 +27,7 @@ setup(
         "llama_fast.profiler.measure",
         "llama_fast.profiler.report",
         "llama_fast.benchmarks",
+        "llama_fast.benchmarks.engines",
         "llama_fast.benchmarks.report",
         "llama_fast.benchmarks.suite",
     ],

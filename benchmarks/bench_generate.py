@@ -22,56 +22,46 @@ import torch
 from torch import Tensor
 
 from llama_fast import LLM
-from llama_fast.benchmarks.models import FUSED, StoredModel, build_model, in_float64, judged_part
+from llama_fast.benchmarks.engines.cases import engine_cases
+from llama_fast.benchmarks.generation import (
+    FIRST_TOKEN,
+    INTER_TOKEN,
+    JUDGED_NEW,
+    JUDGED_PROMPT,
+    JUDGED_ROWS,
+    MIN_ROUNDS,
+    Setting,
+    logits_of,
+    model_and_prompts,
+    shares_of_best,
+    work_of,
+)
+from llama_fast.benchmarks.models import FUSED, StoredModel, in_float64, judged_part
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementations, Unavailable
-from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
-from llama_fast.benchmarks.suite.comparison import CALL_ERRORS, FORWARD, first_line, judge, release, speed_test
+from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, dtypes
+from llama_fast.benchmarks.suite.comparison import (
+    CALL_ERRORS,
+    FORWARD,
+    Case,
+    first_line,
+    judge,
+    release,
+    speed_test,
+)
 from llama_fast.benchmarks.suite.record import Result
-from llama_fast.decoder.config import DecoderConfig
-from llama_fast.decoder.tokenizer import Tokenizer
 from llama_fast.engine.llm import EMBEDDED_MODEL
-from llama_fast.fusion.verify import InFloat64
 from llama_fast.profiler.measure.limits import Limits
 from llama_fast.profiler.measure.sides import (
     STATIC,
     EngineSide,
     Side,
     fused_side,
-    load_transformers,
     static_side,
     transformers_side,
     without_bars,
 )
-from llama_fast.profiler.measure.subject import story_ids
-from llama_fast.profiler.measure.work import Work, decoding_step_work, prompt_work
 
 test_speed = speed_test
-
-FIRST_TOKEN = "time to first token"
-INTER_TOKEN = "inter-token latency"
-MIN_ROUNDS = 5
-JUDGED_PROMPT, JUDGED_NEW, JUDGED_ROWS = 256, 16, 2
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is generated: `new` tokens after each of `batch` prompts, by a model of a shape with random weights, or a stored one."""
-
-    model: ModelShape | StoredModel
-    dtype: torch.dtype
-    batch: int
-    prompt: int
-    new: int
-
-    def __str__(self) -> str:
-        return f"{self.model.name}, batch {self.batch}, {self.prompt} + {self.new} tokens"
-
-    @property
-    def config(self) -> DecoderConfig:
-        """Of the model, as the engine sees it."""
-        if isinstance(self.model, StoredModel):
-            return self.model.config
-        return DecoderConfig.from_huggingface(self.model.config())
 
 
 def settings(device: torch.device, *, quick: bool) -> list[Setting]:
@@ -99,13 +89,14 @@ def settings_of(model: StoredModel, device: torch.device, *, quick: bool) -> lis
     ]  # fmt: skip
 
 
-def cases(device: torch.device, *, quick: bool, model: StoredModel | None = None) -> list["GenerateCase"]:
-    """Two for each setting, which are measured as one."""
+def cases(device: torch.device, *, quick: bool, model: StoredModel | None = None) -> list[Case]:
+    """Two for each setting, which are measured as one; on a CPU also those beside other engines."""
     found = settings(device, quick=quick) if model is None else settings_of(model, device, quick=quick)
-    return [
+    sides = [
         GenerateCase(setting, direction, device.type)
         for setting in found for direction in (FIRST_TOKEN, INTER_TOKEN)
     ]  # fmt: skip
+    return [*sides, *(engine_cases(quick=quick, model=model) if device.type == "cpu" else [])]
 
 
 @dataclass(frozen=True)
@@ -149,15 +140,6 @@ class GenerateCase:
         ]  # fmt: skip
 
 
-def work_of(setting: Setting, direction: str) -> Work:
-    """Of the prompts, with what they leave in the cache; or of a decoding step in the middle of the new tokens."""
-    config = setting.config
-    if direction == INTER_TOKEN:
-        return decoding_step_work(config, setting.batch, setting.prompt + setting.new // 2, setting.dtype)
-    kept = 2 * config.num_kv_heads * config.head_dim * config.num_layers * setting.prompt * setting.dtype.itemsize
-    return prompt_work(config, setting.prompt, setting.dtype, batch=setting.batch) + Work(written=setting.batch * kept)
-
-
 @dataclass
 class _Rounds:
     """What all sides have done in turns: the seconds of each token of each round, and the first round's text."""
@@ -185,7 +167,7 @@ class _Rounds:
 def _generated(setting: Setting, names: tuple[str, ...], device: torch.device, seconds: float) -> _Rounds:
     release()
     torch.manual_seed(0)
-    model, prompts = _model_and_prompts(setting, device)
+    model, prompts = model_and_prompts(setting, device)
     rounds = _Rounds(_judged(setting, names, model, prompts))
     release()
     sides: dict[str, Side] = {}
@@ -204,19 +186,6 @@ def _generated(setting: Setting, names: tuple[str, ...], device: torch.device, s
             rounds.times.setdefault(name, []).append(sides[name].generate(prompts, setting.new).times)
         count += 1
     return rounds
-
-
-def _model_and_prompts(setting: Setting, device: torch.device) -> tuple[Any, Tensor]:
-    """transformers' model, and (batch, prompt) tokens: of stories, where a model can read."""
-    model = setting.model
-    if isinstance(model, StoredModel):
-        tokenizer, vocab = Tokenizer(model.path), model.config.vocab_size
-        rows = [story_ids(tokenizer, vocab, seed, setting.prompt) for seed in range(setting.batch)]
-        return load_transformers(str(model.path), dtype=setting.dtype, device=device)[0], torch.tensor(
-            rows, device=device
-        )
-    prompts = torch.randint(3, model.vocab, (setting.batch, setting.prompt), device=device)
-    return build_model(model, device, setting.dtype), prompts
 
 
 def _warm(name: str, model: Any, setting: Setting, prompts: Tensor, rounds: _Rounds) -> Side:
@@ -238,25 +207,12 @@ def _judged(setting: Setting, names: tuple[str, ...], model: Any, prompts: Tenso
     def answer(name: str) -> list[Tensor]:
         side = _MAKERS[name](part, small)
         texts = side.generate(prompts, new).token_ids
-        chosen = [_shares_of_best(reference, *row) for row in zip(prompts, texts, strict=True)]
+        chosen = [shares_of_best(reference, *row) for row in zip(prompts, texts, strict=True)]
         return [side.logits(prompts[0]), torch.cat(chosen)]
 
-    expected = [_logits(reference, prompts[0]), torch.ones(len(prompts) * new, device=prompts.device)]
+    expected = [logits_of(reference, prompts[0]), torch.ones(len(prompts) * new, device=prompts.device)]
     calls = {name: functools.partial(answer, name) for name in names}
     return judge(GenerateCase(setting, FORWARD, prompts.device.type), expected, calls)
-
-
-def _logits(reference: Any, ids: Tensor) -> Tensor:
-    with torch.inference_mode(), InFloat64():
-        logits: Tensor = reference(ids[None], use_cache=False).logits[0]
-        return logits
-
-
-def _shares_of_best(reference: Any, prompt: Tensor, text: list[int]) -> Tensor:
-    """The reference's logit of each token of a text, in the place where it was chosen, over the largest logit there."""
-    tokens = torch.tensor(text, device=prompt.device)
-    logits = _logits(reference, torch.cat([prompt, tokens]))[len(prompt) - 1 : -1]
-    return logits.gather(1, tokens[:, None]).squeeze(1) / logits.amax(1)
 
 
 def _engine(model: Any, setting: Setting) -> Side:

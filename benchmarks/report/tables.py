@@ -15,7 +15,7 @@ from llama_fast.benchmarks.suite.record import Record, Result
 from llama_fast.profiler.measure.limits import Limits
 from llama_fast.profiler.measure.work import Work
 
-BASELINES = (BASELINE, "transformers")
+BASELINES = (BASELINE, "transformers", "llama.cpp")
 """What the others of the same work are set against: the first that is there."""
 
 _MOST_WARNINGS = 8

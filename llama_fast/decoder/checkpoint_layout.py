@@ -40,6 +40,14 @@ class Slot:
             stored = stored.view(self.interleaved_heads, pairs, 2, -1).transpose(1, 2)
         part.copy_(stored)
 
+    def stored(self, decoder: nn.Module) -> Tensor:
+        """The part as it is stored: what `fill` would be given for it."""
+        part = self.of(decoder)
+        if not self.interleaved_heads:
+            return part
+        pairs = self.shape[0] // self.interleaved_heads // 2
+        return part.view(self.interleaved_heads, 2, pairs, -1).transpose(1, 2).reshape(self.shape)
+
 
 def huggingface_slots(config: DecoderConfig) -> dict[str, Slot]:
     """The place of each tensor of a Hugging Face checkpoint, by its name there."""

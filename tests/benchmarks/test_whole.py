@@ -176,7 +176,7 @@ def test_a_stored_model_generates_after_stories(place: Any, tmp_path: Path) -> N
         f"{place.name}, batch 1, {min(16, model.config.max_positions // 2)} + {settings[0].new} tokens"
     ]
     setting = dataclasses.replace(settings[0], batch=2, new=6)
-    _, prompts = bench_generate._model_and_prompts(setting, CPU)
+    _, prompts = bench_generate.model_and_prompts(setting, CPU)
     assert Tokenizer(model.path).decode(prompts[0].tolist()).strip()[:4] in ("Once", "One ", "Ther")
     results = measured(bench_generate.GenerateCase(setting, bench_generate.INTER_TOKEN, "cpu"))
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)

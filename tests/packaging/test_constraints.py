@@ -1,5 +1,6 @@
 """The constraints that `make` installs by: everything is pinned, and what is pinned is what these tests run with."""
 
+import re
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -54,3 +55,9 @@ def test_another_torch_brings_its_own():
     left_out = {"torch", "triton", "setuptools", "sympy"}
     everything = pins("constraints.txt")
     assert pins("constraints-any-torch.txt") == {name: everything[name] for name in everything.keys() - left_out}
+
+
+@pytest.mark.parametrize(("file", "holds"), [("llama_cpp", "llama-cpp-python"), ("openvino", "openvino-genai")])
+def test_so_are_those_of_the_engines_that_are_measured_beside_ours(file, holds):
+    pinned = pins(f"benchmarks/engines/{file}.txt")
+    assert holds in pinned and all(re.fullmatch(r"[\w.]+", version) for version in pinned.values())

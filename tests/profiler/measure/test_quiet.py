@@ -28,17 +28,17 @@ FEW = dict(device="cpu", dtype="float32", prompt_tokens=12, new_tokens=6, rounds
 @pytest.fixture
 def proc(tmp_path, monkeypatch):
     """A clock of its own, and a process of two threads: call it with seconds to go by, and the share of them that the process waits."""
-    waited, now = {"7": 1_000_000_000, "8": 0}, [100.0]
+    waited, now, threads = {"7": 1_000_000_000, "8": 0}, [100.0], tmp_path / "self" / "task"
 
     def run(seconds: float, share: float) -> None:
         now[0] += seconds
         waited["8"] += round(1e9 * share * seconds)
         for thread, nanoseconds in waited.items():
-            (tmp_path / thread).mkdir(exist_ok=True)
-            (tmp_path / thread / "schedstat").write_text(f"123456 {nanoseconds} 99\n")
+            (threads / thread).mkdir(parents=True, exist_ok=True)
+            (threads / thread / "schedstat").write_text(f"123456 {nanoseconds} 99\n")
 
     run(0, 0)
-    monkeypatch.setattr(quiet, "_THREADS", tmp_path)
+    monkeypatch.setattr(quiet, "_PROC", tmp_path)
     monkeypatch.setattr(quiet, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda pause: run(pause, 1)))
     return run
 
@@ -65,14 +65,29 @@ def waiting(shares, proc):
 def test_all_threads_count_and_one_that_ended_is_no_error(proc, tmp_path):
     proc(1, 0.5)
     assert waited_seconds() == pytest.approx(1.5)
-    (tmp_path / "9").mkdir()  # its file went while the folder was read
-    (tmp_path / "10").mkdir()
-    (tmp_path / "10" / "schedstat").write_text("")
+    threads = tmp_path / "self" / "task"
+    (threads / "9").mkdir()  # its file went while the folder was read
+    (threads / "10").mkdir()
+    (threads / "10" / "schedstat").write_text("")
     assert waited_seconds() == pytest.approx(1.5)
 
 
+def test_of_another_process_its_own_threads_count(proc, tmp_path):
+    """It waits for half of the time, and this one for none."""
+    other = tmp_path / "123" / "task" / "123" / "schedstat"
+    other.parent.mkdir(parents=True)
+    other.write_text("1 0 1")
+
+    def measure():
+        proc(1, 0)
+        other.write_text("1 500000000 1")
+
+    assert Patience(0, 123).undisturbed(measure)[1] == pytest.approx(0.5)
+    assert Patience(0).undisturbed(lambda: proc(1, 0))[1] == 0.0
+
+
 def test_where_the_system_does_not_tell_nothing_is_claimed(tmp_path, monkeypatch):
-    monkeypatch.setattr(quiet, "_THREADS", tmp_path / "none")
+    monkeypatch.setattr(quiet, "_PROC", tmp_path / "none")
     tries = []
     assert waited_seconds() is None
     assert Patience(5).undisturbed(lambda: tries.append(1)) == (None, None) and len(tries) == 1
@@ -115,7 +130,7 @@ def test_a_disturbed_round_is_repeated_and_no_more_often_than_there_are_rounds(p
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_profile_says_whether_its_parts_can_be_believed(measured_machine, monkeypatch, tmp_path, busy):
     """The clock of waiting runs as fast as the clock itself, or stands still."""
-    monkeypatch.setattr(quiet, "waited_seconds", time.perf_counter if busy else lambda: 4.0)
+    monkeypatch.setattr(quiet, "waited_seconds", lambda _: time.perf_counter() if busy else 4.0)
     profile = llama_fast.profile(**FEW)
     write_json(tmp_path / "profile.json", profile)
     read = read_json(tmp_path / "profile.json", Profile)
@@ -126,12 +141,12 @@ def test_a_profile_says_whether_its_parts_can_be_believed(measured_machine, monk
 
 def test_operators_that_were_timed_beside_other_work_are_not_believed_either(measured_machine, monkeypatch):
     """The rounds were quiet, and what explains them was not."""
-    monkeypatch.setattr(quiet, "waited_seconds", lambda: 4.0)
+    monkeypatch.setattr(quiet, "waited_seconds", lambda _: 4.0)
     time_operators = Operators.time
 
     def disturbed(self):
         with monkeypatch.context() as busy:
-            busy.setattr(quiet, "waited_seconds", time.perf_counter)
+            busy.setattr(quiet, "waited_seconds", lambda _: time.perf_counter())
             time_operators(self)
 
     monkeypatch.setattr(Operators, "time", disturbed)

@@ -1,0 +1,371 @@
+"""llama-fast beside engines of other projects on the CPU, each in a process of its own with its own environment.
+
+All compute with the same weights, in the same precision (of weights, products and cache), on as many threads, and generate as many tokens after
+the same prompts. They take turns, and idle while another is measured; a turn that other work disturbed is repeated. Judged are the
+logits and the text of each, beside transformers' own error, as in `bench_generate`; notes say memory, and how many greedy tokens are llama-fast's.
+"""
+
+import functools
+import itertools
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama_fast.benchmarks.engines.gguf_file import why_not, write_gguf
+from llama_fast.benchmarks.engines.process import Program, Worker, ours, peer
+from llama_fast.benchmarks.generation import (
+    FIRST_TOKEN,
+    INTER_TOKEN,
+    JUDGED_NEW,
+    JUDGED_ROWS,
+    MIN_ROUNDS,
+    Setting,
+    logits_of,
+    prompts_of,
+    shares_of_best,
+    work_of,
+)
+from llama_fast.benchmarks.models import JUDGED_ELEMENTS, StoredModel, build_model, in_float64
+from llama_fast.benchmarks.peers import BASELINE, OURS, Implementations, Unavailable
+from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, ModelShape
+from llama_fast.benchmarks.suite.comparison import CALL_ERRORS, FORWARD, first_line, judge, release
+from llama_fast.benchmarks.suite.record import Result
+from llama_fast.decoder import checkpoint
+from llama_fast.decoder.checkpoint_layout import weight_bytes
+from llama_fast.decoder.config import DecoderConfig
+from llama_fast.engine.llm import EMBEDDED_MODEL
+from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.quiet import Patience, is_busy, mean_share
+from llama_fast.profiler.measure.sides import transformers_side, without_bars
+
+THREADS = (1, 2)
+LLAMA_CPP, OPENVINO = "llama.cpp", "OpenVINO GenAI"
+
+_PAUSE = 0.05  # seconds until the threads of who was measured last have gone to sleep
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An engine, and its model, made of a folder of transformers' in a dtype."""
+
+    program: Program
+    model: Callable[[Path, torch.dtype], Path]
+    why_not: Callable[[DecoderConfig], str | None] = lambda _: None
+
+
+def _itself(folder: Path, dtype: torch.dtype) -> Path:
+    return folder
+
+
+def _gguf(folder: Path, dtype: torch.dtype) -> Path:
+    file = folder.with_suffix(".gguf")
+    if not file.exists():
+        write_gguf(folder, file, dtype)
+    return file
+
+
+def _openvino(folder: Path, dtype: torch.dtype) -> Path:
+    exported = folder.with_suffix(".openvino")
+    if not exported.exists():
+        program = peer("openvino")
+        script = program.file.with_name("openvino_export.py")
+        name = str(dtype).removeprefix("torch.")
+        done = subprocess.run([program.python, script, folder, exported, name], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"it cannot be exported: {done.stderr.strip().splitlines()[-1]}")
+    return exported
+
+
+def engines() -> dict[str, Peer]:
+    """Who takes part, by name."""
+    return {
+        OURS: Peer(ours(), _itself),
+        LLAMA_CPP: Peer(peer("llama_cpp"), _gguf, why_not),
+        OPENVINO: Peer(peer("openvino"), _openvino),
+    }
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """One of the latencies of a session."""
+
+    session: "Session"
+    setting: Setting
+    direction: str
+    op: str = "engines"
+
+    @property
+    def shape(self) -> str:
+        threads = self.session.threads
+        return f"{self.setting}, {threads} thread{'s' if threads > 1 else ''}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.setting.dtype
+
+    def implementations(self) -> Implementations:
+        """Nobody, and why, where no other engine is there: ours alone is no comparison."""
+        found: Implementations = {}
+        config = self.setting.config
+        for name, engine in engines().items():
+            reason = engine.why_not(config)
+            if not engine.program.is_installed:
+                reason = "not installed; make peers"
+            elif weight_bytes(config, torch.float64) > 8 * JUDGED_ELEMENTS:
+                reason = "the model is too large for the float64 copy that all are judged by"
+            found[name] = engine.model if reason is None else Unavailable(reason)
+        there = [name for name, engine in found.items() if not isinstance(engine, Unavailable)]
+        return found if there != [OURS] else {name: found[name] for name in found if name != OURS}
+
+    def measure(self, device: torch.device, limits: Limits, *, seconds: float) -> list[Result]:
+        names = [name for name, engine in self.implementations().items() if not isinstance(engine, Unavailable)]
+        if not names:
+            return []
+        turns = _turns(self.session, tuple(names), seconds)
+        work = work_of(self.setting, self.direction)
+        counted: dict[str, Any] = dict(
+            read=work.read, written=work.written, flops=work.flops, floor_s=limits.floor_s(work, self.dtype)
+        )
+        return [
+            replace(
+                turns.judged[name], op=self.op, shape=self.shape, direction=self.direction,
+                samples=turns.samples(self.setting, self.direction, name),
+                note=turns.note(self.setting, self.direction, name), **counted,
+            )
+            for name in names
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is measured with the same processes: a model in a dtype on so many threads."""
+
+    model: ModelShape | StoredModel
+    dtype: torch.dtype
+    threads: int
+    quick: bool = False
+
+    def settings(self) -> dict[Setting, str]:
+        """What is generated, and which latency is taken of it: a token of one text and of eight, and a prompt."""
+        room = Setting(self.model, self.dtype, 1, 0, 0).config.max_positions
+        if self.quick:
+            return {Setting(self.model, self.dtype, 1, min(16, room // 2), min(16, room // 2)): INTER_TOKEN}
+        prompt = new = min(64, room // 2)
+        decoding = {Setting(self.model, self.dtype, batch, prompt, new): INTER_TOKEN for batch in (1, 8)}
+        return decoding | {Setting(self.model, self.dtype, 1, min(512, room - 1), 1): FIRST_TOKEN}
+
+
+def engine_cases(*, quick: bool, model: StoredModel | None = None) -> list[EngineCase]:
+    """Of a stored model, or of one with random weights and the embedded one; those of a session come one after the other."""
+    models: Sequence[ModelShape | StoredModel] = (
+        [model] if model else [CPU_125M, StoredModel("embedded", EMBEDDED_MODEL)]
+    )
+    if quick:
+        sessions = [Session(model or CPU_7M, torch.float32, THREADS[-1], quick=True)]
+    else:
+        sessions = [
+            Session(each, dtype, threads)
+            for each in models for dtype in (torch.float32, torch.bfloat16) for threads in THREADS
+        ]  # fmt: skip
+    return [
+        EngineCase(session, setting, direction)
+        for session in sessions for setting, direction in session.settings().items()
+    ]  # fmt: skip
+
+
+@dataclass
+class _Side:
+    """An engine that has its model, and what it did: of each setting the seconds of each token of each round, and the text."""
+
+    worker: Worker
+    patience: Patience
+    times: dict[Setting, list[list[float]]] = field(default_factory=dict)
+    texts: dict[Setting, list[list[int]]] = field(default_factory=dict)
+    waited: list[float | None] = field(default_factory=list)
+    memory: str = ""
+
+    def turn(self, setting: Setting, prompts: list[list[int]]) -> None:
+        """A timed one."""
+        time.sleep(_PAUSE)
+        once = functools.partial(self.worker.generate, prompts, setting.new)
+        (times, texts), waited = self.patience.undisturbed(once)
+        self.times.setdefault(setting, []).append(times)
+        self.texts[setting] = texts
+        self.waited.append(waited)
+
+    def close(self) -> None:
+        peak, imported = self.worker.peak, self.worker.imported
+        if peak is not None and imported is not None:
+            self.memory = (
+                f"peak memory {peak / 2**20:,.0f} MiB, {(peak - imported) / 2**20:,.0f} more than after imports"
+            )
+        self.worker.close()
+
+
+@dataclass
+class _Turns:
+    """What all engines of a session did."""
+
+    judged: dict[str, Result]
+    sides: dict[str, _Side] = field(default_factory=dict)
+
+    def samples(self, setting: Setting, direction: str, name: str) -> list[float]:
+        rounds = self.sides[name].times[setting] if name in self.sides else []
+        if direction == FIRST_TOKEN:
+            return [times[0] for times in rounds]
+        return [later - earlier for times in rounds for earlier, later in itertools.pairwise(times)]
+
+    def note(self, setting: Setting, direction: str, name: str) -> str | None:
+        if name not in self.sides:
+            return None
+        side = self.sides[name]
+        found = [side.worker.version, side.memory]
+        if direction == INTER_TOKEN:
+            median = replace(self.judged[name], samples=self.samples(setting, direction, name)).timing.median
+            found.append(f"{setting.batch / median:,.0f} tokens/s")
+        if name != OURS and OURS in self.sides:
+            found.append(agreement(side.texts[setting], self.sides[OURS].texts[setting]))
+        if is_busy(waited := mean_share(side.waited)):
+            found.append(f"other work had the CPUs for {waited:.0%} of its time")
+        return "; ".join(part for part in found if part)
+
+
+def agreement(texts: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> str:
+    """How many tokens of all rows are the same, and where the first other one is."""
+    same = [[x == y for x, y in zip(*rows, strict=True)] for rows in zip(texts, ours, strict=True)]
+    count, equal = sum(map(len, same)), sum(map(sum, same))
+    said = f"{equal} of {count} greedy tokens as {OURS}'s"
+    return (
+        said
+        if equal == count
+        else f"{said}, the first other one is token {min(row.index(False) for row in same if not all(row))}"
+    )
+
+
+@functools.lru_cache(maxsize=1)  # the cases of a session come one after the other
+def _turns(session: Session, names: tuple[str, ...], seconds: float) -> _Turns:
+    release()
+    settings = session.settings()
+    torch.manual_seed(0)
+    prompts = _prompts(session)
+    folder = _saved(session.model, session.dtype)
+    model = _model(session, folder)
+    with ExitStack() as stack:
+        sides: dict[str, _Side] = {}
+        failures: dict[str, str] = {}
+        for name in names:
+            try:
+                sides[name] = _loaded(engines()[name], folder, session, stack)
+            except CALL_ERRORS as error:
+                failures[name] = f"it cannot be started: {first_line(error)}"
+        turns = _Turns(_judged(session, model, prompts, sides, failures))
+        del model
+        release()
+        for name, side in sides.items():
+            if turns.judged[name].failure is None:
+                turns.sides[name] = side
+        _take_turns(turns, settings, prompts, seconds)
+    return turns
+
+
+def _loaded(engine: Peer, folder: Path, session: Session, stack: ExitStack) -> _Side:
+    """An engine with its model, which ends with `stack`."""
+    settings = session.settings()
+    model = engine.model(folder, session.dtype)
+    worker = Worker(engine.program, threads=session.threads)
+    side = _Side(worker, Patience(MIN_ROUNDS * len(settings), worker.pid))
+    stack.callback(side.close)
+    worker.load(
+        model, session.dtype, threads=session.threads, batch=max(each.batch for each in settings),
+        context=max(each.prompt + each.new for each in settings),
+        tokens=max(each.batch * (each.prompt + each.new) for each in settings),
+    )  # fmt: skip
+    return side
+
+
+def _prompts(session: Session) -> dict[Setting, Tensor]:
+    """Of each setting the first rows and tokens of the same texts."""
+    settings = session.settings()
+    batch, prompt = max(each.batch for each in settings), max(each.prompt for each in settings)
+    rows = prompts_of(Setting(session.model, session.dtype, batch, prompt, 0), torch.device("cpu"))
+    return {each: rows[: each.batch, : each.prompt] for each in settings}
+
+
+def _model(session: Session, folder: Path) -> Any:
+    """transformers' model as it lies in `folder`, where it is saved first; our reader dequantises a stored one."""
+    from transformers import AutoModelForCausalLM
+
+    with without_bars():
+        if not folder.exists() and isinstance(session.model, StoredModel):
+            checkpoint.save(checkpoint.load(session.model.path, device="cpu", dtype=session.dtype), folder)
+        elif not folder.exists():
+            build_model(session.model, torch.device("cpu"), session.dtype).save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=session.dtype).eval()
+
+
+@functools.lru_cache(maxsize=1)  # the sessions of a model and dtype come one after the other
+def _folder_of(model: ModelShape | StoredModel, dtype: torch.dtype) -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="llama-fast-engines-")
+
+
+def _saved(model: ModelShape | StoredModel, dtype: torch.dtype) -> Path:
+    """Where the model lies as transformers saves it; what others make of it lies beside it."""
+    return Path(_folder_of(model, dtype).name) / "model"
+
+
+def _judged(
+    session: Session, model: Any, prompts: dict[Setting, Tensor], sides: dict[str, _Side], failures: dict[str, str]
+) -> dict[str, Result]:
+    """Each engine's error, of the text of a few rows; transformers' own is what they are judged beside."""
+    setting, rows = max(prompts.items(), key=lambda each: each[0].batch)
+    rows, new = rows[:JUDGED_ROWS], min(setting.new, JUDGED_NEW)
+    reference = in_float64(model)
+    plain = transformers_side(model)
+
+    def chosen(texts: list[list[int]]) -> Tensor:
+        return torch.cat([shares_of_best(reference, *row) for row in zip(rows, texts, strict=True)])
+
+    def baseline() -> list[Tensor]:
+        return [plain.logits(rows[0]), chosen(plain.generate(rows, new).token_ids)]
+
+    def answer(side: _Side) -> list[Tensor]:
+        return [side.worker.logits(rows[0].tolist()), chosen(side.worker.generate(rows.tolist(), new)[1])]
+
+    def fail(reason: str) -> list[Tensor]:
+        raise RuntimeError(reason)
+
+    expected = [logits_of(reference, rows[0]), torch.ones(len(rows) * new)]
+    calls = {BASELINE: baseline} | {name: functools.partial(answer, side) for name, side in sides.items()}
+    calls |= {name: functools.partial(fail, reason) for name, reason in failures.items()}
+    judged = judge(EngineCase(session, setting, FORWARD), expected, calls)
+    del judged[BASELINE]  # in this process, and not timed
+    return judged
+
+
+def _take_turns(turns: _Turns, settings: dict[Setting, str], prompts: dict[Setting, Tensor], seconds: float) -> None:
+    """Rounds of each setting, after two to warm up; who fails on the way has a failure."""
+
+    def everybody(do: Callable[[_Side, Setting, list[list[int]]], Any], shift: int) -> None:
+        names = list(turns.sides)
+        for setting, name in itertools.product(settings, names[shift:] + names[:shift]):
+            try:
+                if name in turns.sides:
+                    do(turns.sides[name], setting, prompts[setting].tolist())
+            except CALL_ERRORS as error:
+                turns.judged[name] = replace(turns.judged[name], failure=f"it cannot be timed: {first_line(error)}")
+                del turns.sides[name]
+
+    for _ in range(2):
+        everybody(lambda side, setting, ids: side.worker.generate(ids, setting.new), 0)
+    start, count = time.perf_counter(), 0
+    while turns.sides and (count < MIN_ROUNDS or time.perf_counter() - start < seconds * len(turns.sides)):
+        everybody(_Side.turn, count % len(turns.sides))
+        count += 1
