@@ -78,34 +78,49 @@ def _print_demo(result: "DemoResult") -> None:
     console.print(f"[bold]{escape(name)}[/], {result.dtype}, on [bold]{result.implementation}[/]")
     console.print(result.report.table())
 
-    same, total = result.identical_tokens, len(plain.token_ids)
-    verdict = "[green]pass[/]" if result.logits_pass else "[red]FAIL[/]"
-    table = Table("parity", "transformers", "fused", title="Parity with the float64 reference", title_justify="left")
-    table.add_row("largest logit error", f"{plain.largest_logit_error:.2e}", f"{fused.largest_logit_error:.2e}")
-    table.add_row("relative logit error", f"{plain.relative_logit_error:.2e}", f"{fused.relative_logit_error:.2e}")
-    table.add_row("within 2x of transformers + eps", "", verdict)
-    table.add_row("greedy tokens identical", "", f"{same} of {total}" if same < total else f"[green]all {total}[/]")
+    ours = {"fused": fused} if isinstance(result.engine, str) else {"fused": fused, "engine": result.engine}
+    table = Table("parity", "transformers", *ours, title="Parity with the float64 reference", title_justify="left")
+    for label, name in (
+        ("largest logit error", "largest_logit_error"),
+        ("relative logit error", "relative_logit_error"),
+    ):
+        table.add_row(label, *(f"{getattr(side, name):.2e}" for side in (plain, *ours.values())))
+    verdicts = ["[green]pass[/]" if result.logits_pass(side) else "[red]FAIL[/]" for side in ours.values()]
+    table.add_row("within 2x of transformers + eps", "", *verdicts)
+    total = len(plain.token_ids)
+    same = [result.identical_tokens(side) for side in ours.values()]
+    counts = [f"{count} of {total}" if count < total else f"[green]all {total}[/]" for count in same]
+    table.add_row("greedy tokens identical", "", *counts)
     console.print(table)
 
     title = f"Speed, medians of {result.rounds} interleaved rounds on {result.implementation}"
     table = Table(title=title, title_justify="left")
     table.add_column("speed", no_wrap=True)
-    for column in ("transformers", "fused", "ratio"):
+    for column in ("transformers", *(column for name in ours for column in (name, "ratio"))):
         table.add_column(column, justify="right")
-    for label, before, after in (
-        ("throughput, tokens/s", plain.tokens_per_second, fused.tokens_per_second),
-        ("time to first token, ms", plain.first_token_ms, fused.first_token_ms),
-        ("time per token, ms", plain.token_ms, fused.token_ms),
-        ("peak memory, MiB", plain.peak_memory_mib, fused.peak_memory_mib),
+    for label, name in (
+        ("throughput, tokens/s", "tokens_per_second"),
+        ("time to first token, ms", "first_token_ms"),
+        ("time per token, ms", "token_ms"),
+        ("peak memory, MiB", "peak_memory_mib"),
     ):
-        if before is not None and after is not None:
-            table.add_row(label, f"{before:,.2f}", f"{after:,.2f}", f"{after / before:.2f}x")
+        before = getattr(plain, name)
+        if before is not None:
+            cells = [_beside(before, getattr(side, name)) for side in ours.values()]
+            table.add_row(label, f"{before:,.2f}", *(text for cell in cells for text in cell))
     console.print(table)
+    if isinstance(result.engine, str):
+        console.print(f"llama_fast.LLM does not run this model: {escape(result.engine)}", style="yellow")
     if not result.implementation.endswith((": Triton", "native")):
         console.print(
             "No Triton kernel ran at speed here: these figures say nothing about the kernels.", style="yellow"
         )
     _print_texts(result)
+
+
+def _beside(before: float, after: float | None) -> tuple[str, str]:
+    """A figure of ours and its ratio to the one before."""
+    return ("", "") if after is None else (f"{after:,.2f}", f"{after / before:.2f}x")
 
 
 def _print_texts(result: "DemoResult") -> None:

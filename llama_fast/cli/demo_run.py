@@ -1,6 +1,7 @@
 """The demo: generate with plain transformers, fuse, generate again, and set the numbers side by side, from one run."""
 
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..decoder.checkpoint import find
-from ..engine.llm import EMBEDDED_MODEL
+from ..engine.llm import EMBEDDED_MODEL, LLM
+from ..engine.sampling_params import SamplingParams
 from ..environment import implementation_on
 from ..fusion import FuseReport, fuse, unfuse
 from ..fusion.verify import InFloat64
@@ -48,7 +50,8 @@ class Opening:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models: what it wrote, how wrong its logits are, how fast it was (medians over the rounds)."""
+    """Who wrote: the plain model, the fused one, or the engine. What it wrote, how wrong its logits are, how fast it was (medians
+    over the rounds)."""
 
     text: str
     token_ids: list[int]
@@ -62,7 +65,7 @@ class Side:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo shows. `identical_tokens` counts the greedy tokens before the first difference."""
+    """What the demo shows. `engine` is `llama_fast.LLM` on the same weights, or why it is not there."""
 
     model: str
     implementation: str
@@ -71,9 +74,18 @@ class DemoResult:
     report: FuseReport
     plain: Side
     fused: Side
-    identical_tokens: int
-    logits_pass: bool
+    engine: Side | str
     rounds: int
+
+    def logits_pass(self, side: Side) -> bool:
+        """Whether a side's logits keep to the error rule beside the plain model's."""
+        return side.relative_logit_error <= error_bound(self.plain.relative_logit_error, getattr(torch, self.dtype))
+
+    def identical_tokens(self, side: Side) -> int:
+        """The greedy tokens before the first that is not the plain model's."""
+        pairs = zip(self.plain.token_ids, side.token_ids, strict=False)
+        shorter = min(len(self.plain.token_ids), len(side.token_ids))
+        return next((i for i, (x, y) in enumerate(pairs) if x != y), shorter)
 
 
 @dataclass
@@ -107,7 +119,8 @@ def run_demo(
     Without an `opening` a model with a chat template is asked `QUESTION`; others go on from `PROMPT`, and so does the embedded one, which
     knows stories.
 
-    The rounds alternate between the two, after one round of each that is not counted.
+    The rounds alternate between the two, after one round of each that is not counted; those of the engine, which has the weights a second
+    time, follow.
 
     Raises:
         ValueError: `opening` is empty, or a question to a model without a chat template; or `new_tokens` or `rounds` is less than
@@ -153,6 +166,8 @@ def run_demo(
     prompt_length = inputs.input_ids.shape[1]
     plain = _side(tokenizer, plain_ids, prompt_length, plain_logits, expected, timed[False])
     fused_side = _side(tokenizer, fused_ids, prompt_length, fused_logits, expected, timed[True])
+    progress("the engine")
+    engine = _engine(model_path, tokenizer, inputs.input_ids, plain_ids, expected, new_tokens, rounds, dtype=dtype)
     return DemoResult(
         model=str(model_path),
         implementation=implementation_on(device).name,
@@ -161,8 +176,7 @@ def run_demo(
         report=report,
         plain=plain,
         fused=fused_side,
-        identical_tokens=_common_prefix(plain.token_ids, fused_side.token_ids),
-        logits_pass=fused_side.relative_logit_error <= error_bound(plain.relative_logit_error, dtype),
+        engine=engine,
         rounds=rounds,
     )
 
@@ -201,6 +215,31 @@ def _timed_generation(model: Any, tokenizer: Any, inputs: Any, new_tokens: int) 
     return _Round(first - start, gaps, _peak_memory_mib(device))
 
 
+def _engine(
+    model_path: str | Path, tokenizer: Any, prompt_ids: Tensor, plain_ids: Tensor, expected: Tensor, new_tokens: int,
+    rounds: int, *, dtype: torch.dtype,
+) -> Side | str:  # fmt: skip
+    """`llama_fast.LLM` with the same prompt, without the prefix that it remembers; where it does not take the model, what it says."""
+    device, prompt = plain_ids.device, prompt_ids[0].tolist()
+    try:
+        llm = LLM(model_path, dtype=dtype, device=device, max_batch=1, progress=False)
+    except ValueError as error:
+        return str(error)
+    samples = []
+    for _ in range(rounds + 1):
+        llm.forget_prefixes()
+        start, times = time.perf_counter(), []
+        request = llm.submit(prompt, SamplingParams(temperature=0.0, min_tokens=2, max_tokens=new_tokens))
+        while not request.done:
+            llm.step()
+            times += [time.perf_counter()] * (len(request.completion.token_ids) - len(times))
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        samples.append(_Round(times[0] - start, gaps, None))
+    ids = torch.tensor([prompt + request.completion.token_ids])
+    logits = llm.logits(plain_ids[0]).cpu()[None]
+    return _side(tokenizer, ids, len(prompt), logits, expected, samples[1:])
+
+
 def _side(
     tokenizer: Any, ids: Tensor, prompt_length: int, logits: Tensor, expected: Tensor, rounds: list[_Round]
 ) -> Side:
@@ -218,10 +257,6 @@ def _side(
         token_ms=1e3 * statistics.median(gap for sample in rounds for gap in sample.tokens),
         peak_memory_mib=max(peaks) if peaks else None,
     )
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _reset_peak_memory(device: torch.device) -> None:
