@@ -303,12 +303,15 @@ def _model(session: Session, folder: Path) -> Any:
     """transformers' model as it lies in `folder`, where it is saved first; our reader dequantises a stored one."""
     from transformers import AutoModelForCausalLM
 
+    stored = session.model
     with without_bars():
-        if not folder.exists() and isinstance(session.model, StoredModel):
-            checkpoint.save(checkpoint.load(session.model.path, device="cpu", dtype=session.dtype), folder)
-        elif not folder.exists():
-            build_model(session.model, torch.device("cpu"), session.dtype).save_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=session.dtype).eval()
+        if not folder.exists():
+            if isinstance(stored, StoredModel):
+                checkpoint.save(checkpoint.load(stored.path, device="cpu", dtype=session.dtype), folder)
+            else:
+                build_model(stored, torch.device("cpu"), session.dtype).save_pretrained(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=session.dtype)
+    return model.eval()
 
 
 @functools.lru_cache(maxsize=1)  # the sessions of a model and dtype come one after the other
