@@ -122,6 +122,13 @@ def test_what_is_drawn_is_all_that_is_kept(asked, device):
         assert set(tokens.tolist()) == kept[tuple(asked.values())]
 
 
+def test_of_ties_at_the_border_of_top_k_top_p_counts_as_many_as_there_is_room_for(device):
+    """0.7 of the probabilities 1 and e^-1 is less than the first; of 1 and four times e^-1 it would not be."""
+    logits = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0], device=device)
+    tokens, expected = both(logits.expand(20, -1), [dict(top_k=2, top_p=0.7)] * 20)
+    assert tokens.tolist() == expected.tolist() == [1] * 20
+
+
 @pytest.mark.parametrize("vocab", [1, 2, 63, 64, 65, 9000])
 def test_one_token_is_left(vocab, device):
     last = torch.full((1, vocab), -INF, device=device)
