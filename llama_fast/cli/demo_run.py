@@ -228,7 +228,8 @@ def _engine(
     samples = []
     for _ in range(rounds + 1):
         llm.forget_prefixes()
-        start, times = time.perf_counter(), []
+        times: list[float] = []
+        start = time.perf_counter()
         request = llm.submit(prompt, SamplingParams(temperature=0.0, min_tokens=2, max_tokens=new_tokens))
         while not request.done:
             llm.step()
