@@ -1,26 +1,16 @@
 """The operators of a side on a CPU, and the launches of steps that it replays: what each must do, counted once, and what it takes,
 timed in further runs."""
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
-
 from torch import Tensor, nn
 
+from ..measure.phases import by_token
 from ..measure.quiet import Patience
-from ..measure.sides import EngineSide, Generation, OnPhase, Side, TransformersSide
-from .counting import Op, OpCounter
+from ..measure.sides import EngineSide, Generation, Side, TransformersSide
+from .counting import FORWARD, Op, OpCounter
 from .kernels import Entry, operator_entries
 from .replays import Replay, Replays
 
 _COUNTED, _TIMED = 5, 13
-
-
-class _Ended(Protocol):
-    @property
-    def ended(self) -> float: ...
-
-
-T = TypeVar("T", bound=_Ended)
 
 
 class Operators:
@@ -37,10 +27,11 @@ class Operators:
 
     def __init__(self, side: Side, prompts: Tensor, new_tokens: int, *, repeats: int = 0) -> None:
         self._side, self._prompts, self._new_tokens = side, prompts, min(new_tokens, _TIMED)
-        counter, self._replays = OpCounter(module_of(side)), Replays(side)
-        with self._replays.timed() as replays:
-            _, self._counted = count(side, prompts, min(new_tokens, _COUNTED), counter, self._replays.on_phase)
-        self.replays = bool(replays)
+        counter = OpCounter(module_of(side))
+        _, self._counted = count(side, prompts, min(new_tokens, _COUNTED), counter)
+        self._replays = Replays(side)
+        _, replayed = self._replays.generate(prompts, min(new_tokens, _COUNTED))
+        self.replays = any(replayed)
         self.prompt: list[list[Entry]] = []
         self.decoding: list[list[Entry]] = []
         self.waited: list[float | None] = []
@@ -51,22 +42,22 @@ class Operators:
 
         def once() -> tuple[list[list[Op]], list[list[Replay]]]:
             counter = OpCounter(module_of(self._side), only_time=True)
-            with self._replays.timed() as replays:
-                generation, ops = count(
-                    self._side, self._prompts, self._new_tokens, counter, self._replays.on_phase
-                )  # fmt: skip
-            return ops, by_token(replays, generation)
+            _, ops = count(self._side, self._prompts, self._new_tokens, counter)
+            # apart from these: what the counter does between two steps makes launches 3 % slower
+            _, replays = self._replays.generate(self._prompts, self._new_tokens)
+            return ops, replays or [[] for _ in ops]
 
         (ops, replays), waited = self._patience.undisturbed(once)
         self.waited.append(waited)
-        entries = [
-            operator_entries(self._counted[min(i, len(self._counted) - 1)], each) for i, each in enumerate(ops)
-        ]  # fmt: skip
-        self.prompt.append(entries[0])
-        for of_operators, replayed in zip(entries[1:], replays[1:], strict=True):
-            if all(replay.launches for replay in replayed):
-                of_launches = [entry for replay in replayed for entry in self._replays.entries(replay)]
-                self.decoding.append([*of_launches, *of_operators])
+        for i, (timed, replayed) in enumerate(zip(ops, replays, strict=True)):
+            if i and replayed:  # beside prompts of other rows, a token's step is one of operators: that is another step
+                timed = [op for op in timed if op.phase != FORWARD]
+            entries = operator_entries(self._counted[min(i, len(self._counted) - 1)], timed)
+            if not i:
+                self.prompt.append(entries)
+            elif all(replay.launches for replay in replayed):
+                launches = [entry for replay in replayed for entry in self._replays.entries(replay)]
+                self.decoding.append([*launches, *entries])
 
 
 def module_of(side: Side) -> nn.Module:
@@ -78,31 +69,12 @@ def module_of(side: Side) -> nn.Module:
     return module
 
 
-def count(
-    side: Side, prompts: Tensor, new_tokens: int, counter: OpCounter, on_phase: OnPhase = lambda _: None
-) -> tuple[Generation, list[list[Op]]]:  # fmt: skip
+def count(side: Side, prompts: Tensor, new_tokens: int, counter: OpCounter) -> tuple[Generation, list[list[Op]]]:
     """Generates under the counter. The ops that ended before each token and after the one before it."""
-
-    def watch(name: str) -> None:
-        on_phase(name)
-        counter.on_phase(name)
-
-    side.watch(watch)
+    side.watch(counter.on_phase)
     try:
         with counter.listening():
             generation = side.generate(prompts, new_tokens)
     finally:
         side.watch(None)
     return generation, by_token(counter.ops, generation)
-
-
-def by_token(ended: Sequence[T], generation: Generation) -> list[list[T]]:
-    """What ended before each token and after the one before it. `ended` are in order."""
-    of_tokens: list[list[T]] = [[] for _ in generation.times]
-    i = 0
-    for each in ended:
-        while i < len(of_tokens) and each.ended > generation.start + generation.times[i]:
-            i += 1
-        if i < len(of_tokens):
-            of_tokens[i].append(each)
-    return of_tokens

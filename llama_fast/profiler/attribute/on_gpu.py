@@ -13,10 +13,11 @@ from torch import Tensor
 from ...engine.placement import current
 from ...engine.recorded_steps import Recorded
 from ...engine.sampling import Needs
+from ..measure.phases import by_token
 from ..measure.sides import EngineSide, Side, TransformersSide
 from .counting import Op, OpCounter
 from .kernels import Entry, Event, kernel_entries
-from .on_cpu import by_token, count, module_of
+from .on_cpu import count, module_of
 from .trace import Trace, traced
 
 _TOKENS = 16  # that are traced; the first and last steps are left out

@@ -3,16 +3,17 @@ belongs to is known from the same step run op by op, which makes the same launch
 
 import itertools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from ...engine.placement import own_modes
 from ...engine.recorded_steps import Recorded
 from ...kernels.cpu import recorded_by_name
 from ...kernels.native.compiled import recording
-from ..measure.sides import EngineSide, Side
+from ..measure.phases import by_token
+from ..measure.sides import EngineSide, Generation, Side
 from .counting import Op, OpCounter
 from .kernels import Entry, Event, kernel_entries
 
@@ -45,23 +46,28 @@ class Replays:
         self._seen: list[Replay] = []
         self._phase_ended = 0.0
 
-    @contextmanager
-    def timed(self) -> Iterator[list[Replay]]:
-        """What is replayed inside, if `on_phase` is told of the side's phases. A recording is timed from the second replay that is seen on."""
-        self._seen = []
+    def generate(self, prompts: Tensor, new_tokens: int) -> tuple[Generation | None, list[list[Replay]]]:
+        """What is replayed for each token, after prompts that are known from before. A recording is timed from the second replay that is
+        seen on. Nothing is generated where nothing is replayed."""
+        if self._runner is None or self._runner.steps is None:
+            return None, []
+        self._seen, known = [], [replay for replay, _, _ in self._known.values()]
         self._taken()  # what was replayed before
-        for known, _, _ in self._known.values():
-            known.recorded.recording.stamp(True)
+        for replay in known:
+            replay.recorded.recording.stamp(True)
+        self._side.watch(self._on_phase)
         try:
-            yield self._seen
+            generation = self._side.generate(prompts, new_tokens, reuse=True)
         finally:
-            for replay in [*self._seen, *(known for known, _, _ in self._known.values())]:
+            self._side.watch(None)
+            for replay in [*known, *self._seen]:
                 replay.recorded.recording.stamp(False)
         for replay in self._seen:
             if id(replay.recorded) not in self._known:
                 self._known[id(replay.recorded)] = replay, *self._by_ops(replay)
+        return generation, by_token(self._seen, generation)
 
-    def on_phase(self, name: str) -> None:
+    def _on_phase(self, name: str) -> None:
         """A phase has ended. A replay is a phase of its own."""
         now, last = time.perf_counter(), self._taken()
         if last is not None:

@@ -9,7 +9,7 @@ from llama_fast.kernels import cpu
 from llama_fast.kernels.norm_qkv_rope import norm_qkv_rope_op
 from llama_fast.ops import attention, attention_decode, linear
 from llama_fast.profiler.attribute.counting import OpCounter
-from llama_fast.profiler.attribute.on_cpu import by_token, count
+from llama_fast.profiler.attribute.on_cpu import count
 from llama_fast.profiler.attribute.replays import Replays
 from llama_fast.profiler.measure.sides import EngineSide, transformers_side
 from llama_fast.profiler.measure.work import Work, decoding_step_work
@@ -45,13 +45,11 @@ def total(ops) -> Work:
 
 def decoding_ops(side, model, *, batch: int, prompt: int):
     """The ops of the last decoding step of three tokens, replayed or not: each row attends to prompt + 2 keys."""
-    counter, replays = OpCounter(model), Replays(side)
-    with replays.timed() as seen:
-        generation, of_tokens = count(side, torch.randint(3, VOCAB, (batch, prompt)), 3, counter, replays.on_phase)
-    return [
-        *(op for replay in by_token(seen, generation)[-1] for op in replays.ops(replay)),
-        *(op for op in of_tokens[-1] if op.phase != "inputs"),
-    ]
+    counter, replays, prompts = OpCounter(model), Replays(side), torch.randint(3, VOCAB, (batch, prompt))
+    _, of_tokens = count(side, prompts, 3, counter)
+    _, replayed = replays.generate(prompts, 3)
+    of_replays = [op for replay in (replayed or [[]])[-1] for op in replays.ops(replay)]
+    return [*of_replays, *(op for op in of_tokens[-1] if op.phase != "inputs")]
 
 
 def around_attention(batch: int) -> dict[str, Work]:

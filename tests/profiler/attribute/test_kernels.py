@@ -14,9 +14,9 @@ from llama_fast.profiler.attribute.kernels import (
     operator_entries,
     table,
 )
-from llama_fast.profiler.attribute.on_cpu import by_token
 from llama_fast.profiler.attribute.trace import read_trace
 from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.phases import by_token
 from llama_fast.profiler.measure.sides import Generation
 from llama_fast.profiler.measure.work import Work
 

@@ -5,9 +5,8 @@ import torch
 
 from llama_fast.engine.llm import LLM
 from llama_fast.kernels import cpu
-from llama_fast.profiler.attribute.counting import OpCounter
 from llama_fast.profiler.attribute.kernels import NOT_ATTRIBUTED
-from llama_fast.profiler.attribute.on_cpu import Operators, by_token, count
+from llama_fast.profiler.attribute.on_cpu import Operators
 from llama_fast.profiler.attribute.replays import Replays
 from llama_fast.profiler.measure.sides import EngineSide
 from tests.decoder.models import make, save
@@ -33,19 +32,12 @@ def side(folder):
     return EngineSide(LLM(folder, dtype="float32", device="cpu", progress=False))
 
 
-def generate(side, replays, rows=1, tokens=6):
-    counter = OpCounter(side.llm.decoder)
-    with replays.timed() as seen:
-        generation, ops = count(side, prompts(rows), tokens, counter, replays.on_phase)
-    return generation, by_token(seen, generation), ops
-
-
 def test_each_token_but_the_first_is_a_replay_that_is_timed_when_its_recording_is_known(side):
     replays = Replays(side)
-    _, of_tokens, _ = generate(side, replays)
+    _, of_tokens = replays.generate(prompts(1), 6)
     assert [len(each) for each in of_tokens] == [0, 1, 1, 1, 1, 1]
     assert [bool(replay.launches) for (replay,) in of_tokens[1:]] == [False, True, True, True, True]
-    generation, of_tokens, _ = generate(side, replays)
+    generation, of_tokens = replays.generate(prompts(1), 6)
     for i, (replay,) in enumerate(of_tokens[1:]):
         began, ended = (generation.start + time for time in generation.times[i : i + 2])
         assert began < replay.launches[0].start and replay.launches[-1].ended <= replay.ended < ended
@@ -60,8 +52,8 @@ def test_each_token_but_the_first_is_a_replay_that_is_timed_when_its_recording_i
 @pytest.mark.parametrize("rows", [1, 3])
 def test_every_launch_belongs_to_an_op(side, rows):
     replays = Replays(side)
-    generate(side, replays, rows)
-    _, of_tokens, _ = generate(side, replays, rows)
+    replays.generate(prompts(rows), 6)
+    _, of_tokens = replays.generate(prompts(rows), 6)
     (replay,) = of_tokens[-1]
     entries = replays.entries(replay)
     assert [entry.name for entry in entries] == [
@@ -80,9 +72,8 @@ def test_plain_replays_are_not_stamped_and_tokens_are_the_same(side):
     plain = side.generate(prompts(2), 8).token_ids
     replays = Replays(side)
     for _ in range(2):
-        generation, _, _ = generate(side, replays, 2, tokens=8)
+        generation, _ = replays.generate(prompts(2), 8)
         assert generation.token_ids == plain
-    recorded, _ = side.llm._core.runner.steps.last or (None, None)
     assert side.generate(prompts(2), 8).token_ids == plain
     recorded, _ = side.llm._core.runner.steps.last
     stamps = recorded.recording.stamps
