@@ -105,14 +105,15 @@ class RecordedSteps(Generic[_Output]):
         cache: that it runs over.
         longest: tokens of the longest sequence.
         console: gets a line for each recording that takes long.
+        phase: is told "inputs" when a step's are written.
     """
 
     def __init__(
         self, step: Callable[[StepInputs, Any], _Output], recorder: Recorder, cache: KVCache, *, padding_row: int,
-        longest: int, console: Console,
+        longest: int, console: Console, phase: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._step, self.recorder, self._cache = step, recorder, cache
-        self._padding_row, self._console = padding_row, console
+        self._padding_row, self._console, self._phase = padding_row, console, phase
         self._most_blocks = -(-longest // cache.block_size)
         self._of_variants: dict[Hashable, dict[Hashable, Recorded[_Output]]] = {}
         self.use(None)
@@ -129,6 +130,7 @@ class RecordedSteps(Generic[_Output]):
         if recorded is None:
             recorded = self._recorded[key] = self._record(*key)
         recorded.write(chunks)
+        self._phase("inputs")
         recorded.recording.replay()
         self.last = recorded, needs
         return recorded.output

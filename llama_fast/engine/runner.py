@@ -58,7 +58,7 @@ class Runner:
         """From now on decoding steps are recorded and replayed, for sequences of at most `longest` tokens."""
         self.steps = RecordedSteps(
             self.decode, NativeRecordings() if self._natively else CudaGraphs(self.cache.device), self.cache,
-            padding_row=self.sampler.padding_row, longest=longest, console=console,
+            padding_row=self.sampler.padding_row, longest=longest, console=console, phase=self._phase,
         )  # fmt: skip
         self.use(self.decoder.fusions)
 

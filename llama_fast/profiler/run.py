@@ -13,7 +13,7 @@ from .attribute.kernels import Entry, table
 from .attribute.on_cpu import Operators
 from .attribute.on_gpu import steps_on_gpu
 from .attribute.trace import write_trace
-from .attribute.waterfall import gpu_first_token, gpu_token, host_waterfall
+from .attribute.waterfall import AROUND_REPLAY, BETWEEN_OPERATORS, gpu_first_token, gpu_token, host_waterfall
 from .machine import gpu_state, machine
 from .measure.contexts import Tick, ablations, context_points
 from .measure.latency import Rounds, run_rounds
@@ -157,13 +157,15 @@ def _on_cpu(
     limits: Limits, rounds: Rounds, operators: Operators, least_prompt: float | None, least: float | None
 ) -> Attributed:
     prompt_kernels, kernels = table(operators.prompt, limits), table(operators.decoding, limits)
-    latency, note = rounds.latency(1), _FLOOR.format("operator")
+    latency = rounds.latency(1)
+    of_tokens, gaps_are = ("kernel", AROUND_REPLAY) if operators.replays else ("operator", BETWEEN_OPERATORS)
     first = host_waterfall(
-        latency.ttft.median, typical(rounds.first), prompt_kernels, gaps=_gaps(operators.prompt), floor_note=note,
-        least=least_prompt,
+        latency.ttft.median, typical(rounds.first), prompt_kernels, gaps=_gaps(operators.prompt),
+        floor_note=_FLOOR.format("operator"), least=least_prompt,
     )  # fmt: skip
     token = host_waterfall(
-        latency.itl.median, typical(rounds.decoding), kernels, gaps=_gaps(operators.decoding), floor_note=note, least=least
+        latency.itl.median, typical(rounds.decoding), kernels, gaps=_gaps(operators.decoding), gaps_are=gaps_are,
+        floor_note=_FLOOR.format(of_tokens), least=least,
     )  # fmt: skip
     return first, token, kernels, prompt_kernels
 

@@ -10,6 +10,7 @@ import torch
 import llama_fast
 from llama_fast.engine.llm import LLM
 from llama_fast.fusion import fuse
+from llama_fast.kernels import cpu
 from llama_fast.profiler import run as job
 from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.measure.contexts import _steps_at
@@ -65,7 +66,7 @@ def test_the_parts_sum_to_what_was_measured_and_little_is_left(embedded):
         parts = {part.name: part.seconds for part in run.token.parts}
         # on an idle machine under 3 %; operators and rounds are timed in turns, but not at once
         little = abs(parts["rest"]) < 0.25 * run.token.measured
-        little &= parts.get("between operators", 0.0) < 0.5 * run.token.measured
+        little &= parts.get("between operators", 0.0) + parts.get("call of the replay", 0.0) < 0.5 * run.token.measured
         assert little or run.is_disturbed, run.side  # a busy machine spoils the parts, and is said to
         assert parts["floor"] > 0.02 * run.token.measured
         if run.side == "llama-fast":
@@ -117,9 +118,10 @@ def test_contexts_are_measured_where_they_fit_and_computed_elsewhere(embedded):
 
 def test_only_what_has_an_effect_is_switched_off(embedded):
     profile, _, _ = embedded
-    assert [ablation.fusion for ablation in profile.ablations] == ["residual"]
-    ablation = profile.ablations[0]
-    assert len(ablation.on.samples) == len(ablation.off.samples) == 5 * 23
+    fused = ["residual"] if cpu.chosen() == "pytorch" else ["norm_qkv_rope", "norm_swiglu"]
+    assert [ablation.fusion for ablation in profile.ablations] == fused
+    for ablation in profile.ablations:
+        assert len(ablation.on.samples) == len(ablation.off.samples) == 5 * 23
 
 
 def test_the_evidence(embedded):

@@ -92,7 +92,7 @@ class OpCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for phase, end in phases:
             for func, path, is_head, work, dtype, start, ended in self._calls[len(found) : end]:
                 name = func._schema.name
-                where = _PHASES.get(phase, "head" if is_head else _where(name, path))
+                where = WHERE.get(phase, "head" if is_head else _where(name, path))
                 found.append(Op(name, where, phase, work, dtype, ended - start, ended))
         return found
 
@@ -132,9 +132,10 @@ _LAYER = "layer"
 _BY_OP = {
     "llama_fast::attention": "attention", "llama_fast::attention_decode": "attention",
     "aten::index_copy_": "attention.append", "llama_fast::norm_qkv_rope": "attention.qkv",
-    "llama_fast::norm_swiglu": "mlp.gate_up",
+    "llama_fast::rope_append": "attention.append", "llama_fast::norm_swiglu": "mlp.gate_up",
+    "llama_fast::rotary_angles": "rotary",
 }  # fmt: skip
-_PHASES = {
+WHERE = {
     "sample": "sampling",
     "read": "read-back",
     "wait": "read-back",
@@ -142,6 +143,7 @@ _PHASES = {
     "inputs": "inputs",
     "generate": "generate",
 }
+"""Where the ops of a phase are that is not the model's."""
 
 
 def _folded(name: str) -> str:

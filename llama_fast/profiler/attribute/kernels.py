@@ -1,4 +1,4 @@
-"""The table of kernels (operators on a CPU) of a step, and how kernels of a replayed graph are told which op they belong to.
+"""The table of kernels (or PyTorch's operators) of a step, and how kernels of a replay are told which op they belong to.
 
 A replay says nothing of ops: its kernels have names and times. The same step, run once op by op, launches the same kernels in the
 same order, and there each is known by its launch. So the two lists are matched by order and name. Nothing here touches a device.
@@ -40,8 +40,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class GpuEvent:
-    """A kernel, a copy or a fill on a GPU. `op` is the number of the op that launched it, where that is known."""
+class Event:
+    """A kernel that ran; on a GPU also a copy or a fill. `op` is the number of the op that launched it, where that is known."""
 
     name: str
     start: float
@@ -49,7 +49,7 @@ class GpuEvent:
     op: int | None = None
 
     @property
-    def end(self) -> float:
+    def ended(self) -> float:
         return self.start + self.duration
 
 
@@ -82,8 +82,8 @@ def floor_of(entry: Entry, limits: Limits) -> float:
     return limits.floor_s(entry.work, entry.dtype if known else torch.float32)
 
 
-def cpu_entries(ops: Sequence[Op], timed: Sequence[Op]) -> list[Entry]:
-    """The entries of a step on a CPU: work from the ops that were counted, times from the same step when it was only timed."""
+def operator_entries(ops: Sequence[Op], timed: Sequence[Op]) -> list[Entry]:
+    """The entries of a step run op by op on a CPU: work from the ops that were counted, times from the same step when it was only timed."""
     works: dict[tuple[str, str, int], Op] = {}
     seen: Counter[tuple[str, str]] = Counter()
     for op in ops:
@@ -104,7 +104,7 @@ def cpu_entries(ops: Sequence[Op], timed: Sequence[Op]) -> list[Entry]:
     return entries
 
 
-def gpu_entries(replayed: Sequence[GpuEvent], known: Sequence[GpuEvent], ops: Sequence[Op]) -> list[Entry]:
+def kernel_entries(replayed: Sequence[Event], known: Sequence[Event], ops: Sequence[Op]) -> list[Entry]:
     """The entries of a step that was replayed, by those of the same step run op by op, whose `op` is known.
 
     The work of an op with several kernels stands at the one that takes longest in the replay.
@@ -118,11 +118,11 @@ def gpu_entries(replayed: Sequence[GpuEvent], known: Sequence[GpuEvent], ops: Se
         op = None if number is None else ops[number]
         entries.append(
             Entry(
-                event.name, NOT_ATTRIBUTED if op is None else op.where, max(0.0, event.end - max(event.start, end)),
+                event.name, NOT_ATTRIBUTED if op is None else op.where, max(0.0, event.ended - max(event.start, end)),
                 dtype=torch.float32 if op is None else op.dtype, gap=max(0.0, event.start - end),
             )
         )  # fmt: skip
-        end = max(end, event.end)
+        end = max(end, event.ended)
     longest: dict[int, int] = {}
     for i, number in enumerate(ops_of):
         if number is not None and (number not in longest or entries[i].seconds > entries[longest[number]].seconds):

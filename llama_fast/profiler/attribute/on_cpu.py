@@ -1,11 +1,14 @@
-"""The operators of a side on a CPU: what each must do, counted once, and what it takes, timed in further runs."""
+"""The operators of a side on a CPU, and the launches of steps that it replays: what each must do, counted once, and what it takes,
+timed in further runs."""
 
 from torch import Tensor, nn
 
+from ..measure.phases import by_token
 from ..measure.quiet import Patience
 from ..measure.sides import EngineSide, Generation, Side, TransformersSide
-from .counting import Op, OpCounter
-from .kernels import Entry, cpu_entries
+from .counting import FORWARD, Op, OpCounter
+from .kernels import Entry, operator_entries
+from .replays import Replay, Replays
 
 _COUNTED, _TIMED = 5, 13
 
@@ -17,7 +20,8 @@ class Operators:
 
     Attributes:
         prompt: entries of the prompt's computation, once for each `time`.
-        decoding: entries of each decoding step.
+        decoding: entries of each decoding step: of a replayed one the launches, and the operators around them.
+        replays: whether the side replays its decoding steps.
         waited: the share of the timed steps in which other work had the CPUs, once for each `time`; None: not known.
     """
 
@@ -25,6 +29,9 @@ class Operators:
         self._side, self._prompts, self._new_tokens = side, prompts, min(new_tokens, _TIMED)
         counter = OpCounter(module_of(side))
         _, self._counted = count(side, prompts, min(new_tokens, _COUNTED), counter)
+        self._replays = Replays(side)
+        _, replayed = self._replays.generate(prompts, min(new_tokens, _COUNTED))
+        self.replays = any(replayed)
         self.prompt: list[list[Entry]] = []
         self.decoding: list[list[Entry]] = []
         self.waited: list[float | None] = []
@@ -33,15 +40,24 @@ class Operators:
     def time(self) -> None:
         """Generates some tokens, and times each operator; again if other work disturbs it, `repeats` times in all."""
 
-        def once() -> list[list[Op]]:
+        def once() -> tuple[list[list[Op]], list[list[Replay]]]:
             counter = OpCounter(module_of(self._side), only_time=True)
-            return count(self._side, self._prompts, self._new_tokens, counter)[1]
+            _, ops = count(self._side, self._prompts, self._new_tokens, counter)
+            # apart from these: what the counter does between two steps makes launches 3 % slower
+            _, replays = self._replays.generate(self._prompts, self._new_tokens)
+            return ops, replays or [[] for _ in ops]
 
-        timed, waited = self._patience.undisturbed(once)
+        (ops, replays), waited = self._patience.undisturbed(once)
         self.waited.append(waited)
-        counted = self._counted
-        self.prompt.append(cpu_entries(counted[0], timed[0]))
-        self.decoding += [cpu_entries(counted[min(i, len(counted) - 1)], timed[i]) for i in range(1, len(timed))]
+        for i, (timed, replayed) in enumerate(zip(ops, replays, strict=True)):
+            if i and replayed:  # beside prompts of other rows, a token's step is one of operators: that is another step
+                timed = [op for op in timed if op.phase != FORWARD]
+            entries = operator_entries(self._counted[min(i, len(self._counted) - 1)], timed)
+            if not i:
+                self.prompt.append(entries)
+            elif all(replay.launches for replay in replayed):
+                launches = [entry for replay in replayed for entry in self._replays.entries(replay)]
+                self.decoding.append([*launches, *entries])
 
 
 def module_of(side: Side) -> nn.Module:
@@ -61,11 +77,4 @@ def count(side: Side, prompts: Tensor, new_tokens: int, counter: OpCounter) -> t
             generation = side.generate(prompts, new_tokens)
     finally:
         side.watch(None)
-    of_tokens: list[list[Op]] = [[] for _ in generation.times]
-    i = 0
-    for op in counter.ops:
-        while i < len(of_tokens) and op.ended > generation.start + generation.times[i]:
-            i += 1
-        if i < len(of_tokens):
-            of_tokens[i].append(op)
-    return generation, of_tokens
+    return generation, by_token(counter.ops, generation)

@@ -13,9 +13,10 @@ from torch import Tensor
 from ...engine.placement import current
 from ...engine.recorded_steps import Recorded
 from ...engine.sampling import Needs
-from ..measure.sides import EngineSide, Generation, Side, TransformersSide
+from ..measure.phases import by_token
+from ..measure.sides import EngineSide, Side, TransformersSide
 from .counting import Op, OpCounter
-from .kernels import Entry, GpuEvent, gpu_entries
+from .kernels import Entry, Event, kernel_entries
 from .on_cpu import count, module_of
 from .trace import Trace, traced
 
@@ -52,9 +53,9 @@ def steps_on_gpu(side: Side, prompts: Tensor, new_tokens: int) -> GpuSteps:
         generation, trace = traced(lambda: side.generate(prompts, tokens), device)
         if isinstance(side, EngineSide) and trace.graphs:
             return _replayed(side, prompts, tokens, trace, prompt, until_first)
-        of_tokens = split(trace.everything, generation)
+        of_tokens = by_token(trace.everything, generation)
         known, ops = _generation_by_ops(side, prompts, tokens)
-        decoding = [gpu_entries(of_tokens[i], known[i], ops) for i in _middle(tokens)]
+        decoding = [kernel_entries(of_tokens[i], known[i], ops) for i in _middle(tokens)]
         return GpuSteps([prompt], decoding, until_first, between=_between([of_tokens[i] for i in _middle(tokens)]))
 
 
@@ -69,7 +70,7 @@ def _replayed(
     replays = trace.graphs[1:-1] or trace.graphs
     captured, needs = _widest(side, prompts, tokens)
     known, ops = _step_by_ops(side, captured, needs, prompts.device)
-    decoding = [gpu_entries(replay, known, ops) for replay in replays]
+    decoding = [kernel_entries(replay, known, ops) for replay in replays]
     span = _span(captured)
     side.llm.forget_prefixes()  # a step was computed again where its sequence is no more
     copies = _copies(trace, replays)
@@ -96,8 +97,8 @@ def _compiled(side: Side, prompts: Tensor, new_tokens: int) -> GpuSteps:
     )  # other settings may have run since: what they changed is compiled or captured here
     generation, trace = traced(lambda: side.generate(prompts, new_tokens), prompts.device)
     events = trace.everything
-    of_tokens = split(events, generation)
-    entries = [gpu_entries(step, [], []) for step in of_tokens]
+    of_tokens = by_token(events, generation)
+    entries = [kernel_entries(step, [], []) for step in of_tokens]
     until_first = max(0.0, events[0].start - generation.start) if events else 0.0
     middle = _middle(new_tokens)
     return GpuSteps(
@@ -105,45 +106,33 @@ def _compiled(side: Side, prompts: Tensor, new_tokens: int) -> GpuSteps:
     )
 
 
-def _between(steps: Sequence[Sequence[GpuEvent]]) -> float:
+def _between(steps: Sequence[Sequence[Event]]) -> float:
     """Seconds from the end of a step to the start of the next, the median; infinite where there are no two."""
     idle = [
-        max(0.0, after[0].start - max(event.end for event in before))
+        max(0.0, after[0].start - max(event.ended for event in before))
         for before, after in itertools.pairwise(step for step in steps if step)
     ]
     return statistics.median(idle) if idle else math.inf
-
-
-def split(events: Sequence[GpuEvent], generation: Generation) -> list[list[GpuEvent]]:
-    """What ended before each token and after the one before it. `events` are in order."""
-    of_tokens: list[list[GpuEvent]] = [[] for _ in generation.times]
-    i = 0
-    for event in events:
-        while i < len(of_tokens) and event.end > generation.start + generation.times[i]:
-            i += 1
-        if i < len(of_tokens):
-            of_tokens[i].append(event)
-    return of_tokens
 
 
 def _prompt(side: Side, prompts: Tensor) -> tuple[list[Entry], float]:
     generation, trace = traced(lambda: side.generate(prompts, 1), prompts.device)
     events = trace.everything
     known, ops = _generation_by_ops(side, prompts, 1)
-    entries = gpu_entries(split(events, generation)[0], known[0], ops)
+    entries = kernel_entries(by_token(events, generation)[0], known[0], ops)
     return entries, max(0.0, events[0].start - generation.start) if events else 0.0
 
 
-def _generation_by_ops(side: Side, prompts: Tensor, tokens: int) -> tuple[list[list[GpuEvent]], list[Op]]:
+def _generation_by_ops(side: Side, prompts: Tensor, tokens: int) -> tuple[list[list[Event]], list[Op]]:
     """The same, each op in a range of its own."""
     counter = OpCounter(module_of(side), annotate=True)
     (generation, _), trace = traced(lambda: count(side, prompts, tokens, counter), prompts.device)
-    return split(trace.launched, generation), counter.ops
+    return by_token(trace.launched, generation), counter.ops
 
 
 def _step_by_ops(
     side: EngineSide, captured: Recorded[Any], needs: Needs, device: torch.device
-) -> tuple[list[GpuEvent], list[Op]]:
+) -> tuple[list[Event], list[Op]]:
     """A step that was replayed, on the inputs of its last replay, op by op. It writes what that has written once more."""
     llm = side.llm
     counter = OpCounter(llm.decoder, annotate=True)
@@ -160,7 +149,7 @@ def _step_by_ops(
     return trace.launched, counter.ops
 
 
-def _copies(trace: Trace, replays: Sequence[Sequence[GpuEvent]]) -> float:
+def _copies(trace: Trace, replays: Sequence[Sequence[Event]]) -> float:
     """Seconds of what runs between two replays, in the middle of those."""
     starts = [replay[0].start for replay in replays]
     between = [event.duration for event in trace.launched if starts[0] <= event.start < starts[-1]]

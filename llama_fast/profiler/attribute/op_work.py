@@ -125,12 +125,22 @@ def _add_rows(arguments: Arguments, outputs: list[Tensor]) -> Work:
     return put + Work(read=put.written)
 
 
-def _norm_qkv_rope(arguments: Arguments, outputs: list[Tensor]) -> Work:
-    names = "x norm_weight qkv_weight qkv_bias cos sin slots"
-    k_cache, rows = arguments["k_cache"], arguments["x"].shape[0]
+def _appending(arguments: Arguments, outputs: list[Tensor], flops: int = 0) -> Work:
+    """Of the caches the rows at the slots are written, and nothing is read."""
+    k_cache, rows = arguments["k_cache"], arguments["slots"].shape[0]
     new_keys = 2 * rows * k_cache.shape[1] * k_cache.shape[3] * k_cache.element_size()
-    read = _moving([arguments.get(name) for name in names.split()], outputs)
-    return read + Work(written=new_keys, flops=_product_flops("norm_qkv_rope", arguments, outputs))
+    read = _tensors([value for name, value in arguments.items() if name not in ("k_cache", "v_cache")])
+    return _moving(read, outputs, flops) + Work(written=new_keys)
+
+
+def _norm_qkv_rope(arguments: Arguments, outputs: list[Tensor]) -> Work:
+    return _appending(arguments, outputs, _product_flops("norm_qkv_rope", arguments, outputs))
+
+
+def _rotary_angles(arguments: Arguments, outputs: list[Tensor]) -> Work:
+    """The lengths say which frequencies are read, where there are two tables of them."""
+    lengths = arguments["lengths"] if arguments["long"] is not None else None
+    return _moving([arguments["positions"], arguments["frequencies"], lengths], outputs)
 
 
 def _attention_decode(arguments: Arguments, outputs: list[Tensor]) -> Work:
@@ -202,7 +212,9 @@ _SPECIAL: dict[str, Callable[[Arguments, list[Tensor]], Work]] = {
     "embedding": _rows, "index": _rows, "index_select": _rows, "gather": _rows,
     "index_copy_": _put_rows, "index_put_": _put_rows, "_index_put_impl_": _put_rows, "scatter_": _put_rows,
     "index_add_": _add_rows,
-    "norm_qkv_rope": _norm_qkv_rope, "attention_decode": _attention_decode, "attention": _attention,
+    "norm_qkv_rope": _norm_qkv_rope, "rope_append": _appending, "rotary_angles": _rotary_angles,
+    "attention_decode": _attention_decode,
+    "attention": _attention,
     "_scaled_dot_product_flash_attention_for_cpu": _sdpa, "_scaled_dot_product_flash_attention": _sdpa,
     "_scaled_dot_product_efficient_attention": _sdpa, "_scaled_dot_product_cudnn_attention": _sdpa,
     "_scaled_dot_product_fused_attention_overrideable": _sdpa, "scaled_dot_product_attention": _sdpa,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from .counting import ANNOTATION
-from .kernels import GpuEvent
+from .kernels import Event
 
 T = TypeVar("T")
 
@@ -34,11 +34,11 @@ class Trace:
         graphs: what each replay of a graph ran, in order.
     """
 
-    launched: list[GpuEvent]
-    graphs: list[list[GpuEvent]]
+    launched: list[Event]
+    graphs: list[list[Event]]
 
     @property
-    def everything(self) -> list[GpuEvent]:
+    def everything(self) -> list[Event]:
         """In order."""
         return sorted(itertools.chain(self.launched, *self.graphs), key=lambda event: event.start)
 
@@ -91,15 +91,15 @@ def read_trace(events: list[dict[str, Any]], started: float) -> Trace:
         for event in spans
         if event["name"].startswith(ANNOTATION) and event.get("cat") == "user_annotation"
     )
-    launched: list[GpuEvent] = []
-    graphs: dict[int, list[GpuEvent]] = {}
+    launched: list[Event] = []
+    graphs: dict[int, list[Event]] = {}
     for event in sorted((event for event in spans if event.get("cat") in _ON_GPU), key=lambda event: event["ts"]):
         number = _number(event)
         call = calls.get(number)
         launch = call or host_ops.get(event.get("args", {}).get(_EXTERNAL, ""))
         start = started + (event["ts"] - anchor) * _MICRO
         op = None if launch is None else _range_of(launch["ts"], ranges)
-        found = GpuEvent(event["name"], start, event["dur"] * _MICRO, op)
+        found = Event(event["name"], start, event["dur"] * _MICRO, op)
         if call is not None and "GraphLaunch" in call["name"]:
             graphs.setdefault(number, []).append(found)
         else:

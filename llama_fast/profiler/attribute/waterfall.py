@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..measure.phases import AFTER
 from ..result import KINDS, Kernel, Part, Waterfall
-from .counting import FORWARD
+from .counting import FORWARD, WHERE
 from .kernels import NOT_ATTRIBUTED
 
 NEEDLESS = "more than the model asks for"
+BETWEEN_OPERATORS = "between operators", "Python between the operators"
+AROUND_REPLAY = "call of the replay", "into the native call that replays the step, and out of it"
 _ROUNDING = 1e-9
 OUTSIDE = {"sampling": "sampling", "read-back": "read-back", "inputs": "host", "generate": "host"}
 """Where ops are that lie in a phase of their own, and its kind."""
@@ -64,19 +66,21 @@ def kernel_parts(kernels: Iterable[Kernel], floor_note: str = "", least: float |
 
 def host_waterfall(
     measured: float, phases: Mapping[str, float], kernels: Sequence[Kernel], *, gaps: float = math.inf,
-    floor_note: str = "", least: float | None = None,
+    gaps_are: tuple[str, str] = BETWEEN_OPERATORS, floor_note: str = "", least: float | None = None,
 ) -> Waterfall:  # fmt: skip
-    """On a CPU: the phases of the same steps fill the latency; the operators inside "forward" were timed apart.
+    """On a CPU: the phases of the same steps fill the latency; the operators or launches inside "forward" were timed apart.
 
     Args:
         gaps: between these, as they were timed. The clock makes them longer, never shorter; infinite where it is not known.
+        gaps_are: their name and note.
         least: the floor of what the model must do.
     """
-    computing = [kernel for kernel in kernels if kernel.where not in OUTSIDE]
+    told = {WHERE.get(name) for name in phases}  # a replay may hold the choice of the token: then no phase does
+    computing = [kernel for kernel in kernels if kernel.where not in told]
     parts = kernel_parts(computing, floor_note, least) if FORWARD in phases else []
-    forward, operators = phases.get(FORWARD, 0.0), sum(part.seconds for part in parts)
-    between = max(0.0, min(gaps, forward - operators))
-    parts.append(Part("between operators", between, "gap", "Python between the operators"))
+    name, note = gaps_are
+    between = max(0.0, min(gaps, phases.get(FORWARD, 0.0) - sum(part.seconds for part in parts)))
+    parts.append(Part(name, between, "gap", note))
     return whole(measured, parts + phase_parts(phases))
 
 

@@ -4,11 +4,20 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from .sides import Generation
 
 AFTER = "after"
 """From the last phase that was named to the moment the token was there."""
+
+
+class _Ended(Protocol):
+    @property
+    def ended(self) -> float: ...
+
+
+T = TypeVar("T", bound=_Ended)
 
 
 @dataclass
@@ -38,6 +47,18 @@ def phases_of_tokens(marks: Sequence[tuple[str, float]], generation: Generation)
         at = end
         found.append(seconds)
     return found
+
+
+def by_token(ended: Sequence[T], generation: Generation) -> list[list[T]]:
+    """What ended before each token and after the one before it. `ended` are in order."""
+    of_tokens: list[list[T]] = [[] for _ in generation.times]
+    i = 0
+    for each in ended:
+        while i < len(of_tokens) and each.ended > generation.start + generation.times[i]:
+            i += 1
+        if i < len(of_tokens):
+            of_tokens[i].append(each)
+    return of_tokens
 
 
 def typical(samples: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:

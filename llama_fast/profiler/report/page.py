@@ -34,7 +34,7 @@ def page(profile: Profile) -> str:
         profile=profile, title=view.title(profile), groups=groups, subject=groups[0][0], charts=charts(profile.contexts),
         crossovers=view.crossover_lines(profile.contexts) if profile.contexts else [],
         gains=view.fusion_gains(profile), facts=view.facts(profile), kernel_name=lambda kernel: view.short(kernel.name, 40),
-        what="kernels" if profile.machine.get("gpu") else "operators",
+        what=view.computed_by(profile),
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def _parts(profile: Profile) -> Iterator[RenderableType]:
         f"Where the first token's {duration(subject.first_token.measured)} go{view.doubt(subject)}", subject.first_token
     )
     if subject.kernels:
-        what = "Kernels" if profile.machine.get("gpu") else "Operators"
+        what = view.computed_by(profile).capitalize()
         yield _kernels(
             f"{what} of one decoding step, by what could be won{view.doubt(subject)}", subject.kernels, profile.limits
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+from ..attribute.kernels import VIEWS
 from ..measure.limits import Limits
 from ..measure.work import Work
 from ..result import Ablation, ContextPoint, Distribution, Kernel, Latency, Part, Profile, Run, Waterfall
@@ -51,6 +52,12 @@ def doubt(run: Run) -> str:
 def metrics(latency: Latency) -> dict[str, Distribution]:
     """By the names of vLLM's benchmarks."""
     return {"TTFT": latency.ttft, "ITL": latency.itl, "TPOT": latency.tpot, "E2EL": latency.e2el}
+
+
+def computed_by(profile: Profile) -> str:
+    """What a step of the subject is made of: "kernels", or "operators" where all are PyTorch's on a CPU."""
+    names = {kernel.name for kernel in profile.runs[0].kernels} - {VIEWS}
+    return "kernels" if profile.machine.get("gpu") or not all("::" in name for name in names) else "operators"
 
 
 METRIC_NAMES = {

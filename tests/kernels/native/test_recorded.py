@@ -1,5 +1,6 @@
 """Recordings: stages in order on any number of threads, arguments patched between replays, and no collapse beside others."""
 
+import itertools
 import os
 import signal
 import statistics
@@ -95,6 +96,42 @@ def test_arguments_are_patched_between_replays(mirror):
 def test_a_recording_of_nothing():
     Recording([]).replay()
     Recording([[], []]).replay()
+
+
+@pytest.mark.parametrize("threads", [[1] * 6, [4] * 6, [1, 4, 1, 1, 3, 4]])
+def test_a_stamped_replay_says_when_each_stage_began(mirror, threads, four_threads):
+    a, b = torch.arange(64.0), torch.zeros(64)
+    stages = chain(mirror, a, b, threads)
+    recording = Recording([*stages[:2], [], *stages[2:]])
+    recording.replay()
+    assert recording.stamps == [0.0] * 7
+    recording.stamp(True)
+    for times in range(2, 20):
+        before = time.perf_counter()
+        recording.replay()
+        stamps = recording.stamps
+        assert before <= stamps[0] and sorted(stamps) == stamps and stamps[-1] <= time.perf_counter()
+        assert torch.equal(a, torch.arange(64.0) + 6 * times)
+    recording.patch(5, 2, 11.0)  # what the last launch adds
+    recording.replay()
+    assert torch.equal(a, torch.arange(64.0) + 6 * times + 5 + 11)
+    recording.stamp(False)
+    stamps = recording.stamps
+    recording.replay()
+    assert recording.stamps == stamps
+
+
+def test_a_stage_that_takes_longer_has_the_longer_time(mirror, four_threads):
+    sizes = (1000, 200_000, 10)
+    pairs = [(torch.zeros(size), torch.zeros(size)) for size in sizes]
+    recording = Recording([[mirrored(mirror, y, x, 4)] for y, x in pairs])
+    recording.stamp(True)
+    taken = []
+    for _ in range(20):
+        recording.replay()
+        taken.append([after - before for before, after in itertools.pairwise(recording.stamps)])
+    first, second, third = (min(each) for each in zip(*taken, strict=True))
+    assert second > 10 * first > 10 * third
 
 
 def test_replays_from_many_python_threads_take_turns(mirror, four_threads):

@@ -5,12 +5,16 @@ import torch
 import torch.nn.functional as F
 
 from llama_fast.engine.llm import LLM
+from llama_fast.kernels import cpu
 from llama_fast.kernels.norm_qkv_rope import norm_qkv_rope_op
 from llama_fast.ops import attention, attention_decode, linear
 from llama_fast.profiler.attribute.counting import OpCounter
+from llama_fast.profiler.attribute.on_cpu import count
+from llama_fast.profiler.attribute.replays import Replays
 from llama_fast.profiler.measure.sides import EngineSide, transformers_side
 from llama_fast.profiler.measure.work import Work, decoding_step_work
 from tests.decoder.models import make, save
+from tests.kernels.native.handwritten import native
 from tests.parity import not_interpreted
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCAB, LAYERS = 64, 112, 4, 2, 16, 97, 2
@@ -40,50 +44,84 @@ def total(ops) -> Work:
 
 
 def decoding_ops(side, model, *, batch: int, prompt: int):
-    """The ops of the last decoding step of three tokens: each row attends to prompt + 2 keys."""
-    counter = OpCounter(model)
-    side.watch(counter.on_phase)
-    with counter.listening():
-        generation = side.generate(torch.randint(3, VOCAB, (batch, prompt)), 3)
-    side.watch(None)
-    return [op for op in counter.ops if op.ended > generation.start + generation.times[1]]
+    """The ops of the last decoding step of three tokens, replayed or not: each row attends to prompt + 2 keys."""
+    counter, replays, prompts = OpCounter(model), Replays(side), torch.randint(3, VOCAB, (batch, prompt))
+    _, of_tokens = count(side, prompts, 3, counter)
+    _, replayed = replays.generate(prompts, 3)
+    of_replays = [op for replay in (replayed or [[]])[-1] for op in replays.ops(replay)]
+    return [*of_replays, *(op for op in of_tokens[-1] if op.phase != "inputs")]
+
+
+def around_attention(batch: int) -> dict[str, Work]:
+    """What a decoding step's ops do that are the same ones natively and on PyTorch's."""
+    x = batch * HIDDEN  # elements of the hidden states
+    return {
+        "embedding": Work(batch * INT64 + x * FP32, x * FP32),
+        "rotary": Work(batch * INT64 + HEAD_DIM * FP32, 2 * batch * HEAD_DIM * FP32),
+        "attention.output": Work(
+            (2 * x + HIDDEN * HIDDEN) * FP32, x * FP32, 2 * batch * HIDDEN * HIDDEN  # with the residual
+        ) * LAYERS,
+        "mlp.down": Work((x + batch * INNER + INNER * HIDDEN) * FP32, x * FP32, 2 * batch * HIDDEN * INNER) * LAYERS,
+        "norm": Work((x + HIDDEN) * FP32, (x + batch) * FP32),  # and 1 / rms of each row
+        "head": Work((x + VOCAB * HIDDEN) * FP32, batch * VOCAB * FP32, 2 * batch * HIDDEN * VOCAB),
+    }  # fmt: skip
+
+
+def turning_and_appending(batch: int) -> Work:
+    """cos, sin and slots are read, q and the new keys and values written."""
+    return Work(2 * batch * HEAD_DIM * FP32 + batch * INT64, batch * QKV * FP32)
+
+
+@native
+@not_interpreted
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_replayed_step_of_two_layers_is_what_a_hand_counts(llm, batch):
+    keys, x = 11, batch * HIDDEN
+    expected = around_attention(batch) | {
+        "attention.qkv": (
+            Work((x + HIDDEN + QKV * HIDDEN) * FP32, 0, 2 * batch * HIDDEN * QKV) + turning_and_appending(batch)
+        ) * LAYERS,
+        "attention": Work(  # each row's length, and the block that its keys are in
+            batch * (HEADS * HEAD_DIM + 2 * keys * KV_HEADS * HEAD_DIM + 1 + 1) * FP32,
+            batch * HEADS * HEAD_DIM * FP32, batch * 4 * keys * HEADS * HEAD_DIM,
+        ) * LAYERS,
+        "mlp.gate_up": Work(
+            (x + HIDDEN + 2 * INNER * HIDDEN) * FP32, batch * INNER * FP32, 4 * batch * HIDDEN * INNER
+        ) * LAYERS,
+    }  # fmt: skip
+    check_step(llm, batch, keys, expected)
 
 
 @not_interpreted  # there a step is of the fused ops
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_decoding_step_of_two_layers_is_what_a_hand_counts(llm, batch):
-    ops = [op for op in decoding_ops(EngineSide(llm), llm.decoder, batch=batch, prompt=9) if op.phase == "forward"]
-    keys = 11
-    x = batch * HIDDEN  # elements of the hidden states
-    norm = Work((x + HIDDEN) * FP32, (x + batch) * FP32)  # and 1 / rms of each row
-    expected = {
-        "embedding": Work(batch * INT64 + x * FP32, x * FP32),
+def test_a_step_of_plain_ops_of_two_layers_is_what_a_hand_counts(model, tmp_path, batch):
+    keys, x = 11, batch * HIDDEN
+    norm = around_attention(batch)["norm"]
+    expected = around_attention(batch) | {
         "attention_norm": norm * LAYERS,
         "attention.qkv": Work((x + QKV * HIDDEN) * FP32, batch * QKV * FP32, 2 * batch * HIDDEN * QKV) * LAYERS,
-        "attention.append": Work(
-            2 * (batch * INT64 + batch * KV_HEADS * HEAD_DIM * FP32), 2 * batch * KV_HEADS * HEAD_DIM * FP32
-        ) * LAYERS,
-        "attention.output": Work(
-            (2 * x + HIDDEN * HIDDEN) * FP32, x * FP32, 2 * batch * HIDDEN * HIDDEN  # with the residual
+        "attention.append": (Work(batch * QKV * FP32) + turning_and_appending(batch)) * LAYERS,
+        "attention": Work(  # a row at a time: q and out, keys and values
+            batch * (HEADS * HEAD_DIM + 2 * keys * KV_HEADS * HEAD_DIM) * FP32,
+            batch * HEADS * HEAD_DIM * FP32, batch * 4 * keys * HEADS * HEAD_DIM,
         ) * LAYERS,
         "mlp_norm": norm * LAYERS,
         "mlp.gate_up": Work(
             (x + 2 * INNER * HIDDEN) * FP32, 2 * batch * INNER * FP32, 4 * batch * HIDDEN * INNER
         ) * LAYERS,
         "mlp": Work(2 * batch * INNER * FP32, batch * INNER * FP32) * LAYERS,
-        "mlp.down": Work((x + batch * INNER + INNER * HIDDEN) * FP32, x * FP32, 2 * batch * HIDDEN * INNER) * LAYERS,
-        "norm": norm,
-        "head": Work((x + VOCAB * HIDDEN) * FP32, batch * VOCAB * FP32, 2 * batch * HIDDEN * VOCAB),
     }  # fmt: skip
+    with cpu.use("pytorch"):
+        check_step(
+            LLM(save(model, tmp_path), dtype="float32", device="cpu", progress=False), batch, keys, expected
+        )  # fmt: skip
+
+
+def check_step(llm, batch: int, keys: int, expected: dict[str, Work]) -> None:
+    ops = decoding_ops(EngineSide(llm), llm.decoder, batch=batch, prompt=keys - 2)
+    joining = "aten::cat"  # of the rows' attention
     for where, work in expected.items():
-        assert total(op for op in ops if op.where == where) == work, where
-    # a row at a time, as it is on a CPU: q and out, keys and values
-    attended = [op for op in ops if op.name == "llama_fast::attention"]
-    assert total(attended) == Work(
-        batch * LAYERS * (HEADS * HEAD_DIM + 2 * keys * KV_HEADS * HEAD_DIM) * FP32,
-        batch * LAYERS * HEADS * HEAD_DIM * FP32,
-        batch * LAYERS * 4 * keys * HEADS * HEAD_DIM,
-    )
+        assert total(op for op in ops if op.where == where and op.name != joining) == work, where
     # all products and attention together are what the model must do
     assert total(ops).flops == decoding_step_work(llm.config, batch, keys, torch.float32).flops
 

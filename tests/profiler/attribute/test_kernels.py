@@ -7,16 +7,16 @@ from llama_fast.profiler.attribute.counting import Op
 from llama_fast.profiler.attribute.kernels import (
     NOT_ATTRIBUTED,
     Entry,
-    GpuEvent,
-    cpu_entries,
+    Event,
     floor_of,
-    gpu_entries,
+    kernel_entries,
     match,
+    operator_entries,
     table,
 )
-from llama_fast.profiler.attribute.on_gpu import split
 from llama_fast.profiler.attribute.trace import read_trace
 from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.phases import by_token
 from llama_fast.profiler.measure.sides import Generation
 from llama_fast.profiler.measure.work import Work
 
@@ -28,9 +28,9 @@ def op(name: str, where: str, **work: int) -> Op:
     return Op(name, where, "forward", Work(**work), torch.bfloat16, 0.0, 0.0)
 
 
-def events(names, *, ops=None, start=0.0, each=2.0, gap=1.0) -> list[GpuEvent]:
+def events(names, *, ops=None, start=0.0, each=2.0, gap=1.0) -> list[Event]:
     return [
-        GpuEvent(name, start + i * (each + gap), each, None if ops is None else ops[i]) for i, name in enumerate(names)
+        Event(name, start + i * (each + gap), each, None if ops is None else ops[i]) for i, name in enumerate(names)
     ]
 
 
@@ -73,8 +73,8 @@ def test_entries_have_their_ops_place_and_work_and_own_time():
     ops = [op("qkv", "attention.qkv", read=800), op("attend", "attention", read=90, flops=7)]
     known = events(["gemm", "split", "combine"], ops=[0, 1, 1], start=100.0)
     replay = events(["gemm", "split", "combine", "fill"], each=2.0, gap=1.0)
-    replay[2] = GpuEvent("combine", 4.5, 4.0)  # begins while split still runs, and takes longer
-    found = gpu_entries(replay, known, ops)
+    replay[2] = Event("combine", 4.5, 4.0)  # begins while split still runs, and takes longer
+    found = kernel_entries(replay, known, ops)
     assert [entry.where for entry in found] == ["attention.qkv", "attention", "attention", NOT_ATTRIBUTED]
     assert [entry.work for entry in found] == [ops[0].work, Work(), ops[1].work, Work()]  # once, at the longest
     assert [entry.seconds for entry in found] == [2.0, 2.0, 3.5, 2.0]
@@ -83,13 +83,13 @@ def test_entries_have_their_ops_place_and_work_and_own_time():
 
 
 def test_a_kernel_inside_of_a_longer_one_takes_no_time_of_its_own():
-    found = gpu_entries([GpuEvent("a", 0.0, 10.0), GpuEvent("b", 2.0, 1.0), GpuEvent("c", 11.0, 1.0)], [], [])
+    found = kernel_entries([Event("a", 0.0, 10.0), Event("b", 2.0, 1.0), Event("c", 11.0, 1.0)], [], [])
     assert [(entry.seconds, entry.gap) for entry in found] == [(10.0, 0.0), (0.0, 0.0), (1.0, 1.0)]
 
 
 def test_what_was_launched_by_no_op_attributes_nothing():
-    known = [GpuEvent("gemm", 0.0, 1.0), GpuEvent("gemm", 2.0, 1.0, op=0)]
-    found = gpu_entries([GpuEvent("gemm", 0.0, 1.0)], known, [op("mm", "mlp.down", read=5)])
+    known = [Event("gemm", 0.0, 1.0), Event("gemm", 2.0, 1.0, op=0)]
+    found = kernel_entries([Event("gemm", 0.0, 1.0)], known, [op("mm", "mlp.down", read=5)])
     assert found[0].where == "mlp.down"
 
 
@@ -98,7 +98,7 @@ def test_the_gap_before_an_operator_is_of_the_forward_pass():
         Op("mm", "", phase, Work(), torch.float32, 1.0, ended)
         for phase, ended in (("inputs", 1.0), ("forward", 4.0), ("forward", 5.5), ("sample", 9.0))
     ]
-    assert [entry.gap for entry in cpu_entries([], timed)] == [0.0, 0.0, 0.5, 0.0]
+    assert [entry.gap for entry in operator_entries([], timed)] == [0.0, 0.0, 0.5, 0.0]
 
 
 def test_the_table_sums_calls_and_ranks_by_what_can_be_won():
@@ -166,6 +166,6 @@ def test_a_launch_that_was_not_recorded_is_known_by_the_op_that_made_it():
 
 def test_events_belong_to_the_token_that_they_end_before():
     generation = Generation(10.0, [1.0, 2.0, 3.0], [])
-    found = split([GpuEvent("a", 10.1, 0.2), GpuEvent("b", 10.9, 0.2), GpuEvent("c", 12.5, 0.2), GpuEvent("d", 12.9, 0.2)],
+    found = by_token([Event("a", 10.1, 0.2), Event("b", 10.9, 0.2), Event("c", 12.5, 0.2), Event("d", 12.9, 0.2)],
                   generation)  # fmt: skip
     assert [[event.name for event in of] for of in found] == [["a"], ["b"], ["c"]]
