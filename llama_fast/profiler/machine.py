@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..environment import implementation_on, versions
+from ..kernels.native.machine import host
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -77,7 +78,13 @@ def gpu_state(device: torch.device) -> dict[str, str]:
     return {}
 
 
+_INSTRUCTION_SETS = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
+
+
 def _cpu_name() -> str:
+    """As its maker calls it, and what its kernels are compiled for: virtual machines of one processor differ in that."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    native = host()
+    return name if native is None else f"{name}, {_INSTRUCTION_SETS[native.name]}"

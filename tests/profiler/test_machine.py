@@ -1,12 +1,15 @@
 """What nvidia-smi is asked, and of which GPU."""
 
 import subprocess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from llama_fast.profiler.machine import gpu_state
+from llama_fast.benchmarks.suite.record import machine_folder
+from llama_fast.profiler import machine as machine_module
+from llama_fast.profiler.machine import gpu_state, machine, require_one_machine
 
 
 @pytest.mark.parametrize("known", ["clocks_event_reasons.active", "clocks_throttle_reasons.active"])
@@ -38,3 +41,15 @@ def test_no_state_where_nvidia_smi_tells_none(monkeypatch: pytest.MonkeyPatch, e
 
     monkeypatch.setattr(subprocess, "run", nvidia_smi)
     assert gpu_state(torch.device("cuda", 0)) == {}
+
+
+def test_processors_of_one_name_are_told_apart_by_what_their_kernels_are_compiled_for(monkeypatch):
+    """A hypervisor may hide a matrix unit: figures of the two are not of one machine."""
+    monkeypatch.setattr(machine_module, "host", lambda: SimpleNamespace(name="amx"))
+    with_amx = machine(torch.device("cpu"))
+    monkeypatch.setattr(machine_module, "host", lambda: SimpleNamespace(name="avx512"))
+    without = machine(torch.device("cpu"))
+    assert with_amx["processor"].endswith(", AMX") and without["processor"].endswith(", AVX-512")
+    assert machine_folder(with_amx) != machine_folder(without)
+    with pytest.raises(ValueError, match="measured on two machines"):
+        require_one_machine(with_amx, without)
