@@ -11,6 +11,7 @@ from .kernels import Entry, operator_entries
 from .replays import Replay, Replays
 
 _COUNTED, _TIMED = 5, 13
+_REPLAYED = 64  # the launches of the last of these are timed: those right after a prompt take 3 % longer
 
 
 class Operators:
@@ -26,11 +27,12 @@ class Operators:
     """
 
     def __init__(self, side: Side, prompts: Tensor, new_tokens: int, *, repeats: int = 0) -> None:
-        self._side, self._prompts, self._new_tokens = side, prompts, min(new_tokens, _TIMED)
+        self._side, self._prompts = side, prompts
+        self._timed, self._replayed = min(new_tokens, _TIMED), min(new_tokens, _REPLAYED)
         counter = OpCounter(module_of(side))
         _, self._counted = count(side, prompts, min(new_tokens, _COUNTED), counter)
         self._replays = Replays(side)
-        _, replayed = self._replays.generate(prompts, min(new_tokens, _COUNTED))
+        _, replayed = self._replays.generate(prompts, self._replayed)
         self.replays = any(replayed)
         self.prompt: list[list[Entry]] = []
         self.decoding: list[list[Entry]] = []
@@ -42,15 +44,15 @@ class Operators:
 
         def once() -> tuple[list[list[Op]], list[list[Replay]]]:
             counter = OpCounter(module_of(self._side), only_time=True)
-            _, ops = count(self._side, self._prompts, self._new_tokens, counter)
+            _, ops = count(self._side, self._prompts, self._timed, counter)
             # apart from these: what the counter does between two steps makes launches 3 % slower
-            _, replays = self._replays.generate(self._prompts, self._new_tokens)
-            return ops, replays or [[] for _ in ops]
+            _, replays = self._replays.generate(self._prompts, self._replayed)
+            return ops, [[], *replays[1:][1 - len(ops) :]] if replays else [[] for _ in ops]
 
         (ops, replays), waited = self._patience.undisturbed(once)
         self.waited.append(waited)
         for i, (timed, replayed) in enumerate(zip(ops, replays, strict=True)):
-            if i and replayed:  # beside prompts of other rows, a token's step is one of operators: that is another step
+            if replayed:  # beside prompts of other rows, a token's step is one of operators: that is another step
                 timed = [op for op in timed if op.phase != FORWARD]
             entries = operator_entries(self._counted[min(i, len(self._counted) - 1)], timed)
             if not i:
