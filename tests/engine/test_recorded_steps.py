@@ -74,7 +74,7 @@ def test_the_tokens_of_steps_op_by_op(name, each, folder, monkeypatch):
     assert joining(llm, each) == expected
     assert joining(llm, each) == expected  # all of them recorded before
     rows, blocks, _ = (set(each) for each in zip(*llm._core.runner.steps._recorded, strict=True))
-    assert rows >= {2, 3, 4, 5} and len(blocks) > 1
+    assert len(rows) > 2 and len(blocks) > 1  # which, the schedule says
 
 
 def test_a_step_is_recorded_anew_where_a_sequence_outgrows_its_table(folder, monkeypatch):

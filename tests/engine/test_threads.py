@@ -115,9 +115,12 @@ def test_streams_of_two_threads_read_in_turns(llm, alone):
     assert at_once(lambda: both(2, 5), lambda: both(4, 7)) == [[alone[2], alone[5]], [alone[4], alone[7]]]
 
 
-def test_who_waits_sees_every_step(folder):
+def test_who_waits_sees_every_step(folder, monkeypatch):
     """A thread that computes step after step does not keep the others from theirs."""
     llm = engine(folder("llama"), max_context=256)
+    launch = llm._core.runner.launch
+    # longer than a thread takes to come back for more on a busy machine
+    monkeypatch.setattr(llm._core.runner, "launch", lambda *args: (time.sleep(0.005), launch(*args))[1])
     long, short = SamplingParams(temperature=0.0, max_tokens=200), SamplingParams(temperature=0.0, max_tokens=20)
     request = llm.submit(PROMPTS[3], long)
 
