@@ -115,20 +115,22 @@ class RecordedSteps(Generic[_Output]):
         self._step, self.recorder, self._cache = step, recorder, cache
         self._padding_row, self._console, self._phase = padding_row, console, phase
         self._most_blocks = -(-longest // cache.block_size)
-        self._of_variants: dict[Hashable, dict[Hashable, Recorded[_Output]]] = {}
+        self._of_variants: dict[Hashable, dict[Hashable, Recorded[_Output] | None]] = {}
         self.use(None)
         self.last: tuple[Recorded[_Output], Any] | None = None  # what was replayed last: the profiler runs it again
 
-    def replay(self, chunks: Sequence[Chunk], needs: Hashable) -> _Output:
-        """The step of `chunks`, of one token each. The output is lost at the next replay."""
+    def replay(self, chunks: Sequence[Chunk], needs: Hashable) -> _Output | None:
+        """The step of `chunks`, of one token each; None where it cannot be recorded. The output is lost at the next replay."""
         rows = 1 << (len(chunks) - 1).bit_length() if self.recorder.pads else len(chunks)
         longest, blocks = max([len(chunk.sequence.blocks) for chunk in chunks]), _FEWEST_BLOCKS
         while blocks < longest:
             blocks *= 4
         key = (rows, min(blocks, self._most_blocks), needs)
-        recorded = self._recorded.get(key)
+        if key not in self._recorded:
+            self._recorded[key] = self._record(*key)
+        recorded = self._recorded[key]
         if recorded is None:
-            recorded = self._recorded[key] = self._record(*key)
+            return None
         recorded.write(chunks)
         self._phase("inputs")
         recorded.recording.replay()
@@ -139,11 +141,14 @@ class RecordedSteps(Generic[_Output]):
         """From now on the step computes in another way: its recordings are others, and are kept beside those of before."""
         self._recorded = self._of_variants.setdefault(variant, {})
 
-    def _record(self, rows: int, blocks: int, needs: Hashable) -> Recorded[_Output]:
-        """Records a step of padding rows."""
+    def _record(self, rows: int, blocks: int, needs: Hashable) -> Recorded[_Output] | None:
+        """Records a step of padding rows; None where a replay would not do all of it."""
         start, before = time.perf_counter(), self.recorder.bytes
         inputs = self._inputs((), rows, blocks)
-        output, recording = self.recorder.record(lambda: self._step(inputs, needs))
+        try:
+            output, recording = self.recorder.record(lambda: self._step(inputs, needs))
+        except capture.NotRecordableError:
+            return None
         seconds, taken = time.perf_counter() - start, self.recorder.bytes - before
         if seconds > 0.5 and self._console.is_terminal:
             memory = f", {taken / 2**20:.0f} MiB" if taken else ""

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..decoder.model import Decoder, Fusions
 from ..kernels.launch import INTERPRETED
 from ..kernels.matmul import FEW_ROWS
-from ..kernels.native.capture import NotRecordableError
 from . import prompt_logprobs
 from .cache import KVCache
 from .paged import PagedContext, StepInputs
@@ -103,18 +102,14 @@ class Runner:
         return all(chunk.samples and chunk.size == 1 for chunk in chunks)
 
     def _replay(self, chunks: Sequence[Chunk], needs: Needs) -> Sampled | None:
-        """None for a model that cannot be recorded (`dynamic` rotary embeddings are computed by PyTorch's ops)."""
+        """None for a step that cannot be recorded (`dynamic` rotary embeddings are computed by PyTorch's ops)."""
         assert self.steps is not None
         # on a CPU log-probabilities and bad words are PyTorch's ops
         some = self._natively and (needs.logprobs is not None or needs.bad_words is not None)
-        try:
-            replayed = self.steps.replay(chunks, None if some else needs)
-        except NotRecordableError:
-            self.steps = None
-            return None
-        if isinstance(replayed, Sampled):
-            return replayed
+        replayed = self.steps.replay(chunks, None if some else needs)
         self._phase("forward")
+        if replayed is None or isinstance(replayed, Sampled):
+            return replayed
         rows = torch.tensor([chunk.sequence.row for chunk in chunks])
         return self._sample(replayed, rows, needs)
 

@@ -106,7 +106,20 @@ def test_what_cannot_be_recorded_runs_op_by_op(folder):
     """`dynamic` angles follow the length of a sequence by PyTorch's ops."""
     llm = engine(folder("dynamic"), max_context=64)
     assert len(llm.generate([3, 4], SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))[0].token_ids) == 20
-    assert llm._core.runner.steps is None
+    assert llm._core.runner.steps.last is None
+
+
+def test_what_cannot_be_recorded_keeps_nothing_else_from_it(folder):
+    """A residual that is added by PyTorch is none of a recording's; the fusion that comes back is."""
+    llm, params = engine(folder("llama"), max_context=64), SamplingParams(temperature=0.0, max_tokens=8)
+    expected = llm.generate([3, 4], params)[0].token_ids
+    fusions, first = llm.decoder.fusions, llm._core.runner.steps.last
+    llm.use_fusions(replace(fusions, residual=False))
+    assert llm.generate([3, 4], params)[0].token_ids == expected
+    assert llm._core.runner.steps.last is first
+    llm.use_fusions(fusions)
+    llm._core.runner.steps.last = None
+    assert llm.generate([3, 4], params)[0].token_ids == expected and llm._core.runner.steps.last is not None
 
 
 def test_other_fusions_have_recordings_of_their_own(folder):
