@@ -179,7 +179,10 @@ class Implementation:
         """What the dispatcher would find for these arguments, if it has found it before. It writes into none of them."""
         if not are_of_plain_types(arguments):
             return None
-        return self._plain.get(self._describe(_choice.get(), *arguments))
+        try:
+            return self._plain.get(self._describe(_choice.get(), *arguments))
+        except TypeError:  # a number where a tensor belongs: whoever checks the arguments says which
+            return None
 
     def __call__(self, *arguments: Any) -> Any:
         if self._check is not None:
@@ -229,8 +232,8 @@ class Implementation:
     def _know(self, key: tuple[Any, ...], arguments: tuple[Any, ...], call: Callable[..., Any]) -> Callable[..., Any]:
         self._known[key] = call
         tensors = (argument for argument in arguments if isinstance(argument, torch.Tensor))
-        if not self._writes and self._check is None and all(map(is_plain_on_cpu, tensors)):
-            self._plain[key] = call
+        if not self._writes and all(map(is_plain_on_cpu, tensors)):
+            self._plain[key] = checked(self._check, call)
         return call
 
 

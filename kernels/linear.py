@@ -349,6 +349,14 @@ def linear(
         TypeError: a tensor is not floating point, or `x`, `weight` and `bias` differ in dtype.
         ValueError: a shape, device or `activation` does not fit.
     """
+    return call(
+        linear_op, x, weight, bias, residual, activation, check=lambda: _check(x, weight, bias, residual, activation)
+    )
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None
+) -> None:
     require_floating(x=x, weight=weight)
     require_floating_or_none(bias=bias, residual=residual)
     require_same_device(x=x, weight=weight, bias=bias, residual=residual)
@@ -362,4 +370,3 @@ def linear(
         require_shape("residual", residual, (*x.shape[:-1], weight.shape[0]))
     if activation is not None and activation not in (*_ACTIVATIONS,):  # a tuple, to which what has no hash may come
         raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)} or None, got {activation!r}")
-    return call(linear_op, x, weight, bias, residual, activation)

@@ -1,8 +1,16 @@
 """The layers that run fused kernels, from the norm up to the whole model. Each stands in for a layer of one structure.
 
 Two rules hold for all of them. They hold no state: weights, eps and submodules are read when they are used, so that moved,
-frozen, retyped or replaced parameters and PEFT's layers work. And a module on which hooks are set is called as ever: the
-residual is added in the epilogue of a projection only while nobody watches the modules it passes through.
+frozen, retyped or replaced parameters and PEFT's layers work. And a module on which hooks are set is called as ever: what it
+computes moves into another's kernel only while nobody watches it.
+
+A small model takes its time for a token between the operators, so with few rows a decoder layer is five of them:
+
+    q, k, v = rope(norm(x) @ q, k, v)      norm_heads
+    attended                               attention_decode, behind the cache
+    h = x + attended @ o                   linear
+    inner = silu(gate) * up, of norm(h)    norm_swiglu
+    h + inner @ down                       linear
 """
 
 from typing import Any, ClassVar
@@ -12,6 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..kernels import cpu
+from ..kernels.launch import INTERPRETED
+from ..kernels.matmul import FEW_ROWS
+from ..kernels.norm_heads import norm_heads
+from ..kernels.torch_compat import GLOBAL_MODULE_HOOKS
 from .attention import eager_attention
 from .neighbours import (
     ALL_ATTENTION_FUNCTIONS,
@@ -34,6 +47,26 @@ def is_plain_linear(module: nn.Module) -> bool:
     )
 
 
+def are_plain(linears: tuple[Any, ...], dtype: torch.dtype) -> bool:
+    """Whether one kernel may do all of them: plain ones of a dtype, and with a bias all or none."""
+    return all(
+        is_plain_linear(linear) and linear.weight.dtype == dtype and (linear.bias is None) == (linears[0].bias is None)
+        for linear in linears
+    )
+
+
+def has_norm_kernels(x: Tensor) -> bool:
+    """Whether there are kernels that norm and project `x` (..., hidden), and they are the faster ones: for few rows and no gradient;
+    on a CPU, where they run natively. Autocast chooses a dtype for each op, and global hooks want to see each module."""
+    if torch.is_grad_enabled() or x.numel() > FEW_ROWS * x.shape[-1]:
+        return False
+    if torch.is_autocast_enabled(x.device.type) or any(GLOBAL_MODULE_HOOKS):
+        return False
+    if torch.compiler.is_compiling() or INTERPRETED or x.device.type != "cpu":
+        return True
+    return cpu.runs_natively(x) and cpu.multiplies(x.dtype)
+
+
 def project(linear: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     """`linear(x)`, or `linear(x) + residual` in one kernel."""
     return linear(x) if residual is None else ops.linear(x, linear.weight, linear.bias, residual=residual)
@@ -51,14 +84,20 @@ class FusedRMSNorm(Fused):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.is_inference():
             # `inputs_embeds` made in inference mode: LlamaRMSNorm does not keep its input for autograd, and we do
             x = x.clone()
-        eps = getattr(self, self.eps_name)
-        eps = torch.finfo(x.dtype).eps if eps is None else eps  # nn.RMSNorm's default
         weight = self.weight
-        out: Any = ops.rms_norm(x, weight, eps, residual=residual, offset=self.offset)
+        out: Any = ops.rms_norm(x, weight, self.eps_of(x), residual=residual, offset=self.offset)
         if self.dtype_of == "both":
             return out
         dtype = x.dtype if self.dtype_of == "x" else weight.dtype
         return out.to(dtype) if residual is None else (out[0].to(dtype), out[1])
+
+    def eps_of(self, x: Tensor) -> float:
+        eps: float | None = getattr(self, self.eps_name)
+        return torch.finfo(x.dtype).eps if eps is None else eps  # nn.RMSNorm's default
+
+    def goes_along(self, x: Tensor) -> bool:
+        """Whether the kernels that norm and project norm `x` as this does."""
+        return self.offset == 0.0 and self.weight.dtype == x.dtype and not is_watched(self)
 
 
 class FusedLayerNorm(Fused):
@@ -99,6 +138,23 @@ class FusedMLP(Fused):
     def adds_residual(self) -> bool:
         return not is_watched(self) and is_plain_linear(self.down_proj)
 
+    def takes_norm(self, x: Tensor) -> bool:
+        return (
+            self.activation == "silu"
+            and are_plain(self._projections(), x.dtype)
+            and identity(getattr(self, self.activation_name)) == self.activation_is
+        )
+
+    def after_norm(self, x: Tensor, norm: Any) -> Tensor:
+        """x + mlp(norm(x))"""
+        gate, *ups = self._projections()
+        up: Any = dict(up_weight=ups[0].weight, up_bias=ups[0].bias) if ups else {}
+        hidden = ops.norm_swiglu(x, norm.weight, gate.weight, gate.bias, eps=norm.eps_of(x), **up)
+        return project(self.down_proj, hidden, x)
+
+    def _projections(self) -> tuple[Any, ...]:
+        return (self.gate_up_proj,) if self.is_one_projection else (self.gate_proj, self.up_proj)
+
 
 class FusedAttention(Fused):
     """The projections of attention around a fused RoPE; what attends is the attention that the model's config names."""
@@ -121,6 +177,41 @@ class FusedAttention(Fused):
         """(output, attention weights if they were asked for), the output plus `residual`."""
         query, key, value = self._heads(hidden_states)
         query, key = ops.rope(query, key, *position_embeddings)
+        out, weights = self._attend(query, key, value, attention_mask, cache, kwargs)
+        return project(self.o_proj, out, residual), weights
+
+    def takes_norm(self, x: Tensor) -> bool:
+        return not self.norms_heads and are_plain(self._projections(), x.dtype)
+
+    @with_any_cache_name
+    def after_norm(
+        self,
+        x: Tensor,
+        norm: Any,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """x + attention(norm(x))"""
+        linears = self._projections()
+        heads, kv_heads = self._numbers_of_heads()
+        query, key, value = norm_heads(
+            x, norm.weight, [linear.weight for linear in linears], [linear.bias for linear in linears], *position_embeddings,
+            eps=norm.eps_of(x), heads=heads, kv_heads=kv_heads,
+        )  # fmt: skip
+        return project(self.o_proj, self._attend(query, key, value, attention_mask, cache, kwargs)[0], x)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        cache: Any,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, seq, heads * head_dim), and attention weights, of (batch, heads, seq, head_dim), whose keys and values are kept."""
         if cache is not None:
             key, value = update_cache(cache, key, value, self.layer_idx, kwargs)
         if self.softcaps:
@@ -137,7 +228,7 @@ class FusedAttention(Fused):
             sliding_window=self._window(),
             **kwargs,
         )
-        return project(self.o_proj, out.reshape(*hidden_states.shape[:-1], -1), residual), weights
+        return out.flatten(2), weights
 
     def _window(self) -> int | None:
         if not self.window_of:
@@ -148,15 +239,23 @@ class FusedAttention(Fused):
         """Queries, keys and values, each (batch, heads, seq, head_dim)."""
         shape = (*x.shape[:-1], -1, self.head_dim)
         if self.is_one_projection:
-            width = self.config.num_attention_heads * self.head_dim
-            kv_width = self.config.num_key_value_heads * self.head_dim
-            query, key, value = self.qkv_proj(x).split((width, kv_width, kv_width), dim=-1)
+            heads, kv_heads = self._numbers_of_heads()
+            widths = [count * self.head_dim for count in (heads, kv_heads, kv_heads)]
+            query, key, value = self.qkv_proj(x).split(widths, dim=-1)
         else:
             query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         query, key, value = query.view(shape), key.view(shape), value.view(shape)
         if self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _projections(self) -> tuple[Any, ...]:
+        return (self.qkv_proj,) if self.is_one_projection else (self.q_proj, self.k_proj, self.v_proj)
+
+    def _numbers_of_heads(self) -> tuple[int, int]:
+        if self.is_one_projection:
+            return self.config.num_attention_heads, self.config.num_key_value_heads
+        return self.q_proj.out_features // self.head_dim, self.k_proj.out_features // self.head_dim
 
     def adds_residual(self) -> bool:
         return not is_watched(self) and is_plain_linear(self.o_proj)
@@ -174,16 +273,27 @@ class FusedDecoderLayer(Fused):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         if self.training and any(getattr(self, name).p > 0.0 for name in self.dropouts):
             return super().forward(hidden_states, **kwargs)
-        normed = self.input_layernorm(hidden_states)
-        if _adds_residual(self.self_attn):
-            hidden_states, _ = self.self_attn(normed, residual=hidden_states, **kwargs)
-            normed = self.post_attention_layernorm(hidden_states)
+        groups = has_norm_kernels(hidden_states)
+        norm = self.post_attention_layernorm
+        if groups and _takes_norm(self.self_attn, self.input_layernorm, hidden_states):
+            hidden_states = self.self_attn.after_norm(hidden_states, self.input_layernorm, **kwargs)
+        elif _adds_residual(self.self_attn):
+            hidden_states, _ = self.self_attn(self.input_layernorm(hidden_states), residual=hidden_states, **kwargs)
         else:
-            out, _ = self.self_attn(hidden_states=normed, **kwargs)
-            normed, hidden_states = _add_and_norm(self.post_attention_layernorm, out, hidden_states)
-        if _adds_residual(self.mlp):
-            return self.mlp(normed, residual=hidden_states)
-        return hidden_states + self.mlp(normed)
+            out, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+            normed, hidden_states = _add_and_norm(norm, out, hidden_states)
+            return self._add_mlp(normed, hidden_states)
+        if groups and _takes_norm(self.mlp, norm, hidden_states):
+            return self.mlp.after_norm(hidden_states, norm)
+        return self._add_mlp(norm(hidden_states), hidden_states)
+
+    def _add_mlp(self, normed: Tensor, residual: Tensor) -> Tensor:
+        return self.mlp(normed, residual=residual) if _adds_residual(self.mlp) else residual + self.mlp(normed)
+
+
+def _takes_norm(module: Any, norm: Any, x: Tensor) -> bool:
+    """Whether `module.after_norm` does what norm, module and sum do one after the other."""
+    return _adds_residual(module) and isinstance(norm, FusedRMSNorm) and norm.goes_along(x) and module.takes_norm(x)
 
 
 def _adds_residual(module: nn.Module) -> bool:
