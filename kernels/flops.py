@@ -45,8 +45,7 @@ def norm_heads(x: Tensor, norm_weight: Tensor, q_weight: Tensor, k_weight: Any, 
 
 
 def norm_swiglu(
-    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Any, eps: float, up_weight: Tensor | None = None, *_: Any,
-    **__: Any,
+    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Any, up_weight: Tensor | None, *_: Any, **__: Any
 ) -> int:  # fmt: skip
     """Of one matrix, or two."""
     return linear(x, weight) * (1 if up_weight is None else 2)

@@ -73,11 +73,11 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
 
 
 def _kernel(
-    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, eps: float,
-    up_weight: Tensor | None = None, up_bias: Tensor | None = None,
+    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, up_weight: Tensor | None, up_bias: Tensor | None,
+    eps: float,
 ) -> Tensor:  # fmt: skip
     require_kernel_dtype(x=x)
-    y = _fake(x, norm_weight, weight, bias, eps, up_weight)
+    y = _fake(x, norm_weight, weight, bias, up_weight, up_bias, eps)
     if up_weight is not None and up_weight.stride() != weight.stride():
         weight, up_weight = weight.contiguous(), up_weight.contiguous()
     for plan in plan_norm_swiglu(
@@ -89,8 +89,8 @@ def _kernel(
 
 
 def _pytorch(
-    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, eps: float,
-    up_weight: Tensor | None = None, up_bias: Tensor | None = None,
+    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, up_weight: Tensor | None, up_bias: Tensor | None,
+    eps: float,
 ) -> Tensor:  # fmt: skip
     normed = rms_norm_op(x, norm_weight, eps, 0.0)[0]
     first = linear_op(normed, weight, bias, None, None)
@@ -99,15 +99,15 @@ def _pytorch(
 
 
 def _fake(
-    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, eps: float,
-    up_weight: Tensor | None = None, up_bias: Tensor | None = None,
+    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, up_weight: Tensor | None, up_bias: Tensor | None,
+    eps: float,
 ) -> Tensor:  # fmt: skip
     return x.new_empty((*x.shape[:-1], weight.shape[0] // 2 if up_weight is None else weight.shape[0]))
 
 
 norm_swiglu_op = register(
-    "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up_weight, Tensor? bias, float eps, Tensor? up_weight=None,"
-    " Tensor? up_bias=None) -> Tensor",
+    "norm_swiglu(Tensor x, Tensor norm_weight, Tensor gate_up_weight, Tensor? bias, Tensor? up_weight, Tensor? up_bias,"
+    " float eps) -> Tensor",
     kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.norm_swiglu,
     pytorch_is_faster=converts,
 )  # fmt: skip
@@ -139,7 +139,7 @@ def norm_swiglu(
     """
     require_no_gradient("norm_swiglu", x, norm_weight, gate_up_weight, bias, up_weight, up_bias)
     return call(
-        norm_swiglu_op, x, norm_weight, gate_up_weight, bias, eps, up_weight, up_bias,
+        norm_swiglu_op, x, norm_weight, gate_up_weight, bias, up_weight, up_bias, eps,
         check=lambda: _check(x, norm_weight, gate_up_weight, bias, up_weight, up_bias),
     )  # fmt: skip
 

@@ -47,12 +47,21 @@ def is_plain_linear(module: nn.Module) -> bool:
     )
 
 
-def are_plain(linears: tuple[Any, ...], dtype: torch.dtype) -> bool:
-    """Whether one kernel may do all of them: plain ones of a dtype, and with a bias all or none."""
-    return all(
-        is_plain_linear(linear) and linear.weight.dtype == dtype and (linear.bias is None) == (linears[0].bias is None)
-        for linear in linears
-    )
+def matrices(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]] | None:
+    """The weights and biases of projections that one kernel may do: plain ones of a dtype, with a bias all or none; else None.
+
+    (Read from dictionaries: a lookup through `nn.Module.__getattr__` takes 0.4 us, and a decoder layer has thirty.)
+    """
+    found: list[tuple[Any, Any]] = []
+    for name in names:
+        linear: Any = module._modules[name]
+        if not is_plain_linear(linear):
+            return None
+        weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+        if weight.dtype != dtype or (bias is None) != (found[0][1] is None if found else bias is None):
+            return None
+        found.append((weight, bias))
+    return found
 
 
 def has_norm_kernels(x: Tensor) -> bool:
@@ -95,9 +104,9 @@ class FusedRMSNorm(Fused):
         eps: float | None = getattr(self, self.eps_name)
         return torch.finfo(x.dtype).eps if eps is None else eps  # nn.RMSNorm's default
 
-    def goes_along(self, x: Tensor) -> bool:
+    def moves_into(self, x: Tensor) -> bool:
         """Whether the kernels that norm and project norm `x` as this does."""
-        return self.offset == 0.0 and self.weight.dtype == x.dtype and not is_watched(self)
+        return self.offset == 0.0 and self._parameters["weight"].dtype == x.dtype and not is_watched(self)
 
 
 class FusedLayerNorm(Fused):
@@ -136,24 +145,20 @@ class FusedMLP(Fused):
         return project(self.down_proj, hidden, residual)
 
     def adds_residual(self) -> bool:
-        return not is_watched(self) and is_plain_linear(self.down_proj)
+        return not is_watched(self) and is_plain_linear(self._modules["down_proj"])
 
-    def takes_norm(self, x: Tensor) -> bool:
-        return (
-            self.activation == "silu"
-            and are_plain(self._projections(), x.dtype)
-            and identity(getattr(self, self.activation_name)) == self.activation_is
+    def after_norm(self, x: Tensor, norm: "FusedRMSNorm") -> Tensor | None:
+        """x + mlp(norm(x)) for few rows, where kernels do all of it; else None."""
+        names = ("gate_up_proj",) if self.is_one_projection else ("gate_proj", "up_proj")
+        if self.activation != "silu" or (given := matrices(self, names, x.dtype)) is None:
+            return None
+        if identity(getattr(self, self.activation_name)) != self.activation_is:
+            return None
+        (gate, gate_bias), (up, up_bias) = (*given, (None, None))[:2]
+        hidden = ops.norm_swiglu(
+            x, norm._parameters["weight"], gate, gate_bias, eps=norm.eps_of(x), up_weight=up, up_bias=up_bias
         )
-
-    def after_norm(self, x: Tensor, norm: Any) -> Tensor:
-        """x + mlp(norm(x))"""
-        gate, *ups = self._projections()
-        up: Any = dict(up_weight=ups[0].weight, up_bias=ups[0].bias) if ups else {}
-        hidden = ops.norm_swiglu(x, norm.weight, gate.weight, gate.bias, eps=norm.eps_of(x), **up)
-        return project(self.down_proj, hidden, x)
-
-    def _projections(self) -> tuple[Any, ...]:
-        return (self.gate_up_proj,) if self.is_one_projection else (self.gate_proj, self.up_proj)
+        return project(self._modules["down_proj"], hidden, x)
 
 
 class FusedAttention(Fused):
@@ -180,27 +185,28 @@ class FusedAttention(Fused):
         out, weights = self._attend(query, key, value, attention_mask, cache, kwargs)
         return project(self.o_proj, out, residual), weights
 
-    def takes_norm(self, x: Tensor) -> bool:
-        return not self.norms_heads and are_plain(self._projections(), x.dtype)
-
     @with_any_cache_name
     def after_norm(
         self,
         x: Tensor,
-        norm: Any,
+        norm: FusedRMSNorm,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         cache: Any = None,
         **kwargs: Any,
-    ) -> Tensor:
-        """x + attention(norm(x))"""
-        linears = self._projections()
+    ) -> Tensor | None:
+        """x + attention(norm(x)) for few rows, where kernels do all of it; else None."""
+        names = ("qkv_proj",) if self.is_one_projection else ("q_proj", "k_proj", "v_proj")
+        if self.norms_heads or (given := matrices(self, names, x.dtype)) is None:
+            return None
+        weights, biases = zip(*given, strict=True)
         heads, kv_heads = self._numbers_of_heads()
         query, key, value = norm_heads(
-            x, norm.weight, [linear.weight for linear in linears], [linear.bias for linear in linears], *position_embeddings,
+            x, norm._parameters["weight"], weights, biases, *position_embeddings,
             eps=norm.eps_of(x), heads=heads, kv_heads=kv_heads,
         )  # fmt: skip
-        return project(self.o_proj, self._attend(query, key, value, attention_mask, cache, kwargs)[0], x)
+        out, _ = self._attend(query, key, value, attention_mask, cache, kwargs)
+        return project(self._modules["o_proj"], out, x)
 
     def _attend(
         self,
@@ -249,16 +255,14 @@ class FusedAttention(Fused):
             query, key = self.q_norm(query), self.k_norm(key)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
-    def _projections(self) -> tuple[Any, ...]:
-        return (self.qkv_proj,) if self.is_one_projection else (self.q_proj, self.k_proj, self.v_proj)
-
     def _numbers_of_heads(self) -> tuple[int, int]:
         if self.is_one_projection:
             return self.config.num_attention_heads, self.config.num_key_value_heads
-        return self.q_proj.out_features // self.head_dim, self.k_proj.out_features // self.head_dim
+        q_proj, k_proj = self._modules["q_proj"], self._modules["k_proj"]
+        return q_proj.out_features // self.head_dim, k_proj.out_features // self.head_dim
 
     def adds_residual(self) -> bool:
-        return not is_watched(self) and is_plain_linear(self.o_proj)
+        return not is_watched(self) and is_plain_linear(self._modules["o_proj"])
 
 
 class FusedDecoderLayer(Fused):
@@ -273,31 +277,31 @@ class FusedDecoderLayer(Fused):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         if self.training and any(getattr(self, name).p > 0.0 for name in self.dropouts):
             return super().forward(hidden_states, **kwargs)
-        groups = has_norm_kernels(hidden_states)
-        norm = self.post_attention_layernorm
-        if groups and _takes_norm(self.self_attn, self.input_layernorm, hidden_states):
-            hidden_states = self.self_attn.after_norm(hidden_states, self.input_layernorm, **kwargs)
-        elif _adds_residual(self.self_attn):
-            hidden_states, _ = self.self_attn(self.input_layernorm(hidden_states), residual=hidden_states, **kwargs)
-        else:
-            out, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-            normed, hidden_states = _add_and_norm(norm, out, hidden_states)
+        modules, few = self._modules, has_norm_kernels(hidden_states)
+        attention, mlp = modules["self_attn"], modules["mlp"]
+        norm, next_norm = modules["input_layernorm"], modules["post_attention_layernorm"]
+        adds = _adds_residual(attention)
+        summed = attention.after_norm(hidden_states, norm, **kwargs) if few and adds and _moves(norm, hidden_states) else None
+        if summed is None and adds:
+            summed, _ = attention(norm(hidden_states), residual=hidden_states, **kwargs)
+        if summed is None:
+            out, _ = attention(hidden_states=norm(hidden_states), **kwargs)
+            normed, hidden_states = _add_and_norm(next_norm, out, hidden_states)
             return self._add_mlp(normed, hidden_states)
-        if groups and _takes_norm(self.mlp, norm, hidden_states):
-            return self.mlp.after_norm(hidden_states, norm)
-        return self._add_mlp(norm(hidden_states), hidden_states)
+        if few and _adds_residual(mlp) and _moves(next_norm, summed) and (y := mlp.after_norm(summed, next_norm)) is not None:
+            return y
+        return self._add_mlp(next_norm(summed), summed)
 
     def _add_mlp(self, normed: Tensor, residual: Tensor) -> Tensor:
         return self.mlp(normed, residual=residual) if _adds_residual(self.mlp) else residual + self.mlp(normed)
 
 
-def _takes_norm(module: Any, norm: Any, x: Tensor) -> bool:
-    """Whether `module.after_norm` does what norm, module and sum do one after the other."""
-    return _adds_residual(module) and isinstance(norm, FusedRMSNorm) and norm.goes_along(x) and module.takes_norm(x)
-
-
 def _adds_residual(module: nn.Module) -> bool:
     return isinstance(module, FusedMLP | FusedAttention) and module.adds_residual()
+
+
+def _moves(norm: nn.Module, x: Tensor) -> bool:
+    return isinstance(norm, FusedRMSNorm) and norm.moves_into(x)
 
 
 def _add_and_norm(norm: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
