@@ -51,6 +51,15 @@ def norm_swiglu(
     return linear(x, weight) * (1 if up_weight is None else 2)
 
 
+def layer_tail(
+    attended: Tensor, x: Tensor, o_weight: Any, o_bias: Any, norm_weight: Any, gate_weight: Any, up_weight: Any,
+    gate_bias: Any, up_bias: Any, down_weight: Tensor, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """Of the output projection, gate, up and down."""
+    intermediate = down_weight.shape[1]
+    return 2 * x.numel() * (attended.shape[-1] + 3 * intermediate)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, *options: Any, **_: Any) -> int:
     """Of whole sequences, or of each packed one."""
     pattern, pairs = Pattern(*options), q.shape[-2] * k.shape[-2]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..kernels import cpu
 from ..kernels.launch import INTERPRETED
+from ..kernels.layer_tail import Linear, layer_tail
 from ..kernels.matmul import FEW_ROWS
 from ..kernels.norm_heads import norm_heads
 from ..kernels.torch_compat import GLOBAL_MODULE_HOOKS
@@ -47,7 +48,11 @@ def is_plain_linear(module: nn.Module) -> bool:
     )
 
 
-def matrices(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]] | None:
+def linear_of(module: Any) -> Linear:
+    return module._parameters["weight"], module._parameters["bias"]
+
+
+def matrices(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> list[Linear] | None:
     """The weights and biases of projections that one kernel may do: plain ones of a dtype, with a bias all or none; else None.
 
     (Read from dictionaries: a lookup through `nn.Module.__getattr__` takes 0.4 us, and a decoder layer has thirty.)
@@ -57,7 +62,7 @@ def matrices(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> l
         linear: Any = module._modules[name]
         if not is_plain_linear(linear):
             return None
-        weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+        weight, bias = linear_of(linear)
         if weight.dtype != dtype or (bias is None) != (found[0][1] is None if found else bias is None):
             return None
         found.append((weight, bias))
@@ -147,18 +152,12 @@ class FusedMLP(Fused):
     def adds_residual(self) -> bool:
         return not is_watched(self) and is_plain_linear(self._modules["down_proj"])
 
-    def after_norm(self, x: Tensor, norm: "FusedRMSNorm") -> Tensor | None:
-        """x + mlp(norm(x)) for few rows, where kernels do all of it; else None."""
+    def gate_up(self, dtype: torch.dtype) -> list[Linear] | None:
+        """The projections to gate and up, perhaps in one, where a kernel may do all of them and SwiGLU; else None."""
         names = ("gate_up_proj",) if self.is_one_projection else ("gate_proj", "up_proj")
-        if self.activation != "silu" or (given := matrices(self, names, x.dtype)) is None:
+        if self.activation != "silu" or identity(getattr(self, self.activation_name)) != self.activation_is:
             return None
-        if identity(getattr(self, self.activation_name)) != self.activation_is:
-            return None
-        (gate, gate_bias), (up, up_bias) = (*given, (None, None))[:2]
-        hidden = ops.norm_swiglu(
-            x, norm._parameters["weight"], gate, gate_bias, eps=norm.eps_of(x), up_weight=up, up_bias=up_bias
-        )
-        return project(self._modules["down_proj"], hidden, x)
+        return matrices(self, names, dtype)
 
 
 class FusedAttention(Fused):
@@ -186,7 +185,7 @@ class FusedAttention(Fused):
         return project(self.o_proj, out, residual), weights
 
     @with_any_cache_name
-    def after_norm(
+    def of_few_rows(
         self,
         x: Tensor,
         norm: FusedRMSNorm,
@@ -195,18 +194,17 @@ class FusedAttention(Fused):
         cache: Any = None,
         **kwargs: Any,
     ) -> Tensor | None:
-        """x + attention(norm(x)) for few rows, where kernels do all of it; else None."""
+        """The attention of norm(x), not projected yet: (batch, seq, heads * head_dim). None where no kernel does norm and projections."""
         names = ("qkv_proj",) if self.is_one_projection else ("q_proj", "k_proj", "v_proj")
-        if self.norms_heads or (given := matrices(self, names, x.dtype)) is None:
+        if self.norms_heads or (linears := matrices(self, names, x.dtype)) is None:
             return None
-        weights, biases = zip(*given, strict=True)
+        weights, biases = zip(*linears, strict=True)
         heads, kv_heads = self._numbers_of_heads()
         query, key, value = norm_heads(
             x, norm._parameters["weight"], weights, biases, *position_embeddings,
             eps=norm.eps_of(x), heads=heads, kv_heads=kv_heads,
         )  # fmt: skip
-        out, _ = self._attend(query, key, value, attention_mask, cache, kwargs)
-        return project(self._modules["o_proj"], out, x)
+        return self._attend(query, key, value, attention_mask, cache, kwargs)[0]
 
     def _attend(
         self,
@@ -277,20 +275,41 @@ class FusedDecoderLayer(Fused):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         if self.training and any(getattr(self, name).p > 0.0 for name in self.dropouts):
             return super().forward(hidden_states, **kwargs)
-        modules, few = self._modules, has_norm_kernels(hidden_states)
+        if has_norm_kernels(hidden_states) and (out := self._of_few_rows(hidden_states, kwargs)) is not None:
+            return out
+        normed = self.input_layernorm(hidden_states)
+        if _adds_residual(self.self_attn):
+            hidden_states, _ = self.self_attn(normed, residual=hidden_states, **kwargs)
+            normed = self.post_attention_layernorm(hidden_states)
+        else:
+            out, _ = self.self_attn(hidden_states=normed, **kwargs)
+            normed, hidden_states = _add_and_norm(self.post_attention_layernorm, out, hidden_states)
+        return self._add_mlp(normed, hidden_states)
+
+    def _of_few_rows(self, x: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+        """The layer in as few ops as its parts allow; None where that is none fewer. Nobody must watch what is not called."""
+        modules = self._modules
         attention, mlp = modules["self_attn"], modules["mlp"]
         norm, next_norm = modules["input_layernorm"], modules["post_attention_layernorm"]
-        adds = _adds_residual(attention)
-        summed = attention.after_norm(hidden_states, norm, **kwargs) if few and adds and _moves(norm, hidden_states) else None
-        if summed is None and adds:
-            summed, _ = attention(norm(hidden_states), residual=hidden_states, **kwargs)
-        if summed is None:
-            out, _ = attention(hidden_states=norm(hidden_states), **kwargs)
-            normed, hidden_states = _add_and_norm(next_norm, out, hidden_states)
-            return self._add_mlp(normed, hidden_states)
-        if few and _adds_residual(mlp) and _moves(next_norm, summed) and (y := mlp.after_norm(summed, next_norm)) is not None:
-            return y
-        return self._add_mlp(next_norm(summed), summed)
+        if not _adds_residual(attention):
+            return None
+        attended = attention.of_few_rows(x, norm, **kwargs) if _moves(norm, x) else None
+        gate_up = mlp.gate_up(x.dtype) if _adds_residual(mlp) and _moves(next_norm, x) else None
+        if gate_up is None:
+            if attended is None:
+                return None
+            summed = project(attention.o_proj, attended, x)
+            return self._add_mlp(next_norm(summed), summed)
+        eps = next_norm.eps_of(x)
+        output, down = linear_of(attention._modules["o_proj"]), linear_of(mlp._modules["down_proj"])
+        if attended is not None:
+            return layer_tail(attended, x, output, next_norm._parameters["weight"], gate_up, down, eps=eps)
+        summed, _ = attention(norm(x), residual=x, **kwargs)
+        (gate, gate_bias), (up, up_bias) = (*gate_up, (None, None))[:2]
+        inner = ops.norm_swiglu(
+            summed, next_norm.weight, gate, gate_bias, eps=eps, up_weight=up, up_bias=up_bias
+        )
+        return project(mlp.down_proj, inner, summed)
 
     def _add_mlp(self, normed: Tensor, residual: Tensor) -> Tensor:
         return self.mlp(normed, residual=residual) if _adds_residual(self.mlp) else residual + self.mlp(normed)
