@@ -389,6 +389,7 @@ def attention_decode(
 
     Source: Flash-Decoding, Dao et al. 2023; arXiv:2309.06180.
     """
+
     def check() -> None:
         _check(q, k_cache, v_cache, cache_lens, key_start, block_table)
         _check_numbers(scale, window, softcap)

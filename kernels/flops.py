@@ -39,7 +39,9 @@ def norm_qkv_rope(x: Tensor, norm_weight: Tensor, weight: Tensor, *_: Any, **__:
     return linear(x, weight)
 
 
-def norm_heads(x: Tensor, norm_weight: Tensor, q_weight: Tensor, k_weight: Any, v_weight: Any, *_: Any, **__: Any) -> int:
+def norm_heads(
+    x: Tensor, norm_weight: Tensor, q_weight: Tensor, k_weight: Any, v_weight: Any, *_: Any, **__: Any
+) -> int:
     """Of one matrix, or three."""
     return sum(linear(x, weight) for weight in (q_weight, k_weight, v_weight) if weight is not None)
 

@@ -74,7 +74,14 @@ Linear = tuple[Tensor, Tensor | None]
 
 
 def layer_tail(
-    attended: Tensor, x: Tensor, output: Linear, norm_weight: Tensor, gate_up: Sequence[Linear], down: Linear, *, eps: float
+    attended: Tensor,
+    x: Tensor,
+    output: Linear,
+    norm_weight: Tensor,
+    gate_up: Sequence[Linear],
+    down: Linear,
+    *,
+    eps: float,
 ) -> Tensor:
     """h + mlp(rms_norm(h)), where h = x + output(attended) and mlp is SwiGLU's. Inference only.
 
@@ -122,6 +129,12 @@ def _check(
     for name, bias in (("output[1]", o_bias), ("down[1]", down_bias)):
         if bias is not None:
             require_shape(name, bias, (hidden,))
-    others = {"attended": attended, "output[0]": o_weight, "output[1]": o_bias, "down[0]": down_weight, "down[1]": down_bias}
+    others = {
+        "attended": attended,
+        "output[0]": o_weight,
+        "output[1]": o_bias,
+        "down[0]": down_weight,
+        "down[1]": down_bias,
+    }
     require_same_device(x=x, **others)
     require_dtype(x, **others)

@@ -39,7 +39,11 @@ def call(op: "OpOverload", *arguments: Any, check: Callable[[], None] | None = N
     fit each other in shape, dtype, device or number: arguments like those of a call before are not checked again.
     """
     known = None
-    if not torch.compiler.is_compiling() and (on_cpu := _on_cpu.get(op)) is not None and nothing_looks_before_autograd():
+    if (
+        not torch.compiler.is_compiling()
+        and (on_cpu := _on_cpu.get(op)) is not None
+        and nothing_looks_before_autograd()
+    ):
         known = on_cpu.known_call(arguments)
     if known is None or not only_autograd_looks():
         if check is not None:

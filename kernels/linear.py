@@ -355,9 +355,7 @@ def linear(
     )
 
 
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None
-) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None) -> None:
     require_floating(x=x, weight=weight)
     require_floating_or_none(bias=bias, residual=residual)
     require_same_device(x=x, weight=weight, bias=bias, residual=residual)

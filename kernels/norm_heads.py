@@ -35,7 +35,19 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
             )  # fmt: skip
             cos = torch.empty(m, head_dim, device="meta")
             for plan in plan_norm_qkv_rope(
-                x, norm_weight, q_weight, None, cos, cos, kv, kv, None, q, kv_weights=(kv_weight, kv_weight), eps=1e-5, gpu=gpu
+                x,
+                norm_weight,
+                q_weight,
+                None,
+                cos,
+                cos,
+                kv,
+                kv,
+                None,
+                q,
+                kv_weights=(kv_weight, kv_weight),
+                eps=1e-5,
+                gpu=gpu,
             ):
                 yield f"{m}x{hidden} {heads}/8x{head_dim}", plan
 
@@ -46,10 +58,16 @@ def _kernel(
     kv_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     require_kernel_dtype(x=x)
-    q, k, v = _fake(x, norm_weight, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, cos, sin, eps, heads, kv_heads)
+    q, k, v = _fake(
+        x, norm_weight, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, cos, sin, eps, heads, kv_heads
+    )
     if cos.stride() != sin.stride() or cos.stride(2) != 1:
         cos, sin = cos.contiguous(), sin.contiguous()
-    if k_weight is not None and v_weight is not None and not q_weight.stride() == k_weight.stride() == v_weight.stride():
+    if (
+        k_weight is not None
+        and v_weight is not None
+        and not q_weight.stride() == k_weight.stride() == v_weight.stride()
+    ):
         q_weight, k_weight, v_weight = q_weight.contiguous(), k_weight.contiguous(), v_weight.contiguous()
     for plan in plan_norm_qkv_rope(
         as_rows(x), norm_weight.contiguous(), q_weight, contiguous(q_bias), _by_row(cos, x), _by_row(sin, x),

@@ -165,7 +165,17 @@ def _project_whole_rows(
         p_second = p_weight
         p_second_bias = p_bias
     b_second = _project_rows(
-        b_x, b_rstd, p_second, p_second_bias, o_second, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, INPUT_PRECISION
+        b_x,
+        b_rstd,
+        p_second,
+        p_second_bias,
+        o_second,
+        m_n,
+        weight_stride_n,
+        weight_stride_k,
+        K,
+        BLOCK_K,
+        INPUT_PRECISION,
     )
     return b_first, b_second
 
@@ -257,9 +267,7 @@ def require_no_gradient(op: str, *tensors: Tensor | None) -> None:
         raise RuntimeError(f"{op} has no gradient: use the separate ops, or call it under torch.no_grad()")
 
 
-def require_norm_product(
-    x: Tensor, norm_weight: Tensor, bias: dict[str, Tensor | None], **others: Tensor
-) -> None:
+def require_norm_product(x: Tensor, norm_weight: Tensor, bias: dict[str, Tensor | None], **others: Tensor) -> None:
     """What these ops ask of x, the norm's weight, the bias by its name, and the others: the matrix first, then the caches."""
     biases = {name: tensor for name, tensor in bias.items() if tensor is not None}
     given = others | biases

@@ -75,9 +75,8 @@ def norm_qkv_rope_kernel(
     m_angle = mask & (o_p < turned)
     b_cos = tl.load(p_cos + o_m * angle_stride + o_p, mask=m_angle, other=1.0).to(tl.float32)  # [BLOCK_P, BLOCK_M]
     b_sin = tl.load(p_sin + o_m * angle_stride + o_p, mask=m_angle, other=0.0).to(tl.float32)
-    if p_slots is None:
-        b_slot = o_m.to(tl.int32)
-    else:
+    b_slot = o_m.to(tl.int32)
+    if p_slots is not None:
         b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1).to(tl.int32)  # 64 bits a slot would spill
 
     b_a, b_b = project_pairs(

@@ -17,11 +17,12 @@ from .cpu import converts
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import call, register
 from .linear import linear_op
+from .matmul import plan_linear
 from .norm_matmul import pair_rows, plan_pairs, project_pairs, require_no_gradient, require_norm_product
-from .rms_norm import rms_norm_op
+from .rms_norm import plan_rms_norm, rms_norm_op
 from .rows import contiguous
 from .streaming import wait_for_previous_kernel
-from .swiglu import glu_op
+from .swiglu import glu_op, plan_glu
 from .triton_compat import tl, triton
 from .validate import require_kernel_dtype, require_shape
 
@@ -51,7 +52,19 @@ def plan_norm_swiglu(
     x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *,
     up_weight: Tensor | None = None, up_bias: Tensor | None = None, eps: float, allow_tf32: bool = False, gpu: Gpu,
 ) -> list[LaunchPlan]:  # fmt: skip
-    """y (M, N) from x (M, K), which has contiguous rows, and weight (2 * N, K), or two of (N, K) with equal strides."""
+    """y (M, N) from x (M, K), which has contiguous rows, and weight (2 * N, K), or two of (N, K) with equal strides.
+
+    Triton's AMD backend (3.7) takes no tile whose rows have two bases: two weights are launches of their own there.
+    """
+    if up_weight is not None and not (gpu.is_nvidia or gpu.is_cpu):
+        normed, gate, up = (t.new_empty(t.shape) for t in (x, y, y))
+        rstd = x.new_empty(len(x), dtype=torch.float32)
+        return [
+            plan_rms_norm(x, norm_weight, normed, rstd, eps=eps, offset=0.0, gpu=gpu),
+            *plan_linear(normed, weight, bias, None, gate, allow_tf32=allow_tf32, gpu=gpu),
+            *plan_linear(normed, up_weight, up_bias, None, up, allow_tf32=allow_tf32, gpu=gpu),
+            plan_glu(gate, up, y, activation="silu"),
+        ]
     return plan_pairs(
         "norm_swiglu", norm_swiglu_kernel, 1, (y.shape[1],),
         dict(p_second=up_weight, p_bias=bias, p_second_bias=up_bias, p_y=y, N=y.shape[1]),
@@ -67,9 +80,9 @@ def example_plans(gpu: Gpu) -> Iterator[tuple[str, LaunchPlan]]:
                 torch.empty(*shape, dtype=torch.bfloat16, device="meta")
                 for shape in ((m, hidden), (hidden,), (2 * intermediate, hidden), (m, intermediate))
             )
-            for weights in (dict(weight=gate_up), dict(weight=gate_up[:intermediate], up_weight=gate_up[:intermediate])):
-                for plan in plan_norm_swiglu(x, norm_weight, bias=None, y=y, eps=1e-5, gpu=gpu, **weights):
-                    yield f"{m}x{hidden}x{intermediate}" + " apart" * (len(weights) - 1), plan
+            for weight, up_weight in ((gate_up, None), (gate_up[:intermediate], gate_up[:intermediate])):
+                for plan in plan_norm_swiglu(x, norm_weight, weight, None, y, up_weight=up_weight, eps=1e-5, gpu=gpu):
+                    yield f"{m}x{hidden}x{intermediate}" + " apart" * (up_weight is not None), plan
 
 
 def _kernel(
@@ -149,9 +162,7 @@ def _check(
     up_bias: Tensor | None,
 ) -> None:  # fmt: skip
     others = {} if up_weight is None else {"up_weight": up_weight}
-    require_norm_product(
-        x, norm_weight, {"bias": bias, "up_bias": up_bias}, gate_up_weight=gate_up_weight, **others
-    )
+    require_norm_product(x, norm_weight, {"bias": bias, "up_bias": up_bias}, gate_up_weight=gate_up_weight, **others)
     if up_weight is not None:
         require_shape("up_weight", up_weight, gate_up_weight.shape)
     elif gate_up_weight.shape[0] % 2:

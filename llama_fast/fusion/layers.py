@@ -4,13 +4,11 @@ Two rules hold for all of them. They hold no state: weights, eps and submodules 
 frozen, retyped or replaced parameters and PEFT's layers work. And a module on which hooks are set is called as ever: what it
 computes moves into another's kernel only while nobody watches it.
 
-A small model takes its time for a token between the operators, so with few rows a decoder layer is five of them:
+A small model takes its time for a token between the operators, so with few rows a decoder layer is three of them, of five launches:
 
-    q, k, v = rope(norm(x) @ q, k, v)      norm_heads
-    attended                               attention_decode, behind the cache
-    h = x + attended @ o                   linear
-    inner = silu(gate) * up, of norm(h)    norm_swiglu
-    h + inner @ down                       linear
+    q, k, v = rope(norm(x) @ q, k, v)                                             norm_heads
+    attended                                                                      attention_decode, behind the cache
+    h = x + attended @ o,  h + (silu(norm(h) @ gate) * (norm(h) @ up)) @ down     layer_tail
 """
 
 import functools
@@ -49,18 +47,21 @@ def is_plain_linear(module: nn.Module) -> bool:
     )
 
 
+def part(module: nn.Module, name: str) -> Any:
+    """A submodule. (From the dictionary: through `nn.Module.__getattr__` it takes 0.4 us, and a decoder layer has thirty.)"""
+    return module._modules[name]
+
+
 def linear_of(module: Any) -> Linear:
+    """The weight and bias of a projection."""
     return module._parameters["weight"], module._parameters["bias"]
 
 
 def matrices(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> list[Linear] | None:
-    """The weights and biases of projections that one kernel may do: plain ones of a dtype, with a bias all or none; else None.
-
-    (Read from dictionaries: a lookup through `nn.Module.__getattr__` takes 0.4 us, and a decoder layer has thirty.)
-    """
+    """The weights and biases of projections that one kernel may do: plain ones of a dtype, with a bias all or none; else None."""
     found: list[tuple[Any, Any]] = []
     for name in names:
-        linear: Any = module._modules[name]
+        linear = part(module, name)
         if not is_plain_linear(linear):
             return None
         weight, bias = linear_of(linear)
@@ -115,7 +116,7 @@ class FusedRMSNorm(Fused):
 
     def moves_into(self, x: Tensor) -> bool:
         """Whether the kernels that norm and project norm `x` as this does."""
-        return self.offset == 0.0 and self._parameters["weight"].dtype == x.dtype and not is_watched(self)
+        return self.offset == 0.0 and self.weight.dtype == x.dtype and not is_watched(self)
 
 
 class FusedLayerNorm(Fused):
@@ -154,7 +155,7 @@ class FusedMLP(Fused):
         return project(self.down_proj, hidden, residual)
 
     def adds_residual(self) -> bool:
-        return not is_watched(self) and is_plain_linear(self._modules["down_proj"])
+        return not is_watched(self) and is_plain_linear(part(self, "down_proj"))
 
     def gate_up(self, dtype: torch.dtype) -> list[Linear] | None:
         """The projections to gate and up, perhaps in one, where a kernel may do all of them and SwiGLU; else None."""
@@ -192,7 +193,7 @@ class FusedAttention(Fused):
     def of_few_rows(
         self,
         x: Tensor,
-        norm: FusedRMSNorm,
+        norm: Any,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         cache: Any = None,
@@ -205,7 +206,7 @@ class FusedAttention(Fused):
         weights, biases = zip(*linears, strict=True)
         heads, kv_heads = self._numbers_of_heads()
         query, key, value = norm_heads(
-            x, norm._parameters["weight"], weights, biases, *position_embeddings,
+            x, norm.weight, weights, biases, *position_embeddings,
             eps=norm.eps_of(x), heads=heads, kv_heads=kv_heads,
         )  # fmt: skip
         return self._attend(query, key, value, attention_mask, cache, kwargs)[0]
@@ -260,11 +261,11 @@ class FusedAttention(Fused):
     def _numbers_of_heads(self) -> tuple[int, int]:
         if self.is_one_projection:
             return self.config.num_attention_heads, self.config.num_key_value_heads
-        q_proj, k_proj = self._modules["q_proj"], self._modules["k_proj"]
+        q_proj, k_proj = part(self, "q_proj"), part(self, "k_proj")
         return q_proj.out_features // self.head_dim, k_proj.out_features // self.head_dim
 
     def adds_residual(self) -> bool:
-        return not is_watched(self) and is_plain_linear(self._modules["o_proj"])
+        return not is_watched(self) and is_plain_linear(part(self, "o_proj"))
 
 
 class FusedDecoderLayer(Fused):
@@ -291,29 +292,31 @@ class FusedDecoderLayer(Fused):
         return self._add_mlp(normed, hidden_states)
 
     def _of_few_rows(self, x: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
-        """The layer in as few ops as its parts allow; None where that is none fewer. Nobody must watch what is not called."""
-        modules = self._modules
-        attention, mlp = modules["self_attn"], modules["mlp"]
-        norm, next_norm = modules["input_layernorm"], modules["post_attention_layernorm"]
+        """The layer in as few ops as its parts allow; None where these are the separate ones."""
+        attention, norm = part(self, "self_attn"), part(self, "input_layernorm")
+        mlp, next_norm = part(self, "mlp"), part(self, "post_attention_layernorm")
         if not _adds_residual(attention):
             return None
         attended = attention.of_few_rows(x, norm, **kwargs) if _moves(norm, x) else None
         gate_up = mlp.gate_up(x.dtype) if _adds_residual(mlp) and _moves(next_norm, x) else None
-        if gate_up is None:
-            if attended is None:
-                return None
-            summed = project(attention.o_proj, attended, x)
-            return self._add_mlp(next_norm(summed), summed)
-        eps = next_norm.eps_of(x)
-        output, down = linear_of(attention._modules["o_proj"]), linear_of(mlp._modules["down_proj"])
+        if attended is None and gate_up is None:
+            return None
+        output, down = part(attention, "o_proj"), part(mlp, "down_proj")
+        if attended is not None and gate_up is not None:
+            return layer_tail(
+                attended, x, linear_of(output), next_norm.weight, gate_up, linear_of(down), eps=next_norm.eps_of(x)
+            )
         if attended is not None:
-            return layer_tail(attended, x, output, next_norm._parameters["weight"], gate_up, down, eps=eps)
-        summed, _ = attention(norm(x), residual=x, **kwargs)
+            x = project(output, attended, x)
+        else:
+            x, _ = attention(norm(x), residual=x, **kwargs)
+        if gate_up is None:
+            return self._add_mlp(next_norm(x), x)
         (gate, gate_bias), (up, up_bias) = (*gate_up, (None, None))[:2]
         inner = ops.norm_swiglu(
-            summed, next_norm.weight, gate, gate_bias, eps=eps, up_weight=up, up_bias=up_bias
+            x, next_norm.weight, gate, gate_bias, eps=next_norm.eps_of(x), up_weight=up, up_bias=up_bias
         )
-        return project(mlp.down_proj, inner, summed)
+        return project(down, inner, x)
 
     def _add_mlp(self, normed: Tensor, residual: Tensor) -> Tensor:
         return self.mlp(normed, residual=residual) if _adds_residual(self.mlp) else residual + self.mlp(normed)

@@ -164,7 +164,9 @@ def test_hooks_on_all_modules_see_all(ids, device):
     finally:
         handle.remove()
     layer = model.model.layers[1]
-    assert all(seen[part] for part in (layer.input_layernorm, layer.self_attn, layer.self_attn.q_proj, layer.mlp.up_proj))
+    assert all(
+        seen[part] for part in (layer.input_layernorm, layer.self_attn, layer.self_attn.q_proj, layer.mlp.up_proj)
+    )
 
 
 def test_parts_that_change_are_honoured(ids, device):

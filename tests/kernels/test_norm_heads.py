@@ -35,16 +35,12 @@ def heads_case(shape, device, *, bias=False, dtype=torch.float32, rotary_dim=HEA
 
 
 def separate(x, norm, q, k, v, q_bias, k_bias, v_bias, cos, sin):
-    return norm_heads(
-        x, norm, (q, k, v), (q_bias, k_bias, v_bias), cos, sin, eps=EPS, heads=HEADS, kv_heads=KV_HEADS
-    )
+    return norm_heads(x, norm, (q, k, v), (q_bias, k_bias, v_bias), cos, sin, eps=EPS, heads=HEADS, kv_heads=KV_HEADS)
 
 
 def joined(x, norm, q, k, v, q_bias, k_bias, v_bias, cos, sin):
     bias = None if q_bias is None else torch.cat([q_bias, k_bias, v_bias])
-    return norm_heads(
-        x, norm, [torch.cat([q, k, v])], [bias], cos, sin, eps=EPS, heads=HEADS, kv_heads=KV_HEADS
-    )
+    return norm_heads(x, norm, [torch.cat([q, k, v])], [bias], cos, sin, eps=EPS, heads=HEADS, kv_heads=KV_HEADS)
 
 
 def with_ops_of(rms_norm, rope):

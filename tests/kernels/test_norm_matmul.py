@@ -425,8 +425,12 @@ def test_dependent_launch_is_in_the_plan_and_in_the_code():
     """On sm_90 nothing but the prefetch stands before the wait; other GPUs have none of it."""
     for arch, has_pdl in (("sm_80", False), ("sm_90", True), ("gfx942", False)):
         gpu = GPUS[arch]
-        plans = [plan for shape, plan in example_plans(gpu) if shape.startswith(("1x2048", "4x2048"))]
-        assert len(plans) == 8
+        plans = [
+            plan
+            for shape, plan in example_plans(gpu)
+            if shape.startswith(("1x2048", "4x2048")) and (gpu.is_nvidia or "apart" not in shape)
+        ]
+        assert len(plans) == (8 if gpu.is_nvidia else 6)
         for plan in plans + [plan for _, plan in islice(attention_decode.example_plans(gpu), 2)]:
             assert plan.pdl == plan.constants["PDL"] == plan.options.get("launch_pdl", False) == has_pdl
             assembly = plan.compile(gpu).asm["ptx" if gpu.is_nvidia else "amdgcn"]
