@@ -389,17 +389,28 @@ def attention_decode(
 
     Source: Flash-Decoding, Dao et al. 2023; arXiv:2309.06180.
     """
-    _check(q, k_cache, v_cache, cache_lens, key_start, block_table)
+
+    def check() -> None:
+        _check(q, k_cache, v_cache, cache_lens, key_start, block_table)
+        _check_numbers(scale, window, softcap)
+
+    if scale is None or torch.is_grad_enabled():  # which ask the tensors something
+        check()
+        if torch.is_grad_enabled() and (q.requires_grad or k_cache.requires_grad or v_cache.requires_grad):
+            raise RuntimeError("attention_decode has no gradient: use attention, or call it under torch.no_grad()")
+    return call(
+        attention_decode_op, q, k_cache, v_cache, cache_lens, key_start, block_table,
+        q.shape[-1] ** -0.5 if scale is None else scale, window, softcap, check=check,
+    )  # fmt: skip
+
+
+def _check_numbers(scale: float | None, window: int | None, softcap: float | None) -> None:
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap must be positive and finite, got {softcap}")
     if scale is not None and not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
-    if torch.is_grad_enabled() and (q.requires_grad or k_cache.requires_grad or v_cache.requires_grad):
-        raise RuntimeError("attention_decode has no gradient: use attention, or call it under torch.no_grad()")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return call(attention_decode_op, q, k_cache, v_cache, cache_lens, key_start, block_table, scale, window, softcap)
 
 
 def _check(

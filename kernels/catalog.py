@@ -21,6 +21,7 @@ OPS: dict[str, ModuleType] = {
         "layer_norm",
         "linear",
         "linear_cross_entropy",
+        "norm_heads",
         "norm_qkv_rope",
         "norm_swiglu",
         "rms_norm",

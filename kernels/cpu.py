@@ -182,7 +182,7 @@ class Implementation:
             return None
         try:
             key = self._describe(_choice.get(), *arguments)
-        except RuntimeError:  # of a layout without strides: the dispatcher says that no op is for it
+        except (RuntimeError, TypeError):  # a layout without strides, a number where a tensor belongs: others say so
             return None
         return None if key is None else self._plain.get(key)
 

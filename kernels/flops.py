@@ -34,9 +34,32 @@ def linear_cross_entropy_backward(dloss: Tensor, hidden: Tensor, weight: Tensor,
     return sum(arguments[-3:-1]) * linear(hidden, weight)
 
 
-def norm_linear(x: Tensor, norm_weight: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
-    """Of `norm_qkv_rope` and `norm_swiglu`."""
+def norm_qkv_rope(x: Tensor, norm_weight: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """Of one matrix."""
     return linear(x, weight)
+
+
+def norm_heads(
+    x: Tensor, norm_weight: Tensor, q_weight: Tensor, k_weight: Any, v_weight: Any, *_: Any, **__: Any
+) -> int:
+    """Of one matrix, or three."""
+    return sum(linear(x, weight) for weight in (q_weight, k_weight, v_weight) if weight is not None)
+
+
+def norm_swiglu(
+    x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Any, up_weight: Tensor | None, *_: Any, **__: Any
+) -> int:  # fmt: skip
+    """Of one matrix, or two."""
+    return linear(x, weight) * (1 if up_weight is None else 2)
+
+
+def layer_tail(
+    attended: Tensor, x: Tensor, o_weight: Any, o_bias: Any, norm_weight: Any, gate_weight: Any, up_weight: Any,
+    gate_bias: Any, up_bias: Any, down_weight: Tensor, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """Of the output projection, gate, up and down."""
+    intermediate = down_weight.shape[1]
+    return 2 * x.numel() * (attended.shape[-1] + 3 * intermediate)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *options: Any, **_: Any) -> int:

@@ -32,15 +32,22 @@ _on_cpu: dict[Any, cpu.Implementation] = {}
 _functions: dict[Any, type[torch.autograd.Function]] = {}
 
 
-def call(op: "OpOverload", *arguments: Any) -> Any:
+def call(op: "OpOverload", *arguments: Any, check: Callable[[], None] | None = None) -> Any:
     """`op(*arguments)`, without the dispatcher where that would only find what the same call found before.
 
-    It takes 5 us to find autograd's implementation, and another 5 from there to the CPU's.
+    It takes 5 us to find autograd's implementation, and another 5 from there to the CPU's. `check` raises where the arguments do not
+    fit each other in shape, dtype, device or number: arguments like those of a call before are not checked again.
     """
-    if torch.compiler.is_compiling() or (on_cpu := _on_cpu.get(op)) is None or not nothing_looks_before_autograd():
-        return op(*arguments)
-    known = on_cpu.known_call(arguments)
+    known = None
+    if (
+        not torch.compiler.is_compiling()
+        and (on_cpu := _on_cpu.get(op)) is not None
+        and nothing_looks_before_autograd()
+    ):
+        known = on_cpu.known_call(arguments)
     if known is None or not only_autograd_looks():
+        if check is not None:
+            check()
         return op(*arguments)
     function = _functions.get(op)
     if function is not None and _needs_autograd(arguments):

@@ -49,34 +49,50 @@ def pair_rows(i_block, pairs, half, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def project_pairs(
-    p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+    p_x, p_norm, p_weight, p_second, p_bias, p_second_bias, first, i_block, pairs,
+    x_stride, weight_stride_n, weight_stride_k, M, K, eps,
     BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr, WHOLE_ROWS: tl.constexpr,
 ):  # fmt: skip
     """(norm(x) @ weight^T + bias)^T for a block of pairs of rows of the weight: the first elements of the pairs, and the second ones.
 
-    The first elements are `pairs` (64 bits wide) rows from row `first` on, the second ones as many behind them. Both results are
-    [BLOCK_P, BLOCK_M] in float32. Without `p_norm` x is taken as it is.
+    The first elements are `pairs` (64 bits wide) rows from row `first` on, the second ones as many behind them, or the same rows of
+    `p_second`, a weight of its own with the same strides. Both results are [BLOCK_P, BLOCK_M] in float32. Without `p_norm` x is taken
+    as it is.
     """
     if WHOLE_ROWS:
         return _project_whole_rows(
-            p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
-            BLOCK_M, BLOCK_P, BLOCK_K, INPUT_PRECISION,
+            p_x, p_norm, p_weight, p_second, p_bias, p_second_bias, first, i_block, pairs,
+            x_stride, weight_stride_n, weight_stride_k, M, K, eps, BLOCK_M, BLOCK_P, BLOCK_K, INPUT_PRECISION,
         )  # fmt: skip
     return _project_tiles(
-        p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+        p_x, p_norm, p_weight, p_second, p_bias, p_second_bias, first, i_block, pairs,
+        x_stride, weight_stride_n, weight_stride_k, M, K, eps,
         BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION,
     )  # fmt: skip
 
 
 @triton.jit
+def _of_pairs(p_first, p_second, o_n, stride, BLOCK_P: tl.constexpr):
+    """Addresses of the rows `o_n` (`pair_rows`): those of the second elements in `p_second`, where there is one."""
+    if p_second is not None:
+        p_first = tl.where(tl.arange(0, 2 * BLOCK_P) < BLOCK_P, p_first, p_second)
+    return p_first + o_n * stride
+
+
+@triton.jit
 def _project_tiles(
-    p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+    p_x, p_norm, p_weight, p_second, p_bias, p_second_bias, first, i_block, pairs,
+    x_stride, weight_stride_n, weight_stride_k, M, K, eps,
     BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    o_row, m_n = pair_rows(i_block, pairs, pairs, BLOCK_P)
+    half = pairs
+    if p_second is not None:
+        half = pairs * 0
+    o_row, m_n = pair_rows(i_block, pairs, half, BLOCK_P)
     o_n = first + o_row
+    p_rows = _of_pairs(p_weight, p_second, o_n, weight_stride_n, BLOCK_P)[:, None]
     o_m = tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
     if BLOCK_M == 1:
         b_product = tl.zeros([2 * BLOCK_P, BLOCK_K], dtype=tl.float32)
@@ -94,7 +110,7 @@ def _project_tiles(
         m_w = m_n[:, None]
         if not EVEN_K:
             m_w = m_w & m_k[None, :]
-        p_w = p_weight + o_n[:, None] * weight_stride_n + o_k[None, :] * weight_stride_k
+        p_w = p_rows + o_k[None, :] * weight_stride_k
         b_w = tl.load(p_w, mask=m_w, other=0.0)  # [2 * BLOCK_P, BLOCK_K]
         if BLOCK_M == 1:
             b_x = tl.load(p_x + o_k, mask=m_k, other=0.0).to(tl.float32)
@@ -117,13 +133,15 @@ def _project_tiles(
     if p_norm is not None:
         b_acc *= tl.rsqrt(tl.sum(b_squares, axis=0) / K + eps)
     if p_bias is not None:
-        b_acc += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[:, None]
+        p_bias_rows = _of_pairs(p_bias, p_second_bias, o_n, 1, BLOCK_P)
+        b_acc += tl.load(p_bias_rows, mask=m_n, other=0.0).to(tl.float32)[:, None]
     return tl.split(tl.permute(tl.reshape(b_acc, (2, BLOCK_P, BLOCK_M)), (1, 2, 0)))
 
 
 @triton.jit
 def _project_whole_rows(
-    p_x, p_norm, p_weight, p_bias, first, i_block, pairs, x_stride, weight_stride_n, weight_stride_k, M, K, eps,
+    p_x, p_norm, p_weight, p_second, p_bias, p_second_bias, first, i_block, pairs,
+    x_stride, weight_stride_n, weight_stride_k, M, K, eps,
     BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """With all of K in one tile, for a CPU."""
@@ -141,8 +159,23 @@ def _project_whole_rows(
     b_first = _project_rows(
         b_x, b_rstd, p_weight, p_bias, o_n, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, INPUT_PRECISION
     )
+    o_second = o_n
+    if p_second is None:
+        o_second = o_n + pairs
+        p_second = p_weight
+        p_second_bias = p_bias
     b_second = _project_rows(
-        b_x, b_rstd, p_weight, p_bias, o_n + pairs, m_n, weight_stride_n, weight_stride_k, K, BLOCK_K, INPUT_PRECISION
+        b_x,
+        b_rstd,
+        p_second,
+        p_second_bias,
+        o_second,
+        m_n,
+        weight_stride_n,
+        weight_stride_k,
+        K,
+        BLOCK_K,
+        INPUT_PRECISION,
     )
     return b_first, b_second
 
@@ -228,22 +261,24 @@ def plan_pairs(
     return plans
 
 
-def require_norm_product(
-    op: str, x: Tensor, norm_weight: Tensor, bias: dict[str, Tensor | None], **others: Tensor
-) -> None:
-    """What both ops ask of x, the norm's weight, the bias by its name, and the others: the matrix first, then the caches."""
+def require_no_gradient(op: str, *tensors: Tensor | None) -> None:
+    """Of ops that keep nothing for a backward pass."""
+    if torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
+        raise RuntimeError(f"{op} has no gradient: use the separate ops, or call it under torch.no_grad()")
+
+
+def require_norm_product(x: Tensor, norm_weight: Tensor, bias: dict[str, Tensor | None], **others: Tensor) -> None:
+    """What these ops ask of x, the norm's weight, the bias by its name, and the others: the matrix first, then the caches."""
     biases = {name: tensor for name, tensor in bias.items() if tensor is not None}
     given = others | biases
     require_floating(x=x, norm_weight=norm_weight, **given)
     require_same_device(x=x, norm_weight=norm_weight, **given)
     require_dtype(x, norm_weight=norm_weight, **given)
-    if x.ndim != 2 or x.shape[0] > FEW_ROWS or x.shape[1] == 0:
+    if x.ndim < 2 or x.shape[-1] == 0 or x.numel() > FEW_ROWS * x.shape[-1]:
         raise ValueError(f"x must be (rows, hidden) with at most {FEW_ROWS} rows, got {tuple(x.shape)}")
-    require_shape("norm_weight", norm_weight, x.shape[1:])
+    require_shape("norm_weight", norm_weight, x.shape[-1:])
     name, weight = next(iter(others.items()))
-    if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
-        raise ValueError(f"{name} must have shape (rows, {x.shape[1]}), got {tuple(weight.shape)}")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"{name} must have shape (rows, {x.shape[-1]}), got {tuple(weight.shape)}")
     for name, tensor in biases.items():
         require_shape(name, tensor, weight.shape[:1])
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, norm_weight, *given.values())):
-        raise RuntimeError(f"{op} has no gradient: use the separate ops, or call it under torch.no_grad()")

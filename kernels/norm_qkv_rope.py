@@ -16,7 +16,7 @@ from .cpu import converts
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, gpu_of
 from .library import register
 from .linear import linear_op
-from .norm_matmul import pair_rows, plan_pairs, project_pairs, require_norm_product
+from .norm_matmul import pair_rows, plan_pairs, project_pairs, require_no_gradient, require_norm_product
 from .paged_cache import append, require_cache, require_slots
 from .rms_norm import rms_norm_op
 from .rope import rope_op
@@ -28,14 +28,18 @@ from .validate import require_kernel_dtype, require_shape
 # one binary for 2 to 16 rows, wherever a step's slots lie among its inputs
 @triton.jit(do_not_specialize=["M"], do_not_specialize_on_alignment=["p_slots"])
 def norm_qkv_rope_kernel(
-    p_x, p_norm, p_weight, p_bias, p_cos, p_sin, p_q, p_k, p_v, p_slots,
+    p_x, p_norm, p_weight, p_k_weight, p_v_weight, p_bias, p_k_bias, p_v_bias, p_cos, p_sin, p_q, p_k, p_v, p_slots,
     x_stride, weight_stride_n, weight_stride_k, angle_stride, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
     v_stride_b, v_stride_h, v_stride_n, v_stride_d, M, K, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     NUM_STAGES: tl.constexpr, INPUT_PRECISION: tl.constexpr, WHOLE_ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program: BLOCK_P pairs of a head's rows. HALF pairs are turned, the other HEAD_DIM - 2 * HALF rows are paired alike."""
+    """Program: BLOCK_P pairs of a head's rows. HALF pairs are turned, the other HEAD_DIM - 2 * HALF rows are paired alike.
+
+    The weight has the rows of q, k and v, or those of q alone, where k and v have weights of their own with its strides. Without
+    `p_slots` row i of x goes to slot i.
+    """
     TURNED_BLOCKS: tl.constexpr = (HALF + BLOCK_P - 1) // BLOCK_P
     REST: tl.constexpr = HEAD_DIM // 2 - HALF
     HEAD_BLOCKS: tl.constexpr = TURNED_BLOCKS + (REST + BLOCK_P - 1) // BLOCK_P
@@ -46,9 +50,22 @@ def norm_qkv_rope_kernel(
     i_block = tl.where(is_rest, i_block - TURNED_BLOCKS, i_block)
     pairs = tl.where(is_rest, REST, HALF).to(tl.int64)
     first = tl.where(is_rest, 2 * HALF, 0)
+    i_in_weight = i_head
+    if p_k_weight is not None:
+        if i_head >= HEADS + KV_HEADS:
+            p_weight = p_v_weight
+            i_in_weight = i_head - HEADS - KV_HEADS
+            if p_bias is not None:
+                p_bias = p_v_bias
+        elif i_head >= HEADS:
+            p_weight = p_k_weight
+            i_in_weight = i_head - HEADS
+            if p_bias is not None:
+                p_bias = p_k_bias
+    first_row = i_in_weight.to(tl.int64) * HEAD_DIM + first
     if PDL:
         o_row, m_row = pair_rows(i_block, pairs, pairs, BLOCK_P)
-        o_n = i_head.to(tl.int64) * HEAD_DIM + first + o_row
+        o_n = first_row + o_row
         wait_for_previous_kernel(p_weight, o_n, m_row, weight_stride_n, weight_stride_k, K, BLOCK_K, NUM_STAGES)
 
     # read before the product, or they would wait for memory after it
@@ -58,10 +75,12 @@ def norm_qkv_rope_kernel(
     m_angle = mask & (o_p < turned)
     b_cos = tl.load(p_cos + o_m * angle_stride + o_p, mask=m_angle, other=1.0).to(tl.float32)  # [BLOCK_P, BLOCK_M]
     b_sin = tl.load(p_sin + o_m * angle_stride + o_p, mask=m_angle, other=0.0).to(tl.float32)
-    b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1).to(tl.int32)  # 64 bits a slot would spill
+    b_slot = o_m.to(tl.int32)
+    if p_slots is not None:
+        b_slot = tl.load(p_slots + o_m, mask=o_m < M, other=-1).to(tl.int32)  # 64 bits a slot would spill
 
     b_a, b_b = project_pairs(
-        p_x, p_norm, p_weight, p_bias, i_head.to(tl.int64) * HEAD_DIM + first, i_block, pairs, x_stride, weight_stride_n,
+        p_x, p_norm, p_weight, None, p_bias, None, first_row, i_block, pairs, x_stride, weight_stride_n,
         weight_stride_k, M, K, eps, BLOCK_M, BLOCK_P, BLOCK_K, EVEN_K, NUM_STAGES, INPUT_PRECISION, WHOLE_ROWS,
     )  # fmt: skip
     b_first = tl.where(m_angle, b_a * b_cos - b_b * b_sin, b_a)
@@ -88,16 +107,22 @@ def norm_qkv_rope_kernel(
 
 def plan_norm_qkv_rope(
     x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor,
-    k_cache: Tensor, v_cache: Tensor, slots: Tensor, q: Tensor, *, eps: float, allow_tf32: bool = False, gpu: Gpu,
+    k_cache: Tensor, v_cache: Tensor, slots: Tensor | None, q: Tensor, *,
+    kv_weights: tuple[Tensor | None, Tensor | None] = (None, None),
+    kv_biases: tuple[Tensor | None, Tensor | None] = (None, None), eps: float, allow_tf32: bool = False, gpu: Gpu,
 ) -> list[LaunchPlan]:  # fmt: skip
-    """q (M, heads, 1, head_dim) and the caches at `slots`; x, cos and sin (of equal strides) have contiguous rows."""
+    """q (M, heads, 1, head_dim) and the caches at `slots` (None: row i's is i); x, cos and sin (of equal strides) have contiguous rows.
+
+    `weight` has the rows of q, k and v, or those of q, where `kv_weights` of its strides are given.
+    """
     _, heads, _, head_dim = q.shape
     _, kv_heads, page, _ = k_cache.shape
     half = cos.shape[1] // 2
     k_stride_b, k_stride_h, k_stride_n, k_stride_d = k_cache.stride()
     v_stride_b, v_stride_h, v_stride_n, v_stride_d = v_cache.stride()
     arguments = dict(
-        p_bias=bias, p_cos=cos, p_sin=sin, p_q=q, p_k=k_cache, p_v=v_cache, p_slots=slots, angle_stride=cos.stride(0),
+        p_k_weight=kv_weights[0], p_v_weight=kv_weights[1], p_bias=bias, p_k_bias=kv_biases[0], p_v_bias=kv_biases[1],
+        p_cos=cos, p_sin=sin, p_q=q, p_k=k_cache, p_v=v_cache, p_slots=slots, angle_stride=cos.stride(0),
         k_stride_b=k_stride_b, k_stride_h=k_stride_h, k_stride_n=k_stride_n, k_stride_d=k_stride_d,
         v_stride_b=v_stride_b, v_stride_h=v_stride_h, v_stride_n=v_stride_n, v_stride_d=v_stride_d,
     )  # fmt: skip
@@ -175,7 +200,7 @@ def _fake(
 norm_qkv_rope_op = register(
     "norm_qkv_rope(Tensor x, Tensor norm_weight, Tensor qkv_weight, Tensor? qkv_bias, Tensor cos, Tensor sin,"
     " Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, float eps, int heads) -> Tensor",
-    kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.norm_linear,
+    kernel=_kernel, pytorch=_pytorch, fake=_fake, flops=flops.norm_qkv_rope,
     pytorch_is_faster=converts, check=_require_slots,
 )  # fmt: skip
 
@@ -209,9 +234,12 @@ def norm_qkv_rope(
             past the cache.
         RuntimeError: an input requires a gradient and grad mode is on: use the separate ops, or `torch.no_grad()`.
     """
+    if isinstance(x, Tensor) and x.ndim != 2:
+        raise ValueError(f"x must be (rows, hidden), got {tuple(x.shape)}")
     require_norm_product(
-        "norm_qkv_rope", x, norm_weight, {"qkv_bias": qkv_bias}, qkv_weight=qkv_weight, k_cache=k_cache, v_cache=v_cache
+        x, norm_weight, {"qkv_bias": qkv_bias}, qkv_weight=qkv_weight, k_cache=k_cache, v_cache=v_cache
     )
+    require_no_gradient("norm_qkv_rope", x, norm_weight, qkv_weight, qkv_bias, k_cache, v_cache)
     require_cache(x, cos, sin, k_cache, v_cache, slots, heads)
     _, kv_heads, _, head_dim = k_cache.shape
     if head_dim % 2:

@@ -286,11 +286,11 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
         raise TypeError(f"k must have q's dtype, {q.dtype}, got {k.dtype}")
     if cos.ndim == 2:
         cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
-    _require_angles(cos, batch, seq, head_dim)
+    require_angles(cos, batch, seq, head_dim)
     return call(rope_op, q, k, cos, sin, interleaved, False)
 
 
-def _require_angles(cos: Tensor, batch: int, seq: int, head_dim: int) -> None:
+def require_angles(cos: Tensor, batch: int, seq: int, head_dim: int) -> None:
     if cos.ndim != 3:
         raise ValueError(f"cos must be (batch or 1, seq, rotary_dim) or (seq, rotary_dim), got {tuple(cos.shape)}")
     angles, positions, rotary_dim = cos.shape

@@ -1,10 +1,17 @@
 """The layers that run fused kernels, from the norm up to the whole model. Each stands in for a layer of one structure.
 
 Two rules hold for all of them. They hold no state: weights, eps and submodules are read when they are used, so that moved,
-frozen, retyped or replaced parameters and PEFT's layers work. And a module on which hooks are set is called as ever: the
-residual is added in the epilogue of a projection only while nobody watches the modules it passes through.
+frozen, retyped or replaced parameters and PEFT's layers work. And a module on which hooks are set is called as ever: what it
+computes moves into another's kernel only while nobody watches it.
+
+A small model takes its time for a token between the operators, so with few rows a decoder layer is three of them, of five launches:
+
+    q, k, v = rope(norm(x) @ q, k, v)                                             norm_heads
+    attended                                                                      attention_decode, behind the cache
+    h = x + attended @ o,  h + (silu(norm(h) @ gate) * (norm(h) @ up)) @ down     layer_tail
 """
 
+import functools
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..kernels import cpu
+from ..kernels.launch import INTERPRETED
+from ..kernels.layer_tail import Linear, layer_tail
+from ..kernels.matmul import FEW_ROWS
+from ..kernels.norm_heads import norm_heads
+from ..kernels.torch_compat import GLOBAL_MODULE_HOOKS
 from .attention import eager_attention
 from .neighbours import (
     ALL_ATTENTION_FUNCTIONS,
@@ -34,6 +47,45 @@ def is_plain_linear(module: nn.Module) -> bool:
     )
 
 
+def part(module: nn.Module, name: str) -> Any:
+    """A submodule. (From the dictionary: through `nn.Module.__getattr__` it takes 0.4 us, and a decoder layer has thirty.)"""
+    return module._modules[name]
+
+
+def linear_of(module: Any) -> Linear:
+    """The weight and bias of a projection."""
+    return module._parameters["weight"], module._parameters["bias"]
+
+
+def matrices(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> list[Linear] | None:
+    """The weights and biases of projections that one kernel may do: plain ones of a dtype, with a bias all or none; else None."""
+    found: list[tuple[Any, Any]] = []
+    for name in names:
+        linear = part(module, name)
+        if not is_plain_linear(linear):
+            return None
+        weight, bias = linear_of(linear)
+        if weight.dtype != dtype or (bias is None) != (found[0][1] is None if found else bias is None):
+            return None
+        found.append((weight, bias))
+    return found
+
+
+def has_norm_kernels(x: Tensor) -> bool:
+    """Whether there are kernels that norm and project `x` (..., hidden), and they are the faster ones: for few rows and no gradient;
+    on a CPU, where they run natively. Autocast chooses a dtype for each op, and global hooks want to see each module."""
+    if torch.is_grad_enabled() or x.numel() > FEW_ROWS * x.shape[-1]:
+        return False
+    if torch.is_autocast_enabled(x.device.type) or any(GLOBAL_MODULE_HOOKS):
+        return False
+    if torch.compiler.is_compiling() or INTERPRETED or x.device.type != "cpu":
+        return True
+    return cpu.chosen() != "pytorch" and _cpu_multiplies(x.dtype)
+
+
+_cpu_multiplies = functools.cache(cpu.multiplies)  # which asks the environment: 2 us
+
+
 def project(linear: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     """`linear(x)`, or `linear(x) + residual` in one kernel."""
     return linear(x) if residual is None else ops.linear(x, linear.weight, linear.bias, residual=residual)
@@ -51,14 +103,20 @@ class FusedRMSNorm(Fused):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.is_inference():
             # `inputs_embeds` made in inference mode: LlamaRMSNorm does not keep its input for autograd, and we do
             x = x.clone()
-        eps = getattr(self, self.eps_name)
-        eps = torch.finfo(x.dtype).eps if eps is None else eps  # nn.RMSNorm's default
         weight = self.weight
-        out: Any = ops.rms_norm(x, weight, eps, residual=residual, offset=self.offset)
+        out: Any = ops.rms_norm(x, weight, self.eps_of(x), residual=residual, offset=self.offset)
         if self.dtype_of == "both":
             return out
         dtype = x.dtype if self.dtype_of == "x" else weight.dtype
         return out.to(dtype) if residual is None else (out[0].to(dtype), out[1])
+
+    def eps_of(self, x: Tensor) -> float:
+        eps: float | None = getattr(self, self.eps_name)
+        return torch.finfo(x.dtype).eps if eps is None else eps  # nn.RMSNorm's default
+
+    def moves_into(self, x: Tensor) -> bool:
+        """Whether the kernels that norm and project norm `x` as this does."""
+        return self.offset == 0.0 and self.weight.dtype == x.dtype and not is_watched(self)
 
 
 class FusedLayerNorm(Fused):
@@ -97,7 +155,14 @@ class FusedMLP(Fused):
         return project(self.down_proj, hidden, residual)
 
     def adds_residual(self) -> bool:
-        return not is_watched(self) and is_plain_linear(self.down_proj)
+        return not is_watched(self) and is_plain_linear(part(self, "down_proj"))
+
+    def gate_up(self, dtype: torch.dtype) -> list[Linear] | None:
+        """The projections to gate and up, perhaps in one, where a kernel may do all of them and SwiGLU; else None."""
+        names = ("gate_up_proj",) if self.is_one_projection else ("gate_proj", "up_proj")
+        if self.activation != "silu" or identity(getattr(self, self.activation_name)) != self.activation_is:
+            return None
+        return matrices(self, names, dtype)
 
 
 class FusedAttention(Fused):
@@ -121,6 +186,41 @@ class FusedAttention(Fused):
         """(output, attention weights if they were asked for), the output plus `residual`."""
         query, key, value = self._heads(hidden_states)
         query, key = ops.rope(query, key, *position_embeddings)
+        out, weights = self._attend(query, key, value, attention_mask, cache, kwargs)
+        return project(self.o_proj, out, residual), weights
+
+    @with_any_cache_name
+    def of_few_rows(
+        self,
+        x: Tensor,
+        norm: Any,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> Tensor | None:
+        """The attention of norm(x), not projected yet: (batch, seq, heads * head_dim). None where no kernel does norm and projections."""
+        names = ("qkv_proj",) if self.is_one_projection else ("q_proj", "k_proj", "v_proj")
+        if self.norms_heads or (linears := matrices(self, names, x.dtype)) is None:
+            return None
+        weights, biases = zip(*linears, strict=True)
+        heads, kv_heads = self._numbers_of_heads()
+        query, key, value = norm_heads(
+            x, norm.weight, weights, biases, *position_embeddings,
+            eps=norm.eps_of(x), heads=heads, kv_heads=kv_heads,
+        )  # fmt: skip
+        return self._attend(query, key, value, attention_mask, cache, kwargs)[0]
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        cache: Any,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, seq, heads * head_dim), and attention weights, of (batch, heads, seq, head_dim), whose keys and values are kept."""
         if cache is not None:
             key, value = update_cache(cache, key, value, self.layer_idx, kwargs)
         if self.softcaps:
@@ -137,7 +237,7 @@ class FusedAttention(Fused):
             sliding_window=self._window(),
             **kwargs,
         )
-        return project(self.o_proj, out.reshape(*hidden_states.shape[:-1], -1), residual), weights
+        return out.flatten(2), weights
 
     def _window(self) -> int | None:
         if not self.window_of:
@@ -148,9 +248,9 @@ class FusedAttention(Fused):
         """Queries, keys and values, each (batch, heads, seq, head_dim)."""
         shape = (*x.shape[:-1], -1, self.head_dim)
         if self.is_one_projection:
-            width = self.config.num_attention_heads * self.head_dim
-            kv_width = self.config.num_key_value_heads * self.head_dim
-            query, key, value = self.qkv_proj(x).split((width, kv_width, kv_width), dim=-1)
+            heads, kv_heads = self._numbers_of_heads()
+            widths = [count * self.head_dim for count in (heads, kv_heads, kv_heads)]
+            query, key, value = self.qkv_proj(x).split(widths, dim=-1)
         else:
             query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         query, key, value = query.view(shape), key.view(shape), value.view(shape)
@@ -158,8 +258,14 @@ class FusedAttention(Fused):
             query, key = self.q_norm(query), self.k_norm(key)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
+    def _numbers_of_heads(self) -> tuple[int, int]:
+        if self.is_one_projection:
+            return self.config.num_attention_heads, self.config.num_key_value_heads
+        q_proj, k_proj = part(self, "q_proj"), part(self, "k_proj")
+        return q_proj.out_features // self.head_dim, k_proj.out_features // self.head_dim
+
     def adds_residual(self) -> bool:
-        return not is_watched(self) and is_plain_linear(self.o_proj)
+        return not is_watched(self) and is_plain_linear(part(self, "o_proj"))
 
 
 class FusedDecoderLayer(Fused):
@@ -174,6 +280,8 @@ class FusedDecoderLayer(Fused):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         if self.training and any(getattr(self, name).p > 0.0 for name in self.dropouts):
             return super().forward(hidden_states, **kwargs)
+        if has_norm_kernels(hidden_states) and (out := self._of_few_rows(hidden_states, kwargs)) is not None:
+            return out
         normed = self.input_layernorm(hidden_states)
         if _adds_residual(self.self_attn):
             hidden_states, _ = self.self_attn(normed, residual=hidden_states, **kwargs)
@@ -181,13 +289,45 @@ class FusedDecoderLayer(Fused):
         else:
             out, _ = self.self_attn(hidden_states=normed, **kwargs)
             normed, hidden_states = _add_and_norm(self.post_attention_layernorm, out, hidden_states)
-        if _adds_residual(self.mlp):
-            return self.mlp(normed, residual=hidden_states)
-        return hidden_states + self.mlp(normed)
+        return self._add_mlp(normed, hidden_states)
+
+    def _of_few_rows(self, x: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+        """The layer in as few ops as its parts allow; None where these are the separate ones."""
+        attention, norm = part(self, "self_attn"), part(self, "input_layernorm")
+        mlp, next_norm = part(self, "mlp"), part(self, "post_attention_layernorm")
+        if not _adds_residual(attention):
+            return None
+        attended = attention.of_few_rows(x, norm, **kwargs) if _moves(norm, x) else None
+        gate_up = mlp.gate_up(x.dtype) if _adds_residual(mlp) and _moves(next_norm, x) else None
+        if attended is None and gate_up is None:
+            return None
+        output, down = part(attention, "o_proj"), part(mlp, "down_proj")
+        if attended is not None and gate_up is not None:
+            return layer_tail(
+                attended, x, linear_of(output), next_norm.weight, gate_up, linear_of(down), eps=next_norm.eps_of(x)
+            )
+        if attended is not None:
+            x = project(output, attended, x)
+        else:
+            x, _ = attention(norm(x), residual=x, **kwargs)
+        if gate_up is None:
+            return self._add_mlp(next_norm(x), x)
+        (gate, gate_bias), (up, up_bias) = (*gate_up, (None, None))[:2]
+        inner = ops.norm_swiglu(
+            x, next_norm.weight, gate, gate_bias, eps=next_norm.eps_of(x), up_weight=up, up_bias=up_bias
+        )
+        return project(down, inner, x)
+
+    def _add_mlp(self, normed: Tensor, residual: Tensor) -> Tensor:
+        return self.mlp(normed, residual=residual) if _adds_residual(self.mlp) else residual + self.mlp(normed)
 
 
 def _adds_residual(module: nn.Module) -> bool:
     return isinstance(module, FusedMLP | FusedAttention) and module.adds_residual()
+
+
+def _moves(norm: nn.Module, x: Tensor) -> bool:
+    return isinstance(norm, FusedRMSNorm) and norm.moves_into(x)
 
 
 def _add_and_norm(norm: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,11 @@ def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inferenc
 
     While fused, the model has a config of its own, a copy whose attention implementation is "llama_fast".
 
-    Hooks on a module see what they saw before, except on the activation inside an MLP, which is not called. A projection
-    whose kernel adds a residual is called too as soon as it has hooks, and the sum is then formed in the norm after it;
-    hooks set on all modules at once (`register_module_forward_hook`) miss it, and `output_hidden_states` leaves hooks.
+    Hooks on a module see what they saw before, except on the activation inside an MLP, which is not called. Where no gradient is
+    needed and rows are few (a decoding step), norms, attention, MLP and projections are not called but computed together, by kernels
+    that read the same parameters where they lie; as soon as one of them has hooks, it is called. So are all while hooks are set on
+    all modules at once (`register_module_forward_hook`), but for a projection whose kernel adds a residual, which has to have hooks
+    of its own. `output_hidden_states` leaves hooks.
 
     Args:
         model: a transformers model, or PEFT's model around one. Others get their norms and MLPs swapped.

@@ -89,12 +89,13 @@ def _new(*parts: Any) -> Any:
 def is_watched(module: nn.Module) -> bool:
     """Whether others see the module's own inputs and outputs, by hooks or by a `forward` of theirs on the instance (accelerate): it
     must then be called the way it always was."""
+    state = module.__dict__
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
     )
 
 

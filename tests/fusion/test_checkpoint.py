@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llama_fast
+from llama_fast.fusion.report import KINDS
 from tests.checkpoints import DREAM, needs_dream
-from tests.fusion.models import KINDS, assert_fused_ran, assert_within_rule, generate, logits, logits_in_float64
+from tests.fusion.models import assert_fused_ran, assert_within_rule, generate, logits, logits_in_float64
 from tests.parity import CalledOps, not_interpreted
 
 PROMPTS = ["Once upon a time, there was a little girl", "The dog", "Tom and Lily went to the park. They saw"]
@@ -33,7 +34,7 @@ def test_logits_tokens_and_the_way_back(model, tokenizer, device):
     assert not report.left, str(report)
     with CalledOps() as ran:
         ours = logits(model, tokens)
-    assert_fused_ran(ran, {kind: report.count(kind) for kind in KINDS.values()})
+    assert_fused_ran(ran, {kind: report.count(kind) for kind in KINDS})
     assert_within_rule("logits", ours, theirs, exact)
     if model.dtype == torch.float32:
         assert torch.equal(generate(model, ids, max_new_tokens=64), tokens)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...kernels import flops
 from ..measure.work import Work, attended_pairs, attention_flops
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ _PRODUCTS = {
     "mv": ("self", "vec"), "addmv": ("mat", "vec"),
 }  # fmt: skip
 _LINEARS = {
-    "linear": ("x", "weight"), "_linear_pointwise": ("X", "W"), "norm_swiglu": ("x", "gate_up_weight"),
-    "norm_qkv_rope": ("x", "qkv_weight"), "mkldnn_linear": ("self", "weight"),
+    "linear": ("x", "weight"), "_linear_pointwise": ("X", "W"), "norm_swiglu": ("x", "gate_up_weight", "up_weight"),
+    "norm_qkv_rope": ("x", "qkv_weight"), "norm_heads": ("x", "q_weight", "k_weight", "v_weight"),
+    "mkldnn_linear": ("self", "weight"),
 }  # fmt: skip
 
 
@@ -100,9 +102,11 @@ def _product_flops(name: str, arguments: Arguments, outputs: list[Tensor]) -> in
         a, b = (arguments[each] for each in _PRODUCTS[name])
         return int(2 * a.numel() * (b.shape[-1] if b.dim() > 1 else 1))
     if name in _LINEARS:
-        x, weight = _LINEARS[name]
-        x, weight = arguments.get(x, arguments.get("input")), arguments[weight]
-        return int(2 * x.numel() * weight.shape[0])
+        first, *weights = _LINEARS[name]
+        x, given = arguments.get(first, arguments.get("input")), [arguments[weight] for weight in weights]
+        return sum(int(2 * x.numel() * weight.shape[0]) for weight in given if weight is not None)
+    if name == "layer_tail":
+        return flops.layer_tail(**arguments)
     return 0
 
 
