@@ -178,8 +178,11 @@ def shared_memory(plan: LaunchPlan) -> tuple[tuple[str, str], ...]:
 
 def memory_span(tensor: torch.Tensor) -> tuple[int, int]:
     """The addresses from the first byte of a tensor, which has elements, to behind its last."""
+    begin = tensor.data_ptr()
+    if tensor.is_contiguous():  # a call that is made for the first time asks this 20 times, of 3 us
+        return begin, begin + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+    return begin, begin + (last + 1) * tensor.element_size()
 
 
 def _load_or_compile(
