@@ -116,7 +116,8 @@ class FusedRMSNorm(Fused):
 
     def moves_into(self, x: Tensor) -> bool:
         """Whether the kernels that norm and project norm `x` as this does."""
-        return self.offset == 0.0 and self.weight.dtype == x.dtype and not is_watched(self)
+        weight: Tensor | None = self.weight
+        return self.offset == 0.0 and weight is not None and weight.dtype == x.dtype and not is_watched(self)
 
 
 class FusedLayerNorm(Fused):
@@ -301,11 +302,10 @@ class FusedDecoderLayer(Fused):
         gate_up = mlp.gate_up(x.dtype) if _adds_residual(mlp) and _moves(next_norm, x) else None
         if attended is None and gate_up is None:
             return None
-        output, down = part(attention, "o_proj"), part(mlp, "down_proj")
+        output = part(attention, "o_proj")
         if attended is not None and gate_up is not None:
-            return layer_tail(
-                attended, x, linear_of(output), next_norm.weight, gate_up, linear_of(down), eps=next_norm.eps_of(x)
-            )
+            down, eps = linear_of(part(mlp, "down_proj")), next_norm.eps_of(x)
+            return layer_tail(attended, x, linear_of(output), next_norm.weight, gate_up, down, eps=eps)
         if attended is not None:
             x = project(output, attended, x)
         else:
@@ -316,7 +316,7 @@ class FusedDecoderLayer(Fused):
         inner = ops.norm_swiglu(
             x, next_norm.weight, gate, gate_bias, eps=next_norm.eps_of(x), up_weight=up, up_bias=up_bias
         )
-        return project(down, inner, x)
+        return project(mlp.down_proj, inner, x)
 
     def _add_mlp(self, normed: Tensor, residual: Tensor) -> Tensor:
         return self.mlp(normed, residual=residual) if _adds_residual(self.mlp) else residual + self.mlp(normed)

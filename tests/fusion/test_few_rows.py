@@ -8,12 +8,12 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, Qwen2MoeConfig, Qwen2MoeForCausalLM, StaticCache
 
 import llama_fast
-from llama_fast.fusion.neighbours import CACHE_NAME
+from llama_fast.fusion.neighbours import CACHE_NAME, set_experts
 from llama_fast.kernels import cpu
-from tests.fusion.models import assert_within_rule, generate, logits, logits_in_float64, make, random_ids
+from tests.fusion.models import SIZES, assert_within_rule, generate, logits, logits_in_float64, make, random_ids
 from tests.parity import CalledOps, not_interpreted
 
 pytestmark = [
@@ -85,6 +85,23 @@ def test_ops_of_a_layer(family, dtype, ids, device):
     prompt = ran_in_layers(model, ids)
     expected = {"attention" if name == "attention_decode" else name: n for name, n in FAMILIES[family].items()}
     assert prompt == expected
+
+
+def test_experts_stay_behind_grouped_attention(ids, device):
+    """An MLP that was left is called as ever."""
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        **SIZES, moe_intermediate_size=16, shared_expert_intermediate_size=16, num_experts=4, num_experts_per_tok=2
+    )
+    set_experts(config, "eager")  # the others are not there in float64
+    plain = Qwen2MoeForCausalLM(config).to(device).eval()
+    model = copy.deepcopy(plain)
+    assert llama_fast.fuse(model).count("residual") == 2
+    ours, theirs = logits(model, ids), logits(plain, ids)
+    assert_within_rule("logits", ours, theirs, logits_in_float64(plain, ids))
+    with CalledOps() as names:
+        logits(model, ids)
+    assert sum("norm_heads" in name for name in names) == 2
 
 
 def test_long_prompts_take_separate_ops(device):
