@@ -240,10 +240,10 @@ def norm_qkv_rope(
         x, norm_weight, {"qkv_bias": qkv_bias}, qkv_weight=qkv_weight, k_cache=k_cache, v_cache=v_cache
     )
     require_no_gradient("norm_qkv_rope", x, norm_weight, qkv_weight, qkv_bias, k_cache, v_cache)
+    if k_cache.ndim != 4 or k_cache.shape[3] % 2:
+        raise ValueError(f"k_cache must be (blocks, kv_heads, block_size, even head_dim), got {tuple(k_cache.shape)}")
     require_cache(x, cos, sin, k_cache, v_cache, slots, heads)
     _, kv_heads, _, head_dim = k_cache.shape
-    if head_dim % 2:
-        raise ValueError(f"k_cache must have an even head_dim, got {head_dim}")
     require_shape("qkv_weight", qkv_weight, ((heads + 2 * kv_heads) * head_dim, x.shape[1]))
     return norm_qkv_rope_op(
         x, norm_weight, qkv_weight, qkv_bias, cos, sin, k_cache, v_cache, slots, eps, heads

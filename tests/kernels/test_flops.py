@@ -1,16 +1,20 @@
 """What `torch.utils.flop_counter` counts for an op: as much as for PyTorch's own ops with the same results."""
 
+import importlib
+import pkgutil
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from llama_fast import ops
+from llama_fast import kernels, ops
 
 WITHOUT_PRODUCTS = {
-    "add_layer_norm", "add_rms_norm", "cross_entropy", "cross_entropy_backward", "glu", "glu_backward", "layer_norm",
-    "layer_norm_backward", "rms_norm", "rms_norm_backward", "rope", "softmax", "softmax_backward",
+    "add_layer_norm", "add_rms_norm", "cross_entropy", "cross_entropy_backward", "embedding", "glu", "glu_backward",
+    "layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward", "rope", "rope_append", "rotary_angles", "sample",
+    "softmax", "softmax_backward",
 }  # fmt: skip
 
 # PyTorch has formulas for its attention on a GPU alone
@@ -116,6 +120,8 @@ def test_products_of_a_decoding_step(device):
 
 
 def test_every_op_with_products_has_a_formula():
+    for file in pkgutil.iter_modules(kernels.__path__):  # each registers its own
+        importlib.import_module(f"llama_fast.kernels.{file.name}")
     registered = {
         name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("llama_fast::")
     }
