@@ -71,7 +71,7 @@ def test_the_example_of_the_page_on_benchmarking_judges_and_times(capsys):
 @pytest.mark.parametrize("page", ["README.md", "docs/generation.md"])
 def test_the_figures_of_generation_are_those_of_the_result_files(page):
     """Of transformers as it is ("PyTorch" in the files) and our engine, on the CPU that the pages name."""
-    (file,) = (README.parent / "benchmarks" / "results").glob("cpu-intel-*/bench.json")
+    (file,) = (README.parent / "benchmarks" / "results").glob("cpu-intel-*-avx-512-*/generate.json")
     results = [result for result in read_json(file, Record).results if result.op == "generate"]
     rows = re.findall(
         r"^\| (float32|bfloat16), batch (\d) \| (.*) \|$", (README.parent / page).read_text(), re.MULTILINE
