@@ -77,6 +77,11 @@ def recorded_by_name() -> Iterator[None]:
         _choice.reset(token)
 
 
+def named_in_environment() -> bool:
+    """Whether native kernels are asked for by the environment, even where PyTorch's ops are faster."""
+    return _default == "native"
+
+
 def why_not_native() -> str | None:
     """Why Triton kernels do not run natively here; None where they do."""
     if not HAS_TRITON:
@@ -192,6 +197,8 @@ class Implementation:
         choice = _choice.get()
         if choice == "pytorch":
             return self._pytorch(*arguments)
+        if choice == _RECORDED:
+            return self._record(arguments)
         key = self._describe(choice, *arguments)
         if key is None:
             return self._pytorch(*arguments)
@@ -201,8 +208,6 @@ class Implementation:
         return call(*arguments) if call is not None else self._first_call(choice, key, arguments)
 
     def _first_call(self, choice: str, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
-        if choice == _RECORDED:
-            return self._record(arguments)
         from .native.compiled import recording
         from .native.remembered import remember
 
@@ -233,8 +238,12 @@ class Implementation:
 
         if why_not_native() or _has_float64(itertools.compress(arguments, self._computed_with)):
             raise NotRecordableError(f"{self._name} launches no native kernel: {why_not_native() or 'it is float64'}")
-        with OnlyLaunches():
-            return self._kernel(*arguments)
+        try:
+            with OnlyLaunches():
+                return self._kernel(*arguments)
+        except NotImplementedError as error:
+            _fall_back(self._name, error)
+            raise NotRecordableError(f"{self._name} runs on PyTorch's ops: {error}") from error
 
     def _writes_over_others(self, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:
         """Whether an argument that is written into shares memory with another one: 3 us, and 20 with shapes and strides."""

@@ -1,4 +1,4 @@
-"""The rows of a table that indices ask for: the embedding of tokens, or the rotary angles of positions, in one launch.
+"""The rows of a table that indices ask for: the embedding of tokens, in one launch.
 
     y[i] = weight[index[i]]
 

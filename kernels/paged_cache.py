@@ -7,7 +7,7 @@ from .validate import require_floating, require_same, require_same_device, requi
 
 
 def append(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """k, v (tokens, kv_heads, head_dim) to their slots; those of -1 are padding."""
+    """k, v (tokens, kv_heads, head_dim) to their slots; a negative one is padding's."""
     if (slots < 0).any():
         k, v, slots = (t[slots >= 0] for t in (k, v, slots))
     page = k_cache.shape[2]

@@ -6,7 +6,8 @@
 
 Tensors are where they were: a replay reads and writes the memory that the function read and wrote, and all that it allocated
 stays with the recording. So whatever it does must be launches, views and allocations. An operator of PyTorch's would be
-missing from a replay without a word: it is an error when it is recorded.
+missing from a replay without a word: it is an error when it is recorded. What the host reads of a tensor (`tolist`, `numpy`) is
+what it was when it was recorded, and arguments are checked then, too, and not at a replay.
 """
 
 from collections.abc import Callable
@@ -55,10 +56,12 @@ def _memory(x: torch.Tensor) -> int:
 def record(function: Callable[[], _Result]) -> tuple[_Result, Recording]:
     """Runs `function`, and returns its result with a recording of its launches.
 
-    Raises `NotRecordableError` where it does anything else, or launches a kernel that can fail.
+    Raises `NotRecordableError` where it does anything else, launches a kernel that can fail, or there are no native kernels.
     """
-    from ..cpu import recorded_by_name
+    from ..cpu import recorded_by_name, why_not_native
 
+    if reason := why_not_native():
+        raise NotRecordableError(f"no native kernels: {reason}")
     with recorded_by_name(), recording() as launches, OnlyLaunches():
         result = function()
     if failing := next((plan for kernel, plan in launches if kernel.can_fail), None):

@@ -179,4 +179,5 @@ def _set_limit(loaded: Any, threads: int) -> None:
     ctypes.c_int32.from_address(loaded["limit"]).value = threads
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)

@@ -110,7 +110,7 @@ def _print_demo(result: "DemoResult") -> None:
             table.add_row(label, f"{before:,.2f}", *(text for cell in cells for text in cell))
     console.print(table)
     if isinstance(result.engine, str):
-        console.print(f"llama_fast.LLM does not run this model: {escape(result.engine)}", style="yellow")
+        console.print(f"no llama_fast.LLM beside it: {escape(result.engine)}", style="yellow")
     if not result.implementation.endswith((": Triton", "native")):
         console.print(
             "No Triton kernel ran at speed here: these figures say nothing about the kernels.", style="yellow"

@@ -116,7 +116,7 @@ def _can_pack(dtype: torch.dtype) -> bool:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     """`ops.linear`, also of a packed weight."""
-    if not weight.is_mkldnn and (x.device.type != "cpu" or len(x) <= FEW_ROWS or not _can_pack(x.dtype)):
+    if not (weight.is_mkldnn or _is_onednns(x)):
         return ops.linear(x, weight, bias, residual=residual)
     y: Tensor  # of many rows, which oneDNN multiplies as fast by a plain weight as by a packed one
     if residual is None:
@@ -124,6 +124,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Ten
     else:
         y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
     return y
+
+
+def _is_onednns(x: Tensor) -> bool:
+    """Whether oneDNN multiplies these rows: many of them, on a CPU, without a gradient, unless kernels are asked for by name."""
+    few = x.device.type != "cpu" or len(x) <= FEW_ROWS
+    if few or torch.is_grad_enabled() or INTERPRETED or cpu.named_in_environment():
+        return False
+    return _can_pack(x.dtype)
 
 
 class Embedding(nn.Module):

@@ -8,6 +8,7 @@ beginning need not compute it again.
 Source: Kwon et al., PagedAttention, 2023 (arXiv:2309.06180).
 """
 
+import contextlib
 import hashlib
 import math
 import mmap
@@ -33,8 +34,10 @@ class KVCache:
         # The tokens of neighbouring blocks are neighbours (heads outside, blocks inside): a sequence in consecutive blocks
         # is a view of the storage, which the CPU reads without a copy.
         shape = (config.num_layers, 2, config.num_kv_heads, blocks + 1, block_size, config.head_dim)
-        reserve = _untouched_zeros if device.type == "cpu" else torch.zeros
-        self._storage: Tensor = reserve(shape, dtype=dtype, device=device)
+        on_cpu = device.type == "cpu"
+        self._storage = (
+            _untouched_zeros(shape, dtype=dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        )
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each (blocks, kv_heads, block_size, head_dim)."""
@@ -47,15 +50,15 @@ class KVCache:
         return k, v
 
 
-def _untouched_zeros(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _untouched_zeros(shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
     """`torch.zeros` that writes none of them: pages of zeros that the system gives one by one as they are touched."""
-    size = max(1, math.prod(shape) * dtype.itemsize)
-    # Windows and macOS know neither; where all counts as taken at once, a cache that is larger than the memory is refused
+    size = math.prod(shape) * dtype.itemsize
     private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0) | getattr(mmap, "MAP_NORESERVE", 0)
     pages = mmap.mmap(-1, size, flags=private) if private else mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page is 2 MB for the 4 KB that were touched
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).to(device).view(shape)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:

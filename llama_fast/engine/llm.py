@@ -59,8 +59,8 @@ class LLM:
         step_tokens: tokens that one step computes at most; longer prompts are computed in chunks.
         block_size: tokens of a block of the cache.
         fusions: which kernels are fused in a decoding step; None: all, where Triton runs.
-        record_steps: whether decoding steps are recorded once and replayed by one call: as CUDA graphs, or on a CPU as
-            lists of native launches.
+        record_steps: whether decoding steps are recorded once and replayed by one call: as CUDA graphs, or on a CPU (not with
+            `read_late`) as lists of native launches. They read the weights where they lay when they were recorded.
         read_late: whether the host reads a step's tokens after it has launched the next; None: on a GPU.
         progress: show a progress bar while loading, and a line when a graph is captured, on a terminal's stderr.
 
@@ -121,7 +121,7 @@ class LLM:
             eos_ids = [i for i in self._eos_ids if i < config.vocab_size]
             sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
             runner = Runner(self.decoder, cache, sampler, natively=natively, reads_late=late, phase=self._phase)
-            if record_steps and (natively or self.device.type == "cuda"):
+            if record_steps and (self.device.type == "cuda" or (natively and not late)):
                 runner.record_steps(longest=self._longest, console=self._console)
         pool = BlockPool(blocks, block_size, neighbours=on_cpu)
         scheduler = Scheduler(pool, max_batch=max_batch, step_tokens=step_tokens)

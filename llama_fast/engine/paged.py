@@ -27,7 +27,6 @@ class StepInputs:
     """
 
     def __init__(self, of_tokens: Tensor, of_rows: Tensor, rows: int) -> None:
-        self._rows = rows
         self._of_tokens, self._of_rows = of_tokens, of_rows
         self.token_ids, self.positions, self.lengths, self.slots, self.rows = of_tokens.unbind(0)
         width = (len(of_rows) - rows) // max(1, rows)
@@ -91,6 +90,7 @@ class RowWriter:
 
     def write(self, chunks: Sequence[Chunk]) -> None:
         """The inputs of so many chunks of one token as there are rows."""
+        assert len(chunks) == len(self._table)
         size = self._block_size
         token_ids, positions, lengths, slots, rows, cache_lens = self._columns
         for i, chunk in enumerate(chunks):

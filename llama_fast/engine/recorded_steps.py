@@ -16,6 +16,7 @@ from .scheduler import Chunk
 _Output = TypeVar("_Output")
 
 _FEWEST_BLOCKS = 64  # a row's, in a recording
+_MOST_RECORDINGS = 128  # of one set of fusions
 
 
 class Recorder(Protocol):
@@ -70,7 +71,9 @@ class CudaGraphs:
 
 
 class NativeRecordings:
-    """Launches on a CPU, with the tensors that they write: some KB a row."""
+    """Launches on a CPU, with the tensors that they write: 32 KiB a row of the embedded model, 2.5 MB of one of a billion parameters.
+    They are not counted in `bytes`.
+    """
 
     pads = False
 
@@ -117,6 +120,7 @@ class RecordedSteps(Generic[_Output]):
         self._most_blocks = -(-longest // cache.block_size)
         self._of_variants: dict[Hashable, dict[Hashable, Recorded[_Output] | None]] = {}
         self.use(None)
+        self.refused: dict[Hashable, str] = {}  # why a step runs op by op
         self.last: tuple[Recorded[_Output], Any] | None = None  # what was replayed last: the profiler runs it again
 
     def replay(self, chunks: Sequence[Chunk], needs: Hashable) -> _Output | None:
@@ -127,6 +131,8 @@ class RecordedSteps(Generic[_Output]):
             blocks *= 4
         key = (rows, min(blocks, self._most_blocks), needs)
         if key not in self._recorded:
+            if len(self._recorded) >= _MOST_RECORDINGS:  # the oldest one
+                del self._recorded[next(iter(self._recorded))]
             self._recorded[key] = self._record(*key)
         recorded = self._recorded[key]
         if recorded is None:
@@ -147,16 +153,20 @@ class RecordedSteps(Generic[_Output]):
         inputs = self._inputs((), rows, blocks)
         try:
             output, recording = self.recorder.record(lambda: self._step(inputs, needs))
-        except capture.NotRecordableError:
+        except capture.NotRecordableError as error:
+            self.refused[rows, blocks, needs] = str(error)
             return None
         seconds, taken = time.perf_counter() - start, self.recorder.bytes - before
         if seconds > 0.5 and self._console.is_terminal:
             memory = f", {taken / 2**20:.0f} MiB" if taken else ""
             self._console.print(f"recorded the decoding step of {rows} rows in {seconds:.1f} s{memory}")
-        write = RowWriter(inputs, self._cache.block_size).write
-        if self._cache.device.type != "cpu":
-            write = lambda chunks: inputs.copy_(self._inputs(chunks, rows, blocks))  # noqa: E731
-        return Recorded(recording, inputs, write, output)
+        return Recorded(recording, inputs, self._writer(inputs, rows, blocks), output)
+
+    def _writer(self, inputs: StepInputs, rows: int, blocks: int) -> Callable[[Sequence[Chunk]], None]:
+        """What brings chunks into the inputs: padded and copied to a device, or written where they are."""
+        if self.recorder.pads:
+            return lambda chunks: inputs.copy_(self._inputs(chunks, rows, blocks))
+        return RowWriter(inputs, self._cache.block_size).write
 
     def _inputs(self, chunks: Sequence[Chunk], rows: int, blocks: int) -> StepInputs:
         padded = dict(rows=rows, blocks=blocks, padding_row=self._padding_row)

@@ -1,9 +1,10 @@
 """A step on the device: the decoder over the paged cache, then the choice of tokens.
 
-A step of decoding rows alone is recorded once and replayed by one call (`recorded_steps`), all of it on a GPU. The host waits for
-nothing there: what it reads of a step comes in pinned memory, once the step is `done`.
+A step of decoding rows alone is recorded once and replayed by one call (`recorded_steps`). The host waits for no GPU here: what it
+reads of a step comes in pinned memory, once the step is `done`.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ..decoder.model import Decoder, Fusions
+from ..kernels import cpu
 from ..kernels.launch import INTERPRETED
 from ..kernels.matmul import FEW_ROWS
 from . import prompt_logprobs
@@ -81,9 +83,11 @@ class Runner:
         if sampled is None:
             inputs = StepInputs.of(chunks, self.cache, self.cache.device)
             self._phase("inputs")
-            hidden = self.forward(inputs, chunks)
-            of_prompts = self._prompt_logprobs(chunks, asked, hidden)
-            sampled = self._sample_ends(chunks, hidden, inputs, needs) if sampling else None
+            # by the kernels of recorded steps, or a request's numbers would change with what runs beside it
+            with cpu.use("native") if self._natively else contextlib.nullcontext():
+                hidden = self.forward(inputs, chunks)
+                of_prompts = self._prompt_logprobs(chunks, asked, hidden)
+                sampled = self._sample_ends(chunks, hidden, inputs, needs) if sampling else None
         for chunk in sampling:
             chunk.sequence.pending += 1
         if self.cache.device.type == "cpu":

@@ -11,7 +11,9 @@ from llama_fast.decoder.config import DecoderConfig
 from llama_fast.engine import recorded_steps
 from llama_fast.engine.cache import KVCache
 from llama_fast.engine.sampling import SamplingParams
-from llama_fast.kernels import cpu
+from llama_fast.kernels import cpu, library
+from llama_fast.kernels.native import compiled
+from llama_fast.kernels.native.lowering import UnsupportedOpError
 from tests.decoder.models import MODELS, make, random_ids
 from tests.engine.engines import DEVICE, assert_nothing_left, engine
 from tests.engine.test_gpu import GREEDY, PROMPTS, SAMPLED, joining
@@ -120,6 +122,43 @@ def test_what_cannot_be_recorded_keeps_nothing_else_from_it(folder):
     llm.use_fusions(fusions)
     llm._core.runner.steps.last = None
     assert llm.generate([3, 4], params)[0].token_ids == expected and llm._core.runner.steps.last is not None
+
+
+def test_a_kernel_that_cannot_be_compiled_leaves_its_op_to_pytorch(folder, monkeypatch):
+    load = compiled._load_or_compile
+
+    def refusing(plan, *rest):
+        if plan.kernel.__name__ == "token_kernel":
+            raise UnsupportedOpError("not here")
+        return load(plan, *rest)
+
+    expected = engine(folder("llama"), max_context=64).generate([3, 4], GREEDY[0])[0].token_ids
+    monkeypatch.setattr(compiled, "_load_or_compile", refusing)
+    monkeypatch.setattr(compiled, "_compiled", {})
+    monkeypatch.setattr(cpu, "fallbacks", {})
+    library._on_cpu[torch.ops.llama_fast.sample.default]._known.clear()
+    llm = engine(folder("llama"), max_context=64)
+    with pytest.warns(RuntimeWarning, match="sample runs on PyTorch's ops: not here"):
+        assert llm.generate([3, 4], GREEDY[0])[0].token_ids == expected
+    assert llm._core.runner.steps.last is None
+    assert all("not here" in reason for reason in llm._core.runner.steps.refused.values())
+    library._on_cpu[torch.ops.llama_fast.sample.default]._known.clear()
+
+
+def test_few_rows_beside_a_short_prompt_have_the_bits_of_a_recorded_step(folder):
+    """Whichever kernels are faster for such small products."""
+    llm = engine(folder("llama"), max_context=64)
+    params = SamplingParams(temperature=0.0, max_tokens=12, logprobs=2)
+    alone = llm.generate([3, 4, 5], params)[0]
+    llm.forget_prefixes()
+    request = llm.submit([3, 4, 5], params)
+    for i in range(4):
+        llm.step()
+        llm.submit([6 + i, 7], SamplingParams(max_tokens=1))
+    while not request.done:
+        llm.step()
+    assert request.completion.token_ids == alone.token_ids
+    assert [each.logprob for each in request.completion.logprobs] == [each.logprob for each in alone.logprobs]
 
 
 def test_other_fusions_have_recordings_of_their_own(folder):
