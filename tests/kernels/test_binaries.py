@@ -8,6 +8,10 @@ from tests.parity import compiles_kernels
 
 pytestmark = compiles_kernels
 
+# half a head is 128 bytes of bfloat16 for 32 threads
+NARROW = {"rope_append_kernel", "rotary_angles_kernel"}
+# CUDA's own sine and cosine reduce large angles in a loop over words in local memory; some hundred numbers a step
+LOCAL = {"rotary_angles_kernel"}
 SPILL_BOUND = 16  # bytes a thread: what ptxas leaves outside loops without a cost that can be measured
 
 
@@ -36,9 +40,9 @@ def faults(row, gpu):
         return
     if row["spill_bytes"] > SPILL_BOUND:
         yield f"{row['spill_bytes']} bytes spilled a thread"
-    if row["local_accesses_in_loops"]:
+    if row["local_accesses_in_loops"] and row["kernel"] not in LOCAL:
         yield f"{row['local_accesses_in_loops']} local memory accesses in loops"
-    if row["access_bytes"] < 16:
+    if row["access_bytes"] < 16 and row["kernel"] not in NARROW:
         yield f"widest global access {row['access_bytes']} bytes"
     if gpu.arch == "sm_90" and row["dot_rows"] >= 64 and row["tensor_core"] != "HGMMA":
         yield f"tensor core instruction {row['tensor_core']!r} in a product of {row['dot_rows']} rows"

@@ -109,7 +109,7 @@ def test_replays_are_told_by_the_step_run_op_by_op(gpu, llm, monkeypatch):
     for entries in steps.decoding:
         unknown = [entry for entry in entries if entry.where == NOT_ATTRIBUTED]
         assert len(unknown) == 3 and not any(entry.work.bytes for entry in unknown)
-        assert {"attention", "mlp.down", "head"} < wheres(entries)
+        assert {"attention", "mlp.down"} < wheres(entries)
 
 
 def test_the_step_of_all_rows_is_taken_apart_and_not_the_last_one(tmp_path):

@@ -75,8 +75,10 @@ def test_the_phases_of_a_step(model, llm):
     ours.watch(phases.append)
     ours.generate(prompts(1), 2, texts=["w5 w6"])
     ours.watch(None)
-    step = ["schedule", "inputs", "forward", "sample", "read", "text"]
-    assert phases == ["tokenise", "submit", *step, *step]
+    prompt = ["schedule", "inputs", "forward", "sample", "read", "text"]
+    # a recorded step samples in its replay
+    step = [phase for phase in prompt if phase != "sample" or llm._core.runner.steps is None]
+    assert phases == ["tokenise", "submit", *prompt, *step]
 
     phases.clear()
     theirs = transformers_side(model)
