@@ -260,7 +260,7 @@ def plan_attention_decode(
         ),
         constants=dict(
             HEADS=heads, HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n,
-            BLOCK_S=next_power_of_2(max_splits) if gpu.is_cpu else 8192 // columns, BLOCK_D=columns, PDL=gpu.has_pdl,
+            BLOCK_S=min(8192 // columns, next_power_of_2(max_splits) if gpu.is_cpu else 8192), BLOCK_D=columns, PDL=gpu.has_pdl,
         ),
         num_warps=8,
         pdl=gpu.has_pdl,
