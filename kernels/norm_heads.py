@@ -58,6 +58,11 @@ def _kernel(
     kv_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     require_kernel_dtype(x=x)
+    gpu = gpu_of(x.device)
+    if not (gpu.is_nvidia or gpu.is_cpu):  # Triton 3.6 to 3.7 for AMD fail on a choice between three matrices
+        return _pytorch(
+            x, norm_weight, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, cos, sin, eps, heads, kv_heads
+        )
     q, k, v = _fake(
         x, norm_weight, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, cos, sin, eps, heads, kv_heads
     )
@@ -73,7 +78,7 @@ def _kernel(
         as_rows(x), norm_weight.contiguous(), q_weight, contiguous(q_bias), _by_row(cos, x), _by_row(sin, x),
         _by_row(k.transpose(1, 2), x)[:, :, None], _by_row(v.transpose(1, 2), x)[:, :, None], None, _by_row(q.transpose(1, 2), x)[:, :, None],
         kv_weights=(k_weight, v_weight), kv_biases=(contiguous(k_bias), contiguous(v_bias)), eps=eps,
-        allow_tf32=allow_tf32(x), gpu=gpu_of(x.device),
+        allow_tf32=allow_tf32(x), gpu=gpu,
     ):  # fmt: skip
         plan.launch()
     return q, k, v

@@ -88,24 +88,24 @@ def _first_largest(b_x, BLOCK: tl.constexpr):
 
 @triton.jit
 def _scores(
-    p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, i_tile, V, RANDOM: tl.constexpr, TILE: tl.constexpr
+    p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, first, i_tile, V, RANDOM: tl.constexpr, TILE: tl.constexpr
 ):
     """s of a tile of a row, [TILE], ordered; -inf beyond the row. The pointers are those of the row."""
     o_v = i_tile * TILE + tl.arange(0, TILE)
     mask = o_v < V
     b_s = tl.load(p_logits + o_v, mask=mask, other=float("-inf")).to(tl.float32)
     if p_bias is not None:
-        b_s += tl.load(p_bias + o_v, mask=mask, other=0.0)
+        b_s += tl.load(p_bias + first + o_v, mask=mask, other=0.0)
     if p_counts is not None:
-        b_counts = tl.load(p_counts + o_v, mask=mask, other=0)
-        seen = (b_counts > 0) | (tl.load(p_in_prompt + o_v, mask=mask, other=0) != 0)
+        b_counts = tl.load(p_counts + first + o_v, mask=mask, other=0)
+        seen = (b_counts > 0) | (tl.load(p_in_prompt + first + o_v, mask=mask, other=0) != 0)
         repetition = _real(p_row, _REPETITION).to(tl.float32)
         b_repeated = tl.where(b_s < 0, b_s * repetition, tl.div_rn(b_s, repetition + tl.zeros([TILE], tl.float32)))
         b_s = tl.where(seen, b_repeated, b_s) - _real(p_row, _FREQUENCY).to(tl.float32) * b_counts.to(tl.float32)
         b_s -= _real(p_row, _PRESENCE).to(tl.float32) * (b_counts > 0).to(tl.float32)
     if p_ending is not None:
         early = tl.load(p_row + _PRODUCED) < tl.load(p_row + _MIN_TOKENS)
-        b_s = tl.where(early & (tl.load(p_ending + o_v, mask=mask, other=0) != 0), float("-inf"), b_s)
+        b_s = tl.where(early & (tl.load(p_ending + first + o_v, mask=mask, other=0) != 0), float("-inf"), b_s)
     if RANDOM:
         temperature = _real(p_row, _TEMPERATURE)
         temperature = tl.where(temperature > 0, temperature, 1.0).to(tl.float32)
@@ -115,26 +115,15 @@ def _scores(
 
 @triton.jit
 def _write_tile(
-    p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, p_scores, p_largest, i_tile, V, TILE: tl.constexpr
+    p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, p_scores, p_largest, first, i_tile, V, TILE: tl.constexpr
 ):
     """s of a tile, where it is asked for, and the largest of it."""
-    b_s = _scores(p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, i_tile, V, p_scores is not None, TILE)
+    b_s = _scores(
+        p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, first, i_tile, V, p_scores is not None, TILE
+    )
     if p_scores is not None:
         tl.store(p_scores + i_tile * TILE + tl.arange(0, TILE), b_s)
     tl.store(p_largest + i_tile, tl.max(b_s, 0))
-
-
-@triton.jit
-def _of_row(p_logits, p_numbers, p_bias, p_in_prompt, p_counts, p_ending, i, row, logits_stride, V):
-    """Where a row begins in each table."""
-    if p_bias is not None:
-        p_bias += row * V
-    if p_counts is not None:
-        p_in_prompt += row * V
-        p_counts += row * V
-    if p_ending is not None:
-        p_ending += row * V
-    return p_logits + i * logits_stride, p_numbers + row * _NUMBERS, p_bias, p_in_prompt, p_counts, p_ending
 
 
 @triton.jit
@@ -143,15 +132,26 @@ def scores_kernel(
     TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(1).to(tl.int64)
-    p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending = _of_row(
-        p_logits, p_numbers, p_bias, p_in_prompt, p_counts, p_ending, i, tl.load(p_rows + i), logits_stride, V
-    )
+    row = tl.load(p_rows + i)
+    p_logits += i * logits_stride
+    p_row = p_numbers + row * _NUMBERS
     if p_scores is not None:
         p_scores += i * T * TILE
     first = tl.program_id(0) * TILES
     for i_tile in range(first, tl.minimum(first + TILES, T)):
         _write_tile(
-            p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, p_scores, p_largest + i * BLOCK_T, i_tile, V, TILE
+            p_logits,
+            p_row,
+            p_bias,
+            p_in_prompt,
+            p_counts,
+            p_ending,
+            p_scores,
+            p_largest + i * BLOCK_T,
+            row * V,
+            i_tile,
+            V,
+            TILE,
         )
 
 
@@ -287,16 +287,17 @@ def token_kernel(
     i = tl.program_id(0).to(tl.int64)
     row = tl.load(p_rows + i)
     p_largest += i * BLOCK_T
-    p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending = _of_row(
-        p_logits, p_numbers, p_bias, p_in_prompt, p_counts, p_ending, i, row, logits_stride, V
-    )
+    p_logits += i * logits_stride
+    p_row = p_numbers + row * _NUMBERS
     if p_scores is not None:
         p_scores += i * T * TILE
         p_weights += i * T * TILE
         p_mass += i * T
     if WHOLE:
         for i_tile in range(T):
-            _write_tile(p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, p_scores, p_largest, i_tile, V, TILE)
+            _write_tile(
+                p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, p_scores, p_largest, row * V, i_tile, V, TILE
+            )
         tl.debug_barrier()  # what a thread has written, others read
 
     o_t = tl.arange(0, BLOCK_T)
@@ -305,7 +306,7 @@ def token_kernel(
     if p_scores is not None:
         b_s = tl.load(p_scores + i_tile * TILE + tl.arange(0, TILE))
     else:
-        b_s = _scores(p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, i_tile, V, False, TILE)
+        b_s = _scores(p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, row * V, i_tile, V, False, TILE)
     _, o_v = _first_largest(b_s, TILE)
     token = i_tile * TILE + o_v
     if p_scores is not None:
@@ -321,7 +322,8 @@ def token_kernel(
         tl.store(p_last_tokens + row, token.to(tl.int64))
     tl.store(p_row + _PRODUCED, tl.load(p_row + _PRODUCED) + 1)
     if p_counts is not None:
-        tl.store(p_counts + token, tl.load(p_counts + token) + 1)
+        p_count = p_counts + row * V + token
+        tl.store(p_count, tl.load(p_count) + 1)
 
 
 def plan_sample(

@@ -20,6 +20,11 @@ def op_and_arch():
     for i, op in enumerate(OPS):
         now = {"sm_90", "gfx942", ("sm_80", "sm_100", None)[i % 3]}
         for arch in GPUS:
+            if (op, arch) == (
+                "norm_heads",
+                "gfx942",
+            ):  # which Triton's releases cannot compile: it is separate ops there
+                continue
             yield pytest.param(op, arch, marks=[] if arch in now else [pytest.mark.nightly])
 
 
