@@ -109,8 +109,8 @@ class Runner:
         """None for a step that cannot be recorded (`dynamic` rotary embeddings are computed by PyTorch's ops)."""
         assert self.steps is not None
         # on a CPU log-probabilities and bad words are PyTorch's ops
-        some = self._natively and (needs.logprobs is not None or needs.bad_words is not None)
-        replayed = self.steps.replay(chunks, None if some else needs)
+        logits_alone = self._natively and (needs.logprobs is not None or needs.bad_words is not None)
+        replayed = self.steps.replay(chunks, None if logits_alone else needs)
         self._phase("forward")
         if replayed is None or isinstance(replayed, Sampled):
             return replayed

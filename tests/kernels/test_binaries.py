@@ -20,11 +20,6 @@ def op_and_arch():
     for i, op in enumerate(OPS):
         now = {"sm_90", "gfx942", ("sm_80", "sm_100", None)[i % 3]}
         for arch in GPUS:
-            if (op, arch) == (
-                "norm_heads",
-                "gfx942",
-            ):  # which Triton's releases cannot compile: it is separate ops there
-                continue
             yield pytest.param(op, arch, marks=[] if arch in now else [pytest.mark.nightly])
 
 
@@ -32,7 +27,7 @@ def op_and_arch():
 def test_binaries_keep_the_bound(op, arch):
     gpu = GPUS[arch]
     rows = [inspect_example(example, gpu) for example in examples(op, gpu)]
-    assert rows
+    assert rows or (op, arch) == ("norm_heads", "gfx942")  # separate ops there
     broken = [f"{row['kernel']} {row['shape']}: {fault}" for row in rows for fault in faults(row, gpu)]
     assert not broken, "\n".join(broken)
 
