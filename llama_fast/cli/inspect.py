@@ -44,7 +44,8 @@ def inspect(
         if here is None:
             raise fail(f"--gpu: no code is made for CPUs here: {why_none()}")
         known["cpu"] = here
-    work = [(example, target) for target in targets for name in ops for example in examples(name, known[target])]
+    found = {(target, name): list(examples(name, known[target])) for target in targets for name in ops}
+    work = [(example, target) for (target, _), plans in found.items() for example in plans]
     if json_file is not None:
         require_writable("--json", json_file, folder=False)
 
@@ -58,6 +59,8 @@ def inspect(
     for (target, name), group in itertools.groupby(rows, key=lambda row: (row["gpu"], row["op"])):
         cells = _gpu_cells if target in GPUS else _cpu_cells
         console.print(_binary_table(f"{name} on {target}", list(group), cells))
+    for target, name in (each for each, plans in found.items() if not plans):
+        console.print(f"{name} has no kernel of its own on {target}: separate ops run there")
     if json_file is not None:
         write_whole(json_file, json.dumps(rows, indent=1))
         console.print(f"{len(rows)} rows written to {json_file}")

@@ -78,6 +78,11 @@ def test_env_names_every_op_and_why():
     assert "triton" in output
 
 
+def test_inspect_says_where_an_op_has_no_kernel():
+    output = invoke("inspect", "--gpu", "gfx942", "--op", "norm_heads").stdout
+    assert "norm_heads has no kernel of its own on gfx942: separate ops run there" in output
+
+
 def test_inspect_writes_the_documented_rows(tmp_path):
     file = tmp_path / "rows.json"
     output = invoke("inspect", "--gpu", "sm_90", "--op", "swiglu", "--json", file).stdout
