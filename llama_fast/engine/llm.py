@@ -101,11 +101,11 @@ class LLM:
         fusions = Fusions.where(self.device, self.dtype) if fusions is None else fusions
         on_cpu = self.device.type == "cpu"
         natively = on_cpu and runs_natively(self.dtype)
-        plain = on_cpu and not (natively or fusions.norm_qkv_rope or fusions.norm_swiglu)
+        packs = on_cpu and not (natively or fusions.norm_qkv_rope or fusions.norm_swiglu)
         # one query over 128 keys takes PyTorch 11 us on a CPU in float32, and 85 in bfloat16
-        cache_dtype = torch.float32 if plain else self.dtype
+        cache_dtype = torch.float32 if packs else self.dtype
         blocks, self._ledger = plan_memory(
-            config, self.dtype, cache_dtype, self.device, **sizes | {"max_context": self.max_context}
+            config, self.dtype, cache_dtype, self.device, packs=packs, **sizes | {"max_context": self.max_context}
         )
         # the longest sequence: a token past it would have no place
         self._longest = min(self.max_context, blocks * block_size)
@@ -114,7 +114,7 @@ class LLM:
         late = self.device.type == "cuda" if read_late is None else read_late
         with own_modes(self.device, inference=False):  # a decoder like any other module
             self.decoder = self._load(opened, fusions)
-            if plain:
+            if packs:
                 self.decoder.pack()
             cache = KVCache(config, blocks=blocks, block_size=block_size, device=self.device, dtype=cache_dtype)
             # a tokenizer may have more tokens than the model

@@ -104,7 +104,7 @@ def upload(values: Sequence[int], device: torch.device) -> Tensor:
 
 
 def plan_memory(
-    config: DecoderConfig, dtype: torch.dtype, cache_dtype: torch.dtype, device: torch.device, *, max_batch: int, max_cache_tokens: int | None,
+    config: DecoderConfig, dtype: torch.dtype, cache_dtype: torch.dtype, device: torch.device, *, packs: bool, max_batch: int, max_cache_tokens: int | None,
     max_context: int, step_tokens: int, block_size: int,
 ) -> tuple[int, MemoryLedger]:  # fmt: skip
     """How many blocks the cache has, and what the device must hold. Raises NotEnoughMemoryError before anything is made."""
@@ -114,7 +114,7 @@ def plan_memory(
     tokens = min(step_tokens, max_batch * max_context)
     workspace = tokens * (4 * config.hidden_size + 2 * widest) * dtype.itemsize
     workspace += 6 * max(max_batch, LOGPROB_ROWS) * config.vocab_size * 4
-    if device.type == "cpu" and config.tied_embeddings:  # packed as the head, plain as the embedding
+    if packs and config.tied_embeddings:  # packed as the head, plain as the embedding
         workspace += config.vocab_size * config.hidden_size * dtype.itemsize
     workspace += TABLE_BYTES * (max_batch + 1) * config.vocab_size
     available = int(available_bytes(device) * _MEMORY_SHARE[device.type])
