@@ -16,6 +16,7 @@ setup(
         "llama_fast.decoder.gguf",
         "llama_fast.demo_model",
         "llama_fast.engine",
+        "llama_fast.evaluate",
         "llama_fast.fusion",
         "llama_fast.kernels",
         "llama_fast.kernels.native",
@@ -26,6 +27,7 @@ setup(
         "llama_fast.profiler.attribute",
         "llama_fast.profiler.measure",
         "llama_fast.profiler.report",
+        "llama_fast.reports",
         "llama_fast.benchmarks",
         "llama_fast.benchmarks.engines",
         "llama_fast.benchmarks.report",
@@ -37,6 +39,7 @@ setup(
         "llama_fast.demo_model": ["*"],
         "llama_fast.kernels": ["tuned_plans.json"],
         "llama_fast.profiler.report": ["*.css", "*.jinja"],
+        "llama_fast.reports": ["*.css", "*.jinja"],
         "llama_fast.benchmarks.report": ["*.css", "*.jinja"],
     },
 )

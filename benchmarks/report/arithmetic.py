@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from llama_fast.benchmarks.report.plots import Panel, Picture, Series
 from llama_fast.benchmarks.shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape
 from llama_fast.decoder.config import DecoderConfig
-from llama_fast.profiler import units
 from llama_fast.profiler.measure.limits import Limits
 from llama_fast.profiler.measure.work import weight_elements
+from llama_fast.reports import units
 
 BFLOAT16_BYTES = 2
 EXAMPLES = (LLAMA_3_2_1B, LLAMA_3_1_8B)

@@ -7,7 +7,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from llama_fast.profiler.report.page import templates
+from llama_fast.reports.pages import templates
 
 
 def html_page(markdown: Path) -> str:

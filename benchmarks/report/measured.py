@@ -14,10 +14,10 @@ from llama_fast.benchmarks.report.tables import BASELINES, fits_cache, is_memory
 from llama_fast.benchmarks.suite.pytest_groups import SuiteRuns
 from llama_fast.benchmarks.suite.record import Record, Result, machine_folder
 from llama_fast.benchmarks.suite.sweep import Sweep
-from llama_fast.profiler.jsonfile import read_json
 from llama_fast.profiler.measure.limits import Limits
 from llama_fast.profiler.result import Profile
 from llama_fast.profiler.significance import difference_in_turns
+from llama_fast.reports.jsonfile import read_json
 
 File = Record | Profile | SuiteRuns | Sweep
 

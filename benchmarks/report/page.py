@@ -11,9 +11,9 @@ from llama_fast.benchmarks.report.sections import cell
 from llama_fast.benchmarks.suite.pytest_groups import SuiteRuns
 from llama_fast.benchmarks.suite.record import Record, Result
 from llama_fast.benchmarks.suite.sweep import Sweep
-from llama_fast.profiler import units
 from llama_fast.profiler.result import Profile
 from llama_fast.profiler.significance import MINIMUM_EFFECT
+from llama_fast.reports import units
 
 WorkKey = tuple[str, str, str, str]
 """Op, shape, dtype, direction: a piece of work."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_fast.profiler import units
+from llama_fast.reports import units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

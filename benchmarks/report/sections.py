@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.suite.pytest_groups import SuiteRuns
 from llama_fast.benchmarks.suite.sweep import Sweep
-from llama_fast.profiler import units
 from llama_fast.profiler.measure.sides import FUSED
 from llama_fast.profiler.report import view
 from llama_fast.profiler.result import Profile, Run
 from llama_fast.profiler.significance import difference_in_turns
+from llama_fast.reports import units
 
 
 def cell(text: str) -> str:

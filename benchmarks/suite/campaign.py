@@ -27,9 +27,9 @@ from llama_fast.benchmarks.suite.pytest_groups import GROUPS, QUICK_GROUPS, REPO
 from llama_fast.benchmarks.suite.record import Record, machine_folder
 from llama_fast.benchmarks.suite.sweep import Sweep, run_sweep
 from llama_fast.kernels.launch import gpu_of
-from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.machine import machine
 from llama_fast.profiler.measure.limits import Limits, measure_limits
+from llama_fast.reports.jsonfile import read_json, write_json
 
 LOG, PACKED = "log.txt", "campaign.zip"
 """What lies beside the parts' files: what all processes said, and all files as one."""

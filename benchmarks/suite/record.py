@@ -75,7 +75,7 @@ class Skipped:
 
 @dataclass
 class Record:
-    """A result file, for `profiler.jsonfile`."""
+    """A result file, for `reports.jsonfile`."""
 
     machine: dict[str, Any]
     limits: Limits

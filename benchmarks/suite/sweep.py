@@ -41,8 +41,8 @@ from llama_fast.kernels import tuned
 from llama_fast.kernels.launch import Gpu, gpu_of
 from llama_fast.kernels.triton_compat import triton
 from llama_fast.kernels.tuned import Entry, Key, Plan, asked, candidate
-from llama_fast.profiler.jsonfile import read_json
 from llama_fast.profiler.measure.limits import Limits
+from llama_fast.reports.jsonfile import read_json
 
 FILES = (
     bench_norm_swiglu, bench_norm_qkv_rope, bench_attention_decode, bench_linear, bench_attention, bench_rms_norm,

@@ -132,7 +132,7 @@ def _what_is_kept(json_file: Path | None) -> str:
 
 
 def _keep(record: "Record", json_file: Path | None, report: Path | None) -> None:
-    from ..profiler.jsonfile import write_json
+    from ..reports.jsonfile import write_json
 
     try:
         if json_file is not None:

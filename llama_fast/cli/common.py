@@ -53,7 +53,7 @@ def require_writable(option: str, path: Path, *, folder: bool = True) -> None:
 
 def read_measured(path: Path, kind: type[T], made_by: str) -> T:
     """What another command has measured and written. Raises the exit for the user if it cannot be read or is something else."""
-    from ..profiler.jsonfile import read_json
+    from ..reports.jsonfile import read_json
 
     try:
         return read_json(path, kind)
@@ -64,13 +64,6 @@ def read_measured(path: Path, kind: type[T], made_by: str) -> T:
     except ValueError as error:
         reason = str(error)
     raise fail(f"{reason}. Give a file that {made_by} has written")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes the file at once, so that an interrupted run leaves no half of it."""
-    unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _only_choices(type_shown: Callable[..., str | None], *args: Any, **kwargs: Any) -> str | None:

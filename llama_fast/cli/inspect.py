@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .common import console, fail, require_writable, write_whole
+from ..reports.jsonfile import write_whole
+from .common import console, fail, require_writable
 
 
 def inspect(

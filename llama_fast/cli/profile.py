@@ -24,7 +24,6 @@ from .common import (
     fail,
     read_measured,
     require_writable,
-    write_whole,
 )
 
 if TYPE_CHECKING:
@@ -150,8 +149,8 @@ def _folder(out: Path | None, model: str | None) -> Path:
 
 def _write(profile: "Profile", folder: Path, trace: Path) -> list[str]:
     """Each file whole or not at all. All are made before the first is written."""
-    from ..profiler.jsonfile import write_json
     from ..profiler.report.page import page
+    from ..reports.jsonfile import write_json, write_whole
 
     html = page(profile)
     folder.mkdir(exist_ok=True)

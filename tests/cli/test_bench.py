@@ -14,7 +14,7 @@ from llama_fast.benchmarks.report import tables
 from llama_fast.benchmarks.suite import run
 from llama_fast.benchmarks.suite.record import Record
 from llama_fast.cli.main import app
-from llama_fast.profiler.jsonfile import read_json
+from llama_fast.reports.jsonfile import read_json
 from tests.benchmarks.fakes import LIMITS, FakeCase
 from tests.checkpoints import DREAM, needs_dream
 

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llama_fast.cli.main import app
-from llama_fast.profiler.jsonfile import write_json
+from llama_fast.reports.jsonfile import write_json
 from tests.benchmarks.records import record, result
 from tests.parity import not_interpreted
 from tests.profiler.profiles import synthetic

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from llama_fast.cli.main import app
-from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.result import Profile
+from llama_fast.reports.jsonfile import read_json, write_json
 from tests.parity import not_interpreted
 from tests.profiler.profiles import synthetic
 

@@ -19,9 +19,9 @@ from llama_fast.kernels.binary import inspect_plan
 from llama_fast.kernels.launch import GPUS, INTERPRETED, INTERPRETER
 from llama_fast.kernels.triton_compat import HAS_TRITON
 from llama_fast.kernels.tuned import Entry, asked, candidate, read_table, tuned_plan, write_table
-from llama_fast.profiler.jsonfile import write_json
 from llama_fast.profiler.measure.limits import Limits
 from llama_fast.profiler.measure.work import Work
+from llama_fast.reports.jsonfile import write_json
 from tests.parity import compiles_kernels
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="without a GPU, plans are only launched in the interpreter")

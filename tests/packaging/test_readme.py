@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from llama_fast.benchmarks.suite.record import Record
 from llama_fast.cli.main import app
-from llama_fast.profiler.jsonfile import read_json
+from llama_fast.reports.jsonfile import read_json
 from tests.parity import not_interpreted
 from tests.real_model import needs_real_model, real_model
 

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from llama_fast.profiler.compare import compare
-from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.report.terminal import show_comparison
 from llama_fast.profiler.result import Distribution, Kernel, Profile
+from llama_fast.reports.jsonfile import read_json, write_json
 from tests.profiler.profiles import synthetic
 
 EVERYWHERE = dict.fromkeys(("attention.qkv", "attention", "attention.out", "mlp.gate_up", "mlp.down", "head"), 1.2)

@@ -12,7 +12,6 @@ from llama_fast.engine.llm import LLM
 from llama_fast.fusion import fuse
 from llama_fast.kernels import cpu
 from llama_fast.profiler import run as job
-from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.measure.contexts import _steps_at
 from llama_fast.profiler.measure.latency import Rounds
 from llama_fast.profiler.measure.sides import Generation, TransformersSide
@@ -20,6 +19,7 @@ from llama_fast.profiler.measure.subject import open_subject
 from llama_fast.profiler.measure.trust import is_warm, logits_in_float64, unsteady
 from llama_fast.profiler.measure.work import Work, decoding_step_work
 from llama_fast.profiler.result import Profile, Run, Waterfall
+from llama_fast.reports.jsonfile import read_json, write_json
 from tests.decoder.models import make, save
 from tests.parity import not_interpreted
 

@@ -6,24 +6,15 @@ from itertools import groupby, pairwise
 from math import log, log10
 from typing import Any
 
-import jinja2
-
-from .. import units
+from ...reports import units
+from ...reports.pages import templates
 from ..result import ContextPoint, Distribution, Profile, Run, Waterfall
 from . import view
 
 
-def templates(*packages: str) -> jinja2.Environment:
-    """The templates of these packages, and what all pages share: the head and the style. Whatever is filled in is escaped."""
-    loaders = [jinja2.PackageLoader(package, ".") for package in (*packages, "llama_fast.profiler.report")]
-    return jinja2.Environment(
-        loader=jinja2.ChoiceLoader(loaders), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )  # fmt: skip
-
-
 def page(profile: Profile) -> str:
     """The page's HTML. Whatever comes from outside (names of models, kernels, machines) is escaped."""
-    environment = templates()
+    environment = templates("llama_fast.profiler.report")
     environment.filters |= {
         "duration": units.duration, "size": units.size, "flops": units.flops, "number": units.number,
         "percent": units.percent, "tokens": units.tokens, "us": lambda seconds: units.number(1e6 * seconds),

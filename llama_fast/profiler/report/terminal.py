@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ...reports.units import duration, flops, number, percent, size, tokens
 from ..compare import Change, Comparison, RunChange
 from ..measure.limits import Limits
 from ..result import ContextPoint, Kernel, Profile, Run, Waterfall
-from ..units import duration, flops, number, percent, size, tokens
 from . import view
 
 KERNELS = 12

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+from ...reports.units import column, flops, number, percent, size
 from ..attribute.kernels import VIEWS
 from ..measure.limits import Limits
 from ..measure.work import Work
 from ..result import Ablation, ContextPoint, Distribution, Kernel, Latency, Part, Profile, Run, Waterfall
 from ..significance import Difference, difference, difference_in_turns
-from ..units import column, flops, number, percent, size
 
 KIND_NAMES = {
     "floor": "floor", "inefficiency": "above the floor", "gap": "gaps", "host": "host",

@@ -19,11 +19,11 @@ from llama_fast.benchmarks.suite.record import Record, Skipped, machine_folder
 from llama_fast.benchmarks.suite.sweep import KeySweep, Sweep, Tried
 from llama_fast.decoder.config import DecoderConfig
 from llama_fast.kernels.tuned import Entry
-from llama_fast.profiler import units
-from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.machine import _commit, machine
 from llama_fast.profiler.measure.work import decoding_step_work, weight_elements
 from llama_fast.profiler.result import Distribution, Profile
+from llama_fast.reports import units
+from llama_fast.reports.jsonfile import read_json, write_json
 from tests.benchmarks.records import CPU_MACHINE, H100_LIMITS, H100_MACHINE, record, result, rich_record
 from tests.parity import not_interpreted
 from tests.profiler.profiles import synthetic

@@ -18,7 +18,7 @@ from llama_fast.benchmarks.suite.campaign import Part, is_complete, run_campaign
 from llama_fast.benchmarks.suite.record import Record
 from llama_fast.benchmarks.suite.sweep import Sweep
 from llama_fast.cli.main import app
-from llama_fast.profiler.jsonfile import read_json, write_json
+from llama_fast.reports.jsonfile import read_json, write_json
 from tests.benchmarks.fakes import LIMITS, FakeCase
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from llama_fast.benchmarks import bench_rms_norm
 from llama_fast.benchmarks.suite.compare import Comparison, compare
 from llama_fast.benchmarks.suite.record import Record, Result
 from llama_fast.cli.main import app
-from llama_fast.profiler.jsonfile import write_json
 from llama_fast.profiler.measure.limits import Limits
+from llama_fast.reports.jsonfile import write_json
 
 LIMITS = Limits(1e10, 1e10, {"float32": 1e11, "bfloat16": 1e11}, 1e-6, None, 1 << 25)
 GPU = dict(gpu="NVIDIA H100", processor="x86", threads=8, versions={"torch": "2.11"})

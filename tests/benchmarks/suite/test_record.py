@@ -8,7 +8,7 @@ import pytest
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.suite.comparison import FORWARD
 from llama_fast.benchmarks.suite.record import Record, Result, Skipped
-from llama_fast.profiler.jsonfile import read_json, write_json
+from llama_fast.reports.jsonfile import read_json, write_json
 from tests.benchmarks.fakes import LIMITS
 
 

@@ -10,13 +10,13 @@ import torch
 import llama_fast
 from llama_fast.profiler.attribute.on_cpu import Operators
 from llama_fast.profiler.compare import compare
-from llama_fast.profiler.jsonfile import read_json, write_json
 from llama_fast.profiler.measure import quiet
 from llama_fast.profiler.measure.latency import run_rounds
 from llama_fast.profiler.measure.quiet import Patience, waited_seconds
 from llama_fast.profiler.measure.sides import Generation
 from llama_fast.profiler.report import view
 from llama_fast.profiler.result import Profile
+from llama_fast.reports.jsonfile import read_json, write_json
 from tests.parity import not_interpreted
 from tests.profiler.profiles import CPU_LIMITS, synthetic
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from llama_fast.profiler import units
 from llama_fast.profiler.report import view
 from llama_fast.profiler.report.terminal import show
 from llama_fast.profiler.result import ContextPoint, Part, Waterfall
+from llama_fast.reports import units
 from tests.profiler.profiles import synthetic
 
 

@@ -17,12 +17,20 @@ def write_json(path: str | Path, value: Any) -> None:
     Raises:
         OSError: the folder is not there, or the disk is full.
     """
-    path = Path(path)
     exact = json.dumps({"schema": SCHEMA} | asdict(value))
     rounded = json.loads(exact, parse_float=lambda digits: float(f"{float(digits):.6g}"))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(rounded, separators=(",", ":")))
-    os.replace(partial, path)
+    write_whole(Path(path), json.dumps(rounded, separators=(",", ":")))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file at once, so that an interrupted run leaves no half of it.
+
+    Raises:
+        OSError: the folder is not there, or the disk is full.
+    """
+    unfinished = path.with_name(path.name + ".partial")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def read_json(path: str | Path, kind: type[T]) -> T:

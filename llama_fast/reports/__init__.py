@@ -1,0 +1,1 @@
+"""What all reports share: figures with units, files that are written whole, and pages that need nothing else."""
