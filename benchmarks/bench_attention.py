@@ -47,7 +47,7 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
             functools.partial(_problem, size=size, dtype=dtype, direction=direction),
         )
         for size in _sizes(device, quick)
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
         for direction in ((FORWARD, TRAINING) if size.trains else (FORWARD,))
     ]  # fmt: skip
 
@@ -56,7 +56,8 @@ def _sizes(device: torch.device, quick: bool) -> list[_Size]:
     if device.type != "cuda":
         if quick:
             return [_Size(1, 4, 1, 128, 64)]
-        return [_Size(1, 12, 12, 512, 64), _Size(1, 12, 4, 512, 64, window=128, trains=False)]
+        sizes = [_Size(1, 12, 12, seq, head_dim) for seq in (512, 2048) for head_dim in (64, 128)]
+        return [*sizes, _Size(1, 12, 4, 512, 64, window=128, trains=False)]
     if quick:
         return [_Size(4, 16, 16, 4096, 128)]
     llama, mistral = LLAMA_3_1_8B, MISTRAL_7B

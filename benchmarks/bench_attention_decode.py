@@ -26,13 +26,13 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
             functools.partial(_problem, model=model, batch=batch, context=context, dtype=dtype),
         )
         for model, batch, context in _sizes(device, quick)
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
     ]  # fmt: skip
 
 
 def _sizes(device: torch.device, quick: bool) -> list[tuple[ModelShape, int, int]]:
     if device.type != "cuda":
-        sizes = [(LLAMA_3_2_1B, 1, 1024), (LLAMA_3_2_1B, 8, 1024), (LLAMA_3_2_1B, 1, 8192)]
+        sizes = [(LLAMA_3_2_1B, batch, context) for batch, context in ((1, 1024), (8, 1024), (1, 8192), (1, 32768))]
         return sizes[:1] if quick else sizes
     if quick:
         return [(LLAMA_3_1_8B, 1, 8192), (LLAMA_3_1_8B, 8, 8192)]

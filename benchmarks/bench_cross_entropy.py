@@ -26,7 +26,7 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
             functools.partial(_problem, tokens=tokens, vocab=vocab, dtype=dtype, direction=direction),
         )
         for tokens, vocab in _sizes(device, quick)
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
         for direction in (FORWARD, TRAINING)
     ]  # fmt: skip
 

@@ -72,7 +72,7 @@ def settings(device: torch.device, *, quick: bool) -> list[Setting]:
         sizes = few if quick else few + more
         return [Setting(shape, torch.bfloat16, batch, prompt, 64) for shape, batch, prompt in sizes]
     if quick:
-        return [Setting(CPU_7M, dtype, 1, 16, 16) for dtype in dtypes(device)]
+        return [Setting(CPU_7M, dtype, 1, 16, 16) for dtype in dtypes(device, quick=quick)]
     return [
         Setting(CPU_125M, dtype, batch, 64, 64) for dtype in (torch.float32, torch.bfloat16) for batch in (1, 8)
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def settings_of(model: StoredModel, device: torch.device, *, quick: bool) -> lis
     both = (torch.float32, torch.bfloat16)
     return [
         Setting(model, dtype, batch, min(prompt, room), min(new, room))
-        for dtype in (dtypes(device) if quick or device.type == "cuda" else both) for batch in ((1,) if quick else (1, 8))
+        for dtype in (dtypes(device, quick=quick) if quick or device.type == "cuda" else both) for batch in ((1,) if quick else (1, 8))
     ]  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def cases(device: torch.device, *, quick: bool) -> list[ModelCase]:
         for shape in (on_cpu if device.type == "cpu" else models(device, quick=quick))
         for tokens in prompt_tokens(device, quick=quick)
         if tokens <= MOST_TOKENS
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
         for direction in (FORWARD, TRAINING)
     ]
 

@@ -21,7 +21,7 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
             functools.partial(_problem, tokens=tokens, width=width, dtype=dtype, direction=direction),
         )
         for tokens, width in rows_and_widths(device, quick=quick)
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
         for direction in (FORWARD, TRAINING)
     ]  # fmt: skip
 

@@ -25,13 +25,13 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
         for model, many in _sizes(device, quick)
         for name, out, columns, residual in _projections(model, quick)
         for rows in many
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
     ]  # fmt: skip
 
 
 def _sizes(device: torch.device, quick: bool) -> list[tuple[ModelShape, tuple[int, ...]]]:
     if device.type != "cuda":
-        return [(CPU_125M, (1,))] if quick else [(CPU_125M, (1, 16, 512))]
+        return [(CPU_125M, (1,))] if quick else [(CPU_125M, (1, 16, 512)), (LLAMA_3_2_1B, (1, 4))]
     if quick:
         return [(LLAMA_3_1_8B, (1, 4096))]
     return [(LLAMA_3_1_8B, (1, 16, 4096)), (LLAMA_3_2_1B, (1, 16)), (LLAMA_3_1_70B_LAYER, (1,))]

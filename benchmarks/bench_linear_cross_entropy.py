@@ -24,7 +24,7 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
             functools.partial(_problem, model=model, tokens=tokens, dtype=dtype, direction=direction),
         )
         for model, tokens in _sizes(device, quick)
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
         for direction in (FORWARD, TRAINING)
     ]  # fmt: skip
 

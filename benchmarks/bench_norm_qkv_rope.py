@@ -28,7 +28,7 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
         )
         for model in decoding_models(device, quick=quick)
         for rows in ((1,) if quick else (1, 16))
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
     ]  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def cases(device: torch.device, *, quick: bool) -> list[ModelCase]:
         prefill_case(shape, tokens, dtype, layers=layers, compiles=on_gpu or not quick)
         for shape in shapes
         for tokens in lengths
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
     ]
 
 

@@ -24,7 +24,7 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
         )
         for residual in (False, True)
         for tokens, width in (sizes[:1] if residual else sizes)
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
         for direction in ((FORWARD,) if quick and residual else (FORWARD, TRAINING))
     ]  # fmt: skip
 

@@ -21,7 +21,7 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
             functools.partial(_problem, model=model, batch=batch, seq=seq, dtype=dtype, direction=direction),
         )
         for model, batch, seq in _sizes(device, quick)
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
         for direction in (FORWARD, TRAINING)
     ]  # fmt: skip
 

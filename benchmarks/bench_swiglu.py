@@ -23,7 +23,7 @@ def cases(device: torch.device, *, quick: bool) -> list[OpCase]:
         )
         for op in ("swiglu", "geglu")
         for tokens, width in (sizes if op == "swiglu" else sizes[:1])
-        for dtype in dtypes(device)
+        for dtype in dtypes(device, quick=quick)
         for direction in ((FORWARD,) if quick and op == "geglu" else (FORWARD, TRAINING))
     ]  # fmt: skip
 

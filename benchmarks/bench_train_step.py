@@ -35,7 +35,7 @@ def cases(device: torch.device, *, quick: bool) -> list[ModelCase]:
     else:
         sizes = [(CPU_7M, None, 4, 64)] if quick else [(CPU_125M, None, 4, 128)]
     compiles = device.type == "cuda" or not quick
-    return [train_case(*size, dtype, compiles=compiles) for size in sizes for dtype in dtypes(device)]
+    return [train_case(*size, dtype, compiles=compiles) for size in sizes for dtype in dtypes(device, quick=quick)]
 
 
 def train_case(

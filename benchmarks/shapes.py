@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_fast.kernels.cpu import multiplies
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -97,9 +99,11 @@ def prompt_tokens(device: torch.device, *, quick: bool) -> tuple[int, ...]:
     return (128,) if quick else (128, 512)
 
 
-def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
-    """bfloat16, as models are run; on a CPU float32, which every CPU multiplies well."""
-    return (torch.bfloat16,) if device.type == "cuda" else (torch.float32,)
+def dtypes(device: torch.device, *, quick: bool) -> tuple[torch.dtype, ...]:
+    """bfloat16, as models are run; on a CPU float32, which every CPU multiplies well, and bfloat16 where it multiplies that."""
+    if device.type == "cuda":
+        return (torch.bfloat16,)
+    return (torch.float32,) if quick or not multiplies(torch.bfloat16) else (torch.float32, torch.bfloat16)
 
 
 def angles(model: ModelShape, positions: Tensor) -> tuple[Tensor, Tensor]:

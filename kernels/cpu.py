@@ -111,9 +111,10 @@ def products_are_faster(*arguments: Any) -> bool:
 
 def multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies it: float16, and bfloat16 on older CPUs, native kernels must convert to float32 first."""
-    here = machine.host()
-    assert here is not None
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and here.has_bf16_products)
+    if dtype == torch.bfloat16:
+        here = machine.host()
+        return here is not None and here.has_bf16_products
+    return dtype == torch.float32
 
 
 def converts(x: torch.Tensor, *arguments: Any) -> bool:
