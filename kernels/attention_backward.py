@@ -101,10 +101,22 @@ def attention_dq_kernel(
     dout_stride_b, dout_stride_h, dout_stride_s, mask_stride_b, mask_stride_h, mask_stride_m, mask_stride_n,
     HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION, ROWS, scale, softcap, window,
     CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED_BLOCK: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED_BLOCK: tl.constexpr, IN_SHARES: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
     i_b, i_h, i_lo, q_hi, k_lo, k_hi = tile_of_queries(
-        p_key_start, p_key_end, p_cu_q, p_cu_k, HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION, BLOCK_M
+        p_key_start,
+        p_key_end,
+        p_cu_q,
+        p_cu_k,
+        HEADS,
+        SEQ_Q,
+        SEQ_K,
+        SEQUENCES,
+        TILES,
+        PAIRS,
+        SECTION,
+        IN_SHARES,
+        BLOCK_M,
     )
     if i_lo >= q_hi:
         return
@@ -224,9 +236,9 @@ def attention_dk_dv_kernel(
     dout_stride_b, dout_stride_h, dout_stride_s, mask_stride_b, mask_stride_h, mask_stride_m, mask_stride_n,
     HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION, ROWS, scale, softcap, window,
     CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED_BLOCK: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED_BLOCK: tl.constexpr, IN_SHARES: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    i_tile, i_pair = next_tile(TILES, PAIRS, SECTION)
+    i_tile, i_pair = next_tile(TILES, PAIRS, SECTION, IN_SHARES)
     KV_HEADS = HEADS // GROUP
     i_b, i_h = (i_pair // KV_HEADS).to(tl.int64), (i_pair % KV_HEADS).to(tl.int64)
     i_s = 0
@@ -329,11 +341,11 @@ def plan_attention_backward(
     dq_tile, dk_dv_tile = _tiles(head_dim, q.element_size(), gpu)
     plan_dq = plan_tiles(
         attention_dq_kernel, q, k, v, pattern, arguments | dict(p_out=out, p_lse=lse, p_dlse=dlse, p_dq=dq),
-        rows=seq_q, pairs=batch * heads, pair_bytes=row_bytes * seq_k // group, over_keys=True, tile=dq_tile,
+        rows=seq_q, pairs=batch * heads, pair_bytes=row_bytes * seq_k // group, over_keys=True, tile=dq_tile, gpu=gpu,
     )  # fmt: skip
     plan_dk_dv = plan_tiles(
         attention_dk_dv_kernel, q, k, v, pattern, arguments | dict(p_dk=dk, p_dv=dv),
-        rows=seq_k, pairs=batch * kv_heads, pair_bytes=row_bytes * seq_q * group, over_keys=False, tile=dk_dv_tile,
+        rows=seq_k, pairs=batch * kv_heads, pair_bytes=row_bytes * seq_q * group, over_keys=False, tile=dk_dv_tile, gpu=gpu,
     )  # fmt: skip
     return [plan_dq, plan_dk_dv]
 

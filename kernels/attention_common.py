@@ -60,18 +60,22 @@ PATTERN_SCHEMA = (
 
 
 @triton.jit
-def next_tile(TILES, PAIRS, SECTION):
+def next_tile(TILES, PAIRS, SECTION, IN_SHARES: tl.constexpr):
     """The tile and the (batch row, head) pair of this program.
 
     Tiles follow each other in order, each for SECTION pairs before the next: what a section reads again and again stays
-    in the L2, and where long tiles come first the short ones fill the end of the launch.
+    in the L2, and where long tiles come first the short ones fill the end of the launch. On a CPU a thread runs a share of the
+    programs that follow each other: from both ends in turns, so that all shares have as much to do.
     """
     i_program = tl.program_id(0)
     i_section = i_program // (TILES * SECTION)
     first = i_section * SECTION
     width = tl.minimum(SECTION, PAIRS - first)
     rest = i_program - i_section * (TILES * SECTION)
-    return rest // width, first + rest % width
+    i_tile = rest // width
+    if IN_SHARES:
+        i_tile = tl.where(i_tile % 2 == 0, i_tile // 2, TILES - 1 - i_tile // 2)
+    return i_tile, first + rest % width
 
 
 @triton.jit
@@ -113,10 +117,10 @@ def sequence_bounds(p_key_start, p_key_end, p_cu_q, p_cu_k, i_b, i_s, SEQUENCES,
 @triton.jit
 def tile_of_queries(
     p_key_start, p_key_end, p_cu_q, p_cu_k, HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION,
-    BLOCK_M: tl.constexpr,
+    IN_SHARES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """The batch row, head and first query of this program, where the queries end, and the bounds of their keys."""
-    i_tile, i_pair = next_tile(TILES, PAIRS, SECTION)
+    i_tile, i_pair = next_tile(TILES, PAIRS, SECTION, IN_SHARES)
     i_tile = TILES - 1 - i_tile  # the last queries of a causal sequence have the most keys
     i_b, i_h = (i_pair // HEADS).to(tl.int64), (i_pair % HEADS).to(tl.int64)
     i_s = 0
@@ -342,7 +346,7 @@ def as_empty_rows(x: Tensor) -> Tensor:
 
 def plan_tiles(
     kernel: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, arguments: dict[str, Any], *,
-    rows: int, pairs: int, pair_bytes: int, over_keys: bool, tile: Tile,
+    rows: int, pairs: int, pair_bytes: int, over_keys: bool, tile: Tile, gpu: Gpu,
 ) -> LaunchPlan:  # fmt: skip
     """The plan of an attention kernel, with `arguments` (added to) beside those that all of them take.
 
@@ -371,7 +375,7 @@ def plan_tiles(
         "v_stride_b": v_b, "v_stride_h": v_h, "v_stride_s": v_s,
         "mask_stride_b": mask_b, "mask_stride_h": mask_h, "mask_stride_m": mask_m, "mask_stride_n": mask_n,
         "HEADS": heads, "SEQ_Q": seq_q, "SEQ_K": seq_k, "SEQUENCES": sequences, "TILES": tiles, "PAIRS": pairs,
-        "SECTION": max(1, min(pairs, SECTION_BYTES // max(1, pair_bytes))),
+        "SECTION": 1 if gpu.is_cpu else max(1, min(pairs, SECTION_BYTES // max(1, pair_bytes))),
         "scale": scale, "softcap": softcap, "window": window,
     }  # fmt: skip
     return LaunchPlan(
@@ -380,7 +384,7 @@ def plan_tiles(
         arguments=arguments,
         constants=dict(
             CAUSAL=causal, GROUP=heads // kv_heads, HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim),
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, MASKED_BLOCK=max(16, walked // 2),
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, MASKED_BLOCK=max(16, walked // 2), IN_SHARES=gpu.is_cpu,
             INPUT_PRECISION="tf32" if allow_tf32(q) else "ieee",
         ),
         num_warps=tile.num_warps,

@@ -12,7 +12,7 @@ p is kept, rounded to x's dtype, where there is an activation: 4 bytes of traffi
 2K FLOPs; on an H200 (about 4.3 TB/s, 780 TFLOP/s) 1 ps against 10 ps at K = 4096. x is kept only if dweight is asked for,
 weight only for dx, and p for neither of them nor dbias: a frozen weight (LoRA) keeps no activations in memory.
 dp and dbias are one pass of a Triton kernel, with float32 partials added in a fixed order. dx and dweight are plain
-products, with nothing to fuse and large in every dimension: cuBLAS's ground. dweight is taken from it in float32 and then
+products, with nothing to fuse and large in every dimension: cuBLAS's ground, and oneDNN's. dweight is taken from it in float32 and then
 rounded, since cuBLAS may add the parts of a split sum over rows in bf16 otherwise.
 """
 
@@ -26,10 +26,10 @@ from torch.autograd.function import once_differentiable
 
 from . import flops
 from .activation import activation_slope
-from .cpu import converts, products_are_faster
+from .cpu import converts, has_large_products
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, call, register, register_autocast, register_autograd
-from .matmul import FEW_ROWS, plan_linear
+from .matmul import FEW_ROWS, multiply, plan_linear
 from .rows import accumulation_dtype, plan_sum_rows
 from .triton_compat import tl, triton
 from .validate import (
@@ -166,13 +166,13 @@ def _products(dp: Tensor, x: Tensor | None, weight: Tensor | None, y_shape: torc
     """dx and dweight, each empty where what it is made from is not given."""
     dx, dweight = dp.new_empty(0), dp.new_empty(0)
     if weight is not None:
-        dx = (dp @ weight).view(*y_shape[:-1], weight.shape[1])
+        dx = multiply(dp, weight).view(*y_shape[:-1], weight.shape[1])
     if x is not None:
         rows = x.reshape(dp.shape[0], x.shape[-1])
         if dp.is_cuda and dp.dtype in (torch.float16, torch.bfloat16):
             dweight = torch.mm(dp.t(), rows, out_dtype=torch.float32).to(dp.dtype)
         else:
-            dweight = dp.t() @ rows
+            dweight = multiply(dp.t(), rows)
     return dx, dweight
 
 
@@ -261,12 +261,14 @@ def require_dtype(x: Tensor, **others: Tensor | None) -> None:
 
 
 def _pytorch_is_faster(x: Tensor, weight: Tensor, bias: Any, residual: Tensor | None, *rest: Any) -> bool:
-    """Beyond few rows PyTorch's packed products win on a CPU; in float32 those with a small weight, too, where no second operator adds
+    """Beyond few rows PyTorch's packed products win on most CPUs; in float32 those with a small weight, too, where no second operator adds
     a residual (one row, 576x576: 28 us of PyTorch's two, 21 of ours). MKL has a product of its own for up to three rows."""
     rows = x.numel() // max(1, x.shape[-1])
+    if rows > FEW_ROWS:
+        return not has_large_products(x.dtype)
     limit = 2**21 if rows < 4 else 2**19  # 12 rows, 576x1536: 532 us of PyTorch's, 261 of ours
     small = x.dtype == torch.float32 and residual is None and weight.numel() < limit
-    return rows > FEW_ROWS or small or converts(x)
+    return small or converts(x)
 
 
 linear_op = register(
@@ -284,7 +286,7 @@ linear_backward_op = register(
     "linear_backward(Tensor dy, Tensor? x, Tensor? weight, Tensor? preactivation, str? activation, ScalarType dtype,"
     " bool bias_grad) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     kernel=_backward_kernel, pytorch=_backward_pytorch, fake=_backward_fake, flops=flops.linear_backward,
-    pytorch_is_faster=products_are_faster,
+    pytorch_is_faster=lambda dy, x, weight, preactivation, activation, dtype, *_: not has_large_products(dtype),
 )  # fmt: skip
 
 
@@ -330,8 +332,8 @@ def linear(
 ) -> Tensor:  # fmt: skip
     """act(x @ weight.T + bias) + residual.
 
-    The kernels accumulate in float32, apply all of it there and round once. Where a CPU takes PyTorch's ops instead (always for
-    more than 16 rows), these follow one after the other, and each rounds to its dtype.
+    The kernels accumulate in float32, apply all of it there and round once. Where a CPU takes PyTorch's ops instead (for more
+    than 16 rows, unless it multiplies bfloat16 slower than float32), these follow one after the other, and each rounds to its dtype.
 
     Args:
         x: (..., in_features), float16, bfloat16 or float32 (float64 on the CPU).

@@ -18,7 +18,8 @@ no larger than the weight, and the traffic is 6 % of the time at H = 4096 (12 % 
 for LLaMA-3 8B in bf16 (H = 4096, V = 128256): 1.05 GB of logits and 2.1 GB of dweight in float32, for any T; the logits of
 16384 tokens would be 4.2 GB, three to six times over in an unfused loss.
 
-Kept for backward: dhidden in hidden's dtype, dweight and dbias in float32 ("mean", "sum"); lse ("none").
+Kept for backward ("mean", "sum"): dhidden in hidden's dtype; dweight in float32 too, where there are several chunks; dbias in float32.
+For "none": lse.
 
 A fully fused kernel (Wijmans et al., Cut Your Losses, 2024, arXiv:2411.09009) saves the buffer of logits, and computes them
 again in backward, with dweight added up by atomics or locks: not the same bits every run.
@@ -48,7 +49,7 @@ from .cross_entropy import (
 from .launch import INTERPRETED, Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, call, register, register_autocast, register_autograd
 from .linear import require_dtype
-from .matmul import plan_linear
+from .matmul import multiply, plan_linear
 from .rows import accumulation_dtype
 from .validate import (
     require_floating,
@@ -121,10 +122,7 @@ def _walk(
     buffer = hidden.new_empty((min(limit, hidden.shape[0]), weight.shape[0]))
     for chunk in _chunks(hidden.shape[0], limit):
         logits = buffer[: chunk.stop - chunk.start]
-        if bias is None:
-            torch.mm(hidden[chunk], weight.t(), out=logits)
-        else:
-            torch.addmm(bias, hidden[chunk], weight.t(), out=logits)
+        multiply(hidden[chunk], weight.t(), bias, out=logits)
         if losses is not None:
             write_losses(logits, labels[chunk], losses[chunk], lse[chunk], objective)
         if any(needed):
@@ -140,7 +138,7 @@ def _add_products(
     dhidden, dweight, dbias = gradients
     first = chunk.start == 0
     if needed[0]:
-        torch.mm(dlogits, weight, out=dhidden[chunk])
+        multiply(dlogits, weight, out=dhidden[chunk])
     if needed[1] and on_triton:
         plans = plan_add_weight_gradient(
             dlogits, hidden, dweight, first=first, tf32=allow_tf32(hidden), gpu=gpu_of(hidden.device)
@@ -189,16 +187,19 @@ def _fake(
         hidden.new_empty(labels.shape if reduction == "none" else (), dtype=dtype),
         hidden.new_empty((labels.numel(), 2), dtype=dtype),
         hidden.new_empty(() if reduction == "mean" else 0, dtype=dtype),
-        *_new_gradients(hidden, weight, needed),
+        *_new_gradients(hidden, weight, labels.numel(), chunk, needed),
     )
 
 
-def _new_gradients(hidden: Tensor, weight: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """dhidden, dweight and dbias, the last two to be added to in float32; each empty if it is not needed."""
+def _new_gradients(
+    hidden: Tensor, weight: Tensor, tokens: int, chunk: int, needed: tuple[bool, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dhidden, dweight and dbias; each empty if it is not needed. What chunks are added to is float32; a dweight of one chunk is not
+    (of 32000 x 768 the float32 one took 40 ms of 190: to get the memory, to write and to scale it)."""
     dtype = accumulation_dtype(hidden)
     return (
         hidden.new_empty(hidden.shape if needed[0] else 0),
-        weight.new_empty(weight.shape if needed[1] else 0, dtype=dtype),
+        weight.new_empty(weight.shape if needed[1] else 0, dtype=dtype if tokens > chunk or weight.dtype == torch.float16 else None),
         weight.new_empty(weight.shape[0] if needed[2] else 0, dtype=dtype),
     )
 
@@ -207,7 +208,7 @@ def _backward(
     dloss: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, lse: Tensor,
     ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None, chunk: int, *needed: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    gradients = _new_gradients(hidden, weight, needed)
+    gradients = _new_gradients(hidden, weight, labels.numel(), chunk, needed)
     if not labels.numel():
         torch._foreach_zero_(gradients)
     objective = Objective(ignore_index, label_smoothing, z_loss, softcap)
@@ -216,8 +217,11 @@ def _backward(
     return tuple(gradient.to(hidden.dtype) for gradient in gradients)
 
 
-def _backward_fake(dloss: Tensor, hidden: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(gradient.to(hidden.dtype) for gradient in _new_gradients(hidden, weight, arguments[-3:]))
+def _backward_fake(
+    dloss: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    gradients = _new_gradients(hidden, weight, labels.numel(), arguments[-4], arguments[-3:])
+    return tuple(gradient.to(hidden.dtype) for gradient in gradients)
 
 
 _NEEDED = "bool hidden_grad, bool weight_grad, bool bias_grad"
@@ -266,15 +270,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         else:
             count, *gradients = ctx.saved_tensors
             # where no label counts the gradients are zero, and shall not be divided by it
-            scale = (dloss / count.clamp(min=1) if ctx.reduction == "mean" else dloss).reshape(1)
+            scale = dloss / count.clamp(min=1) if ctx.reduction == "mean" else dloss
             gradients = [_scaled(gradient, scale, ctx.dtype) for gradient in gradients]
         dhidden, dweight, dbias = (g if need else None for g, need in zip(gradients, ctx.needed, strict=True))
         return dhidden, dweight, None, dbias, *(None,) * 9
 
 
 def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """In one pass; `scale` has a dimension so that it is not rounded to the dtype of the gradient first."""
-    return torch.mul(gradient, scale, out=torch.empty_like(gradient, dtype=dtype))
+    """In one pass. A scalar is rounded to the dtype of the gradient first, unless it is a CPU's: 18 ms where a vector of one took 83."""
+    if gradient.is_cpu and gradient.dtype == dtype:
+        return gradient * scale.reshape(())
+    return torch.mul(gradient, scale.reshape(1), out=torch.empty_like(gradient, dtype=dtype))
 
 
 register_autograd(linear_cross_entropy_op, _LinearCrossEntropy)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .activation import activate
+from .cpu import has_large_products
 from .dot import dot
-from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
+from .launch import INTERPRETED, Gpu, LaunchPlan, cdiv, gpu_of, next_power_of_2
 from .streaming import streaming_stages, wait_for_previous_kernel
 from .triton_compat import tl, triton
 from .tuned import tuned_plan
@@ -247,6 +248,8 @@ def plan_linear(
     tuned = tuned_plan("linear", gpu, x.dtype, (next_power_of_2(m), n, k)) if aligned and not ieee else None
     if tuned is None:
         tile = choose_tile(m, n, x.element_size(), ieee, aligned, gpu)
+        if gpu.is_cpu:  # no zeros are packed
+            tile = tile._replace(block_k=min(tile.block_k, max(32, next_power_of_2(k))))
         stages = _stages((tile.block_m + tile.block_n) * tile.block_k * x.element_size(), gpu)
     else:
         tile = Tile(tuned["block_m"], tuned["block_n"], tuned["block_k"], tuned["num_warps"])
@@ -325,3 +328,16 @@ def _plan_few_rows(
         pdl=gpu.has_pdl,
     )  # fmt: skip
     return [streaming, add_splits]
+
+
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """a (M, K) @ b (K, N) + bias (N,), a plain product inside an op: the library's, or ours where a CPU is faster with that.
+
+    `out` (M, N) is contiguous.
+    """
+    if a.is_cuda or INTERPRETED or not has_large_products(a.dtype):
+        return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+    y = a.new_empty(a.shape[0], b.shape[1]) if out is None else out
+    for plan in plan_linear(a, b.t(), bias, None, y, gpu=gpu_of(a.device)):
+        plan.launch()
+    return y

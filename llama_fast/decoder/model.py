@@ -131,7 +131,7 @@ def _is_onednns(x: Tensor) -> bool:
     few = x.device.type != "cpu" or len(x) <= FEW_ROWS
     if few or torch.is_grad_enabled() or INTERPRETED or cpu.named_in_environment():
         return False
-    return _can_pack(x.dtype)
+    return _can_pack(x.dtype) and not cpu.has_large_products(x.dtype)
 
 
 class Embedding(nn.Module):

@@ -86,9 +86,18 @@ def has_norm_kernels(x: Tensor) -> bool:
 _cpu_multiplies = functools.cache(cpu.multiplies)  # which asks the environment: 2 us
 
 
-def project(linear: Any, x: Tensor, residual: Tensor | None) -> Tensor:
-    """`linear(x)`, or `linear(x) + residual` in one kernel."""
-    return linear(x) if residual is None else ops.linear(x, linear.weight, linear.bias, residual=residual)
+def project(linear: Any, x: Tensor, residual: Tensor | None = None) -> Any:
+    """`linear(x)`, or `linear(x) + residual` in one kernel. A kernel also does what PyTorch multiplies slower on a CPU."""
+    if residual is not None or (_multiplies_faster(x) and is_plain_linear(linear)):
+        weight, bias = linear_of(linear)
+        return ops.linear(x, weight, bias, residual=residual)
+    return linear(x)
+
+
+def _multiplies_faster(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or INTERPRETED or x.device.type != "cpu" or x.numel() <= FEW_ROWS * x.shape[-1]:
+        return False
+    return not any(GLOBAL_MODULE_HOOKS) and cpu.has_large_products(x.dtype)
 
 
 class FusedRMSNorm(Fused):
@@ -151,7 +160,11 @@ class FusedMLP(Fused):
         if identity(getattr(self, self.activation_name)) != self.activation_is:
             out: Tensor = super().forward(x)
             return out if residual is None else residual + out
-        both = self.gate_up_proj(x).chunk(2, dim=-1) if self.is_one_projection else (self.gate_proj(x), self.up_proj(x))
+        both = (
+            project(self.gate_up_proj, x).chunk(2, dim=-1)
+            if self.is_one_projection
+            else (project(self.gate_proj, x), project(self.up_proj, x))
+        )
         hidden = ops.swiglu(*both) if self.activation == "silu" else ops.geglu(*both, approximate=self.activation)
         return project(self.down_proj, hidden, residual)
 
@@ -251,9 +264,9 @@ class FusedAttention(Fused):
         if self.is_one_projection:
             heads, kv_heads = self._numbers_of_heads()
             widths = [count * self.head_dim for count in (heads, kv_heads, kv_heads)]
-            query, key, value = self.qkv_proj(x).split(widths, dim=-1)
+            query, key, value = project(self.qkv_proj, x).split(widths, dim=-1)
         else:
-            query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            query, key, value = (project(each, x) for each in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = query.view(shape), key.view(shape), value.view(shape)
         if self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)

@@ -15,7 +15,7 @@ from ..builder import Builder
 from ..elements import Operand
 from ..index import Index
 from ..lanes import Affine, Uniform
-from .operands import Product, is_contiguous, is_packed, loaded, mask_is_its_bounds, takes_pairs
+from .operands import Product, is_bfloat16, is_contiguous, is_packed, loaded, mask_is_its_bounds
 from .packed import Panels
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _set_up(b: Builder, columns: int) -> None:
 
 def fits_matrix_unit(op: Op, machine: Machine) -> bool:
     """Whether a product is large, and of a kind that the unit has."""
-    return machine.has_bf16_tiles and takes_pairs(op, machine) and is_packed(op, machine)
+    return machine.has_bf16_tiles and is_bfloat16(op) and is_packed(op, machine)
 
 
 class MatrixUnit:
@@ -96,7 +96,7 @@ def streams_through_matrix_unit(k: "Kernel", product: Product) -> bool:
     return (
         k.b.machine.has_bf16_tiles
         and not k.check_bounds  # the unit reads rows itself, and checks nothing
-        and takes_pairs(op, k.b.machine)
+        and is_bfloat16(op)
         and LEAST_COLUMNS <= product.n <= 16
         and not product.lead
         and product.m % 16 == 0

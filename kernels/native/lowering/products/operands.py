@@ -39,9 +39,13 @@ class Product:
         return self.a.shape[-1]
 
 
+def is_bfloat16(op: Op) -> bool:
+    return all(operand.element == "bf16" for operand in op.operands[:2])
+
+
 def takes_pairs(op: Op, machine: Machine) -> bool:
-    """Whether a product of bfloat16 is computed as such, two along K at a time."""
-    return machine.has_bf16_products and all(operand.element == "bf16" for operand in op.operands[:2])
+    """Whether a larger product of bfloat16 is computed as such by vectors, two along K at a time."""
+    return machine.has_bf16_products and not machine.prefers_float32 and is_bfloat16(op)
 
 
 def is_packed(op: Op, machine: Machine) -> bool:
