@@ -199,7 +199,9 @@ def _new_gradients(
     dtype = accumulation_dtype(hidden)
     return (
         hidden.new_empty(hidden.shape if needed[0] else 0),
-        weight.new_empty(weight.shape if needed[1] else 0, dtype=dtype if tokens > chunk or weight.dtype == torch.float16 else None),
+        weight.new_empty(
+            weight.shape if needed[1] else 0, dtype=dtype if tokens > chunk or weight.dtype == torch.float16 else None
+        ),
         weight.new_empty(weight.shape[0] if needed[2] else 0, dtype=dtype),
     )
 

@@ -1,18 +1,21 @@
 """Attention, forward and backward: parity, what may be attended to, edges, errors, and what PyTorch asks of an op."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_fast import ops
+from llama_fast import native, ops
 from llama_fast.kernels import attention_common, cpu, reference
 from llama_fast.kernels.attention import attention_op, example_plans, plan_attention
 from llama_fast.kernels.attention_backward import attention_backward_op, plan_attention_backward
 from llama_fast.kernels.binary import inspect_plan
 from llama_fast.kernels.launch import GPUS, INTERPRETED
 from llama_fast.kernels.parity import relative_error
+from llama_fast.kernels.triton_compat import tl, triton
 from tests.parity import (
     DTYPES,
     assert_parity,
@@ -370,6 +373,27 @@ def test_order_of_programs(device, monkeypatch):
     monkeypatch.setattr(attention_common, "SECTION_BYTES", 4 * 150 * 16 * 2)
     for a, b in zip(whole, _with_gradients(*tensors), strict=True):
         assert torch.equal(a, b)
+
+
+@triton.jit
+def tiles_kernel(p_tile, p_pair, TILES, PAIRS, SECTION, IN_SHARES: tl.constexpr):
+    i_tile, i_pair = attention_common.next_tile(TILES, PAIRS, SECTION, IN_SHARES)
+    tl.store(p_tile + tl.program_id(0), i_tile)
+    tl.store(p_pair + tl.program_id(0), i_pair)
+
+
+@pytest.mark.skipif(native.why_not_native() is not None, reason=f"no native kernels: {native.why_not_native()}")
+@pytest.mark.parametrize(("tiles", "pairs", "threads"), [(16, 12, 2), (16, 1, 4), (7, 3, 2), (1, 5, 2), (16, 12, 8)])
+def test_threads_have_as_much_to_do(tiles, pairs, threads):
+    """Where tile i of a causal sequence takes i + 1 steps, and threads take the programs in shares, one after the other."""
+    i_tile, i_pair = (torch.full((tiles * pairs,), -1, dtype=torch.int32) for _ in range(2))
+    native.launch(tiles_kernel, (tiles * pairs,), i_tile, i_pair, tiles, pairs, 1, IN_SHARES=True)
+    assert sorted(zip(i_tile.tolist(), i_pair.tolist(), strict=True)) == [
+        (t, p) for t in range(tiles) for p in range(pairs)
+    ]
+    ends = [tiles * pairs * thread // threads for thread in range(threads + 1)]
+    steps = [int((i_tile[begin:end] + 1).sum()) for begin, end in itertools.pairwise(ends)]
+    assert max(steps) <= sum(steps) / threads + tiles  # by no more than a long tile
 
 
 def test_same_bits_every_run(device):

@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from llama_fast.kernels import cpu
 from llama_fast.kernels.native import machine
 from llama_fast.kernels.native.llvmlite_compat import has_llvmlite
 from llama_fast.kernels.native.machine import AVX2, AVX512, AVX512_BF16, NEON
@@ -114,6 +116,23 @@ def test_amx_is_left_by_name_and_where_the_system_refuses_it(on, monkeypatch):
     machine._best.cache_clear()
     monkeypatch.setattr(machine, "_may_use_tiles", lambda: False)
     assert machine.host().name == "avx512" and machine.host().has_bf16_products
+
+
+@pytest.mark.parametrize(
+    ("cpu_name", "lacks", "as_float32"),
+    [
+        ("emeraldrapids", ("amx-tile", "amx-bf16"), True),  # in a virtual machine that hides the matrix unit
+        ("emeraldrapids", (), False),
+        ("znver5", ("amx-tile", "amx-bf16"), False),  # vdpbf16ps is twice as fast as float32 there
+    ],
+)
+def test_bfloat16_is_multiplied_as_float32_where_the_cpus_own_products_are_slower(on, cpu_name, lacks, as_float32):
+    features = tuple({*V4, "avx512bf16", "amx-tile", "amx-bf16"} - set(lacks))
+    on(*features, lacks=lacks, cpu=cpu_name)
+    assert cpu.has_large_products(torch.bfloat16) == as_float32
+    assert not cpu.has_large_products(torch.float32) and not cpu.has_large_products(torch.float16)
+    with cpu.use("pytorch"):
+        assert not cpu.has_large_products(torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", ["avx512", "neon"])

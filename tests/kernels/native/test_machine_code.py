@@ -75,6 +75,16 @@ def test_narrow_code_breaks_the_bound(op):
     assert any("vectors of 32 bytes, avx512 has 64" in fault for fault in said)
 
 
+@pytest.mark.parametrize("as_float32", [False, True])
+def test_bfloat16_products_are_the_machines_own_or_float32s(as_float32):
+    """vdpbf16ps, or FMAs of what was converted when it was packed."""
+    machine = replace(MACHINES["avx512_bf16"], prefers_float32=as_float32)
+    example = next(each for each in examples("linear", machine) if each.kernel == "linear_kernel")
+    row = inspect_example(example, machine)
+    assert (row["bf16_products"] == 0) == as_float32
+    assert (row["fma"] == 0) != as_float32
+
+
 BREAKS = [
     dict(vector_bytes=16), dict(full_width=0.3), dict(access_bytes=16), dict(spills_in_loops=3), dict(fma=0, bf16_products=0),
     dict(bf16_products=0),
