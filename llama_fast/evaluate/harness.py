@@ -60,11 +60,11 @@ class HarnessLM(TemplateLM):
             )
         return start
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **ignored: Any) -> list[int]:
         return self.llm.tokenizer.encode(string, bos=add_special_tokens is not False)
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **ignored: Any
     ) -> list[tuple[float, bool]]:
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if longest > self.max_length:
