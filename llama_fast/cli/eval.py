@@ -47,7 +47,7 @@ def run(
     training_text: Annotated[
         Path | None, typer.Option(help="A text like the training data, for xz to know before a text task.")
     ] = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the intervals, and of the examples that a task draws.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html.")] = None,
     device: options.DeviceName = "auto",
     dtype: options.DTypeName = "auto",
@@ -67,21 +67,21 @@ def run(
         from ..evaluate.tasks import PromptTask
 
         windows = Windows(window=window, stride=stride)
-        asked = _tasks(tasks or [], limit, windows, training_text, seed or 0)
+        asked = _tasks(tasks or [], limit, windows, training_text, seed)
         if chat:
             asked = [replace(task, chat=True) if isinstance(task, PromptTask) else task for task in asked]
         if lm_eval is not None:
             from ..evaluate.harness import load_tasks
 
             names = [name.strip() for name in lm_eval.split(",") if name.strip()]
-            asked += load_tasks(names, limit=limit, chat=chat, seed=seed or 0)
+            asked += load_tasks(names, limit=limit, chat=chat, seed=seed)
         if not asked:
             raise fail("give at least one task, such as questions or a text file: llama-fast eval embedded questions")
         path = EMBEDDED_MODEL if model == EMBEDDED else checkpoint.find(model)
         llm = LLM(path, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens)
         with _progress() as progress:
             evaluation = evaluate(
-                llm, asked, model=model, path=path, seed=seed or 0, command=shlex.join(["llama-fast", *sys.argv[1:]]),
+                llm, asked, model=model, path=path, seed=seed, command=shlex.join(["llama-fast", *sys.argv[1:]]),
                 progress=progress,
             )  # fmt: skip
         _write(evaluation, folder)

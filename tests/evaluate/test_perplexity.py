@@ -90,6 +90,18 @@ def test_passages_are_the_same_for_any_tokenizer(llm, tmp_path):
     assert sum(passage.tokens for passage in of_words) == 700
 
 
+def test_a_token_counts_where_it_ends(llm):
+    text = TEXTS["several windows"][: PASSAGE + 200]
+    ids, ends = llm.tokenizer.encode_with_ends(text)
+    assert ends == [len(llm.tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
+    logprobs = llm.logits([llm.tokenizer.bos_id, *ids]).double().log_softmax(-1)
+    losses = [-logprobs[i, token].item() for i, token in enumerate(ids)]
+    (first, second) = score_documents(llm, [text])[0]
+    within = sum(end <= PASSAGE for end in ends)
+    assert (first.tokens, second.tokens) == (within, len(ids) - within)
+    assert (first.nats, second.nats) == pytest.approx((sum(losses[:within]), sum(losses[within:])), rel=1e-5)
+
+
 def test_a_bos_that_the_text_spells_is_a_token_of_the_text(llm):
     (passages,) = score_documents(llm, ["<s>" + STORY])
     assert sum(passage.tokens for passage in passages) == len(llm.tokenizer.encode(STORY, bos=False)) + 1

@@ -105,6 +105,7 @@ def test_words_of_other_scripts(text, words_of_it):
         ("a", ["Paris"], 0, 0),
         ("", ["Paris"], 0, 0),
         ("Paris Paris", ["Paris"], 0, 2 / 3),
+        ("Paris Paris", ["Paris, Paris!"], 1, 1),
         ("another theory", ["other theory"], 0, 0.5),  # articles are words
         ("$5.0", ["50"], 1, 1),
         ("wrong", ["Paris", "wrong"], 1, 1),

@@ -217,10 +217,10 @@ def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, arguments, says):
 def test_the_fingerprint_is_of_names_and_contents(tmp_path):
     files = {"config.json": "{}", "model.safetensors": "abc"}
     prints = []
-    for change in ({}, {"config.json": "{ }"}, {"other.json": ""}):
+    for change in ({}, {"config.json": "{ }"}, {"other.json": ""}, {"another.json": ""}):
         folder = tmp_path / str(len(prints))
         folder.mkdir()
         for name, text in (files | change).items():
             (folder / name).write_text(text)
         prints.append(fingerprint(folder))
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 4

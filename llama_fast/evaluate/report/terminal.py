@@ -24,8 +24,10 @@ def show(evaluation: Evaluation, console: Console) -> None:
         for baseline in task.baselines:
             table.add_row(Text(f" {baseline.name}", style="dim"), view.figure(baseline.value, "bits/byte"), "")
     console.print(table)
-    signatures = {score.name: score.signature for task in evaluation.tasks for score in task.scores if score.signature}
-    for name, signature in signatures.items():
+    signatures = [
+        (score.name, score.signature) for task in evaluation.tasks for score in task.scores if score.signature
+    ]
+    for name, signature in dict.fromkeys(signatures):
         console.print(f"[dim]{name} {escape(signature)}[/]", highlight=False, soft_wrap=True)
 
 
@@ -39,7 +41,7 @@ def show_comparison(found: Comparison, console: Console) -> None:
         last = change.task
         low, high = (view.difference(x, change.unit) for x in (change.low, change.high))
         table.add_row(
-            Text(f" {change.score}" + ("" if change.decides else " (does not decide)")),
+            Text(f" {change.score}", style="bold" if change.decides else "dim"),
             view.figure(change.before, change.unit), view.figure(change.after, change.unit),
             view.difference(change.after - change.before, change.unit), f"{low} – {high}",
             Text(change.verdict, style=_STYLES[change.verdict]),

@@ -18,7 +18,7 @@ def difference(value: float, unit: str) -> str:
     """With its sign."""
     if unit == "share":
         return f"{100 * value:+.1f} %"
-    return f"{value:+.4f}" if unit else f"{value:+.4g}"
+    return f"{value:+.4f}" if unit else f"{value:+.3f}"
 
 
 def unit_of(task: TaskResult, score: str) -> str:
