@@ -126,7 +126,7 @@ def cut(ids: Sequence[int], *, start: int, window: int, stride: int) -> Iterator
 
 
 def xz_baselines(documents: Sequence[str], training: str | None = None) -> list[Baseline]:
-    """What `xz -9` makes of the documents, one after the other: bits per byte, and with a training text before them, if there is one.
+    """Bits per byte of `xz -9`, of the documents one after the other; with a training text, of which it remembers 64 MiB, also after that.
 
     A model that is not better than this has learnt nothing that a packer does not see.
     """
