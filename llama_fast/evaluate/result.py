@@ -9,7 +9,7 @@ class Example:
     """One prompt, or one passage of a text.
 
     Attributes:
-        prompt: what the model was given; of a passage nothing, or what it was put before.
+        prompt: what the model was given, before a chat template was put around it; of a passage nothing.
         references: what it should have written; of a passage the passage.
         output: what it wrote; of a passage nothing.
         statistics: by metric: what its scores are made of when they are summed over examples (`scores.figures`).
