@@ -10,6 +10,7 @@ from .chat import chat
 from .common import Command, Group, console
 from .demo import demo
 from .env import env
+from .eval import app as eval_app
 from .generate import generate
 from .inspect import inspect
 from .profile import app as profile_app
@@ -39,5 +40,6 @@ def _options(
 
 app.add_typer(bench_app, name="bench")
 app.add_typer(profile_app, name="profile")
+app.add_typer(eval_app, name="eval")
 for command in (demo, generate, chat, env, inspect):
     app.command(cls=Command)(command)

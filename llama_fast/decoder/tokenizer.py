@@ -32,6 +32,8 @@ class Tokenizer:
 
     Attributes:
         bos_id: the token a text starts with, None if the model uses none.
+        start_id: what stands before the first token of a text whose likelihood is asked for: BOS, also where the model uses none, else
+            its end token; None if it names neither.
         eos_ids: the tokens that end a text: the tokenizer's own and those the generation config names.
         special_ids: the special tokens, which `decode` skips.
         byte_ids: the tokens that are one byte each, where the vocabulary falls back on bytes.
@@ -56,6 +58,9 @@ class Tokenizer:
         self.bos_id = self._bos_id(generation.get("bos_token_id", model.get("bos_token_id")))
         own = [self._id_of(self._named["eos_token"])] if "eos_token" in self._named else []
         self.eos_ids = tuple(sorted({*eos_ids, *own}))
+        named_bos = [self._id_of(self._named["bos_token"])] if "bos_token" in self._named else []
+        starts = [*named_bos, *([] if self.bos_id is None else [self.bos_id]), *own, *self.eos_ids]
+        self.start_id = starts[0] if starts else None
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -105,12 +110,20 @@ class Tokenizer:
         Raises:
             ValueError: the text is not Unicode, but holds half a character (a byte of a terminal or a file that is no UTF-8).
         """
+        ids: list[int] = self._encoding(text).ids
+        return ids if not bos or self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The tokens of a text without a BOS, and for each how many characters of the text are over when it ends."""
+        encoding = self._encoding(text)
+        return encoding.ids, [end for _, end in encoding.offsets]
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is not UTF-8: its character {error.start} is {text[error.start]!r}") from None
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids if not bos or self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of tokens. Bytes that are no UTF-8 become U+FFFD; in a run of byte tokens, no others: see `byte_tokens`."""

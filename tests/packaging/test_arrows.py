@@ -16,6 +16,7 @@ MAY_IMPORT_NEIGHBOURS = {
     "profiler/measure/sides.py",
     "profiler/measure/trust.py",
 }
+EVALUATORS = {"lm_eval", "sacrebleu", "rouge_score"}
 
 
 def table() -> dict[str, set[str]]:
@@ -76,10 +77,18 @@ def test_arrows_run_one_way(room):
     assert found == set()
 
 
-def test_only_these_import_transformers_and_its_neighbours():
-    found = {
+def importers_of(packages: set[str]) -> set[str]:
+    return {
         str(file.relative_to(ROOT)) for room in ROOMS for file in files(room)
-        for name in imported(file) if name.split(".")[0] in NEIGHBOURS
+        for name in imported(file) if name.split(".")[0] in packages
     }  # fmt: skip
+
+
+def test_only_these_import_transformers_and_its_neighbours():
     allowed = tuple(place if place == "benchmarks" else f"llama_fast/{place}" for place in MAY_IMPORT_NEIGHBOURS)
-    assert {file for file in found if not file.startswith(allowed)} == set()
+    assert {file for file in importers_of(NEIGHBOURS) if not file.startswith(allowed)} == set()
+
+
+def test_only_evaluation_imports_what_its_extra_brings():
+    found = importers_of(EVALUATORS)
+    assert found and {file for file in found if not file.startswith("llama_fast/evaluate/")} == set()

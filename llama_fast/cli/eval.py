@@ -1,0 +1,174 @@
+"""`llama-fast eval`: how good a model is, with intervals, and what changed since another evaluation."""
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from . import engine_options as options
+from .common import Command, GroupWithDefault, Threads, console, errors, fail, read_measured, require_writable
+
+if TYPE_CHECKING:
+    from ..evaluate.perplexity import Windows
+    from ..evaluate.result import Evaluation
+    from ..evaluate.tasks import Task
+
+EMBEDDED = "embedded"
+STORY_TASKS = ("stories", "questions", "summaries")
+
+app = typer.Typer(
+    cls=GroupWithDefault, help="How good a model is: perplexity, scores of texts, tasks.", add_completion=False
+)
+
+
+@app.command(cls=Command)
+def run(
+    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, a hub id, smollm2, or embedded.")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(help="stories, questions, summaries; a text, .jsonl or .toml file.", show_default=False),
+    ] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option(help="Comma-separated: tasks of lm-eval, or .yaml files that describe some.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of a task at most.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")] = False,
+    window: Annotated[int | None, typer.Option(help="Tokens that a text is read in at a time.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens that a window scores; half of it by default.")] = None,
+    training_text: Annotated[
+        Path | None, typer.Option(help="A text like the training data, for xz to know before a text task.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the intervals, and of the examples that a task draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html.")] = None,
+    device: options.DeviceName = "auto",
+    dtype: options.DTypeName = "auto",
+    max_cache_tokens: options.CacheTokens = None,
+    threads: Threads = None,
+) -> None:
+    """Measure how good a model is, and show its worst examples.
+
+    `llama-fast eval compare A B` says what changed from one evaluation to another; it has its own --help.
+    """
+    folder = _folder(out, model)
+    try:
+        from ..decoder import checkpoint
+        from ..engine.llm import EMBEDDED_MODEL, LLM
+        from ..evaluate.perplexity import Windows
+        from ..evaluate.run import evaluate
+        from ..evaluate.tasks import PromptTask
+
+        windows = Windows(window=window, stride=stride)
+        asked = _tasks(tasks or [], limit, windows, training_text, seed)
+        if chat:
+            asked = [replace(task, chat=True) if isinstance(task, PromptTask) else task for task in asked]
+        if lm_eval is not None:
+            from ..evaluate.harness import load_tasks
+
+            names = [name.strip() for name in lm_eval.split(",") if name.strip()]
+            asked += load_tasks(names, limit=limit, chat=chat, seed=seed)
+        if not asked:
+            raise fail("give at least one task, such as questions or a text file: llama-fast eval embedded questions")
+        path = EMBEDDED_MODEL if model == EMBEDDED else checkpoint.find(model)
+        llm = LLM(path, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens)
+        with _progress() as progress:
+            evaluation = evaluate(
+                llm, asked, model=model, path=path, seed=seed, command=shlex.join(["llama-fast", *sys.argv[1:]]),
+                progress=progress,
+            )  # fmt: skip
+        _write(evaluation, folder)
+    except KeyboardInterrupt:
+        errors.print("interrupted", highlight=False)
+        raise typer.Exit(130) from None
+    except (ImportError, OSError, ValueError) as error:
+        raise fail(str(error)) from None
+    from ..evaluate.report.terminal import show
+
+    show(evaluation, console)
+    console.print(f"evaluation.json, evaluation.html written to {escape(str(folder))}", highlight=False, soft_wrap=True)
+
+
+@app.command(cls=Command)
+def compare(
+    before: Annotated[Path, typer.Argument(help="An evaluation.json, or the folder it is in.")],
+    after: Annotated[Path, typer.Argument(help="The same, of another model or later.")],
+) -> None:
+    """Say what changed on the same examples. Exit status 1: a task's first score got worse beyond the noise."""
+    from ..evaluate import compare as job
+    from ..evaluate.report.terminal import show_comparison
+    from ..evaluate.result import Evaluation
+
+    files = (path / "evaluation.json" if path.is_dir() else path for path in (before, after))
+    old, new = (read_measured(file, Evaluation, "`llama-fast eval`") for file in files)
+    try:
+        found = job.compare(old, new)
+    except ValueError as error:
+        raise fail(str(error)) from None
+    show_comparison(found, console)
+    raise typer.Exit(1 if found.is_worse else 0)
+
+
+def _tasks(
+    names: list[str], limit: int | None, windows: "Windows", training_text: Path | None, seed: int
+) -> list["Task"]:
+    from ..evaluate import story_tasks
+    from ..evaluate.files import read_task, read_text
+
+    training = None if training_text is None else read_text(training_text)
+    count = story_tasks.LIMIT if limit is None else limit
+    asked: list[Task] = []
+    for name in names:
+        if name == "stories":
+            asked.append(story_tasks.story_texts(limit=count, seed=seed, windows=windows))
+        elif name == "questions":
+            asked.append(story_tasks.story_questions(limit=count, seed=seed))
+        elif name == "summaries":
+            asked.append(story_tasks.story_summaries(limit=count, seed=seed))
+        elif Path(name).is_file():
+            asked.append(read_task(Path(name), limit=limit, windows=windows, training=training))
+        else:
+            raise ValueError(f"there is no task {name!r}: it must be {', '.join(STORY_TASKS)}, or a file")
+    return asked
+
+
+def _folder(out: Path | None, model: str) -> Path:
+    """Where the files go, by default a new folder here. That it can be written to is found out before anything is computed."""
+    if out is None:
+        name = re.sub(r"[^\w.-]+", "-", Path(model).name)
+        out = Path(f"eval-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    require_writable("--out", out)
+    return out
+
+
+def _write(evaluation: "Evaluation", folder: Path) -> None:
+    """Each file whole or not at all. Both are made before the first is written."""
+    from ..evaluate.report.page import page
+    from ..reports.jsonfile import write_json, write_whole
+
+    html = page(evaluation)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "evaluation.json", evaluation)
+    write_whole(folder / "evaluation.html", html)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows on stderr how far a task is: a bar in a terminal, else nothing."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
+        known: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in known:
+                known[name] = bars.add_task(escape(name), total=total)
+            bars.update(known[name], completed=done, total=total)
+
+        yield show
