@@ -39,9 +39,7 @@ CHAT_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"""
 
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _FILES = (
     TOKENIZER_FILE,
     "tokenizer_config.json",
@@ -139,9 +137,7 @@ def copy_tokenizer(source: str | Path, folder: str | Path) -> Tokenizer:
     if not has_tokenizer(source):
         raise no_tokenizer(source)
     Tokenizer(source)  # what is wrong with it is said before anything is written
-    return _write(
-        Path(folder), {name: (source / name).read_bytes() for name in _FILES if (source / name).is_file()}
-    )
+    return _write(Path(folder), {name: (source / name).read_bytes() for name in _FILES if (source / name).is_file()})
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
