@@ -12,6 +12,7 @@ setup(
         "llama_fast",
         "llama_fast.cli",
         "llama_fast.data",
+        "llama_fast.data.sources",
         "llama_fast.decoder",
         "llama_fast.decoder.gguf",
         "llama_fast.demo_model",
