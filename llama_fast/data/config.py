@@ -9,13 +9,13 @@ Mask = Literal["email", "phone", "card"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where text comes from: a `path` or a `package`."""
+    """Where text comes from: a `path`, or a `collection` that has a name."""
 
     name: str
     path: str | None = None
     """A file, a folder, a glob, `hf://datasets/owner/name`, or any other address that fsspec opens."""
-    package: str | None = None
-    """A collection that `llama-fast data collect --source` knows; it is fetched into the cache first."""
+    collection: str | None = None
+    """Text by name, as `llama-fast data collect --source NAME` fetches it into the cache."""
     format: Format = "auto"
     """"auto" goes by the end of each file's name and leaves files alone that it does not know."""
     split: Literal["file", "paragraph"] = "file"
@@ -31,8 +31,8 @@ class Source:
     """This source's share of the tokens, relative to the other sources' weights. Used if any source has one."""
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.package is None):
-            raise ValueError(f"source {self.name!r} needs either a path or a package")
+        if (self.path is None) == (self.collection is None):
+            raise ValueError(f"source {self.name!r} needs either a path or a collection")
         if not self.weight > 0:
             raise ValueError(f"weight must be above 0, and is {self.weight}; leave the source out instead")
 

@@ -70,7 +70,7 @@ def _document(part: _Part, made: Input) -> Document:
         about["format"] = "html"
     if made.source.language:
         about["language"] = made.source.language
-    return Document(text=part.text, id=part.id or f"{made.file}:{part.line}", metadata=about)
+    return Document(text=part.text.strip("\n"), id=part.id or f"{made.file}:{part.line}", metadata=about)
 
 
 def _decompressed(raw: IO[bytes], made: Input) -> IO[bytes]:

@@ -45,7 +45,7 @@ def list_inputs(source: Source) -> list[Input]:
         OSError: the address cannot be reached.
     """
     path = source.path
-    assert path is not None, "a package is collected into a folder first"
+    assert path is not None, "a collection is fetched into a folder first"
     filesystem, inside = _open_filesystem(source, path)
     if has_magic(inside):
         found = [each for each in filesystem.glob(inside) if not filesystem.isdir(each)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 EXAMPLES = 5
 FAULTS_NAMED = 100
@@ -78,18 +79,41 @@ class SourceShare:
 
 
 @dataclass
+class Shards:
+    """What a folder of shards holds. Bytes are those of the text in UTF-8."""
+
+    folder: str
+    files: int
+    documents: int
+    tokens: int
+    bytes: int
+
+
+@dataclass
 class Report:
-    """A whole run."""
+    """A whole run, as far as it has come."""
 
     config: str
-    started: str
+    out: str
     versions: list[str]
-    tasks: int
+    settings: dict[str, Any]
     steps: list[Step] = field(default_factory=list)
+    held_out: list[Step] = field(default_factory=list)
     mixture: list[SourceShare] = field(default_factory=list)
-    tokenizer: list[Count] = field(default_factory=list)
-    shards: list[Count] = field(default_factory=list)
-    held_out: list[Count] = field(default_factory=list)
+    vocab_size: int | None = None
+    shards: list[Shards] = field(default_factory=list)
+
+    @property
+    def read(self) -> Step | None:
+        return self.steps[0] if self.steps else None
+
+    @property
+    def faults(self) -> list[NamedFault]:
+        return [fault for step in (*self.steps, *self.held_out) for fault in step.named_faults]
+
+    @property
+    def fault_count(self) -> int:
+        return sum(step.faults for step in (*self.steps, *self.held_out))
 
 
 def merged(steps: Iterable[Step]) -> Step:

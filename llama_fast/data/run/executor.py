@@ -38,7 +38,9 @@ def execute(steps: Sequence[PipelineStep], *, tasks: int, work: Path, settings: 
     common: dict[str, Any] = dict(pipeline=list(steps), tasks=tasks, logging_dir=str(work))
     if settings.kind == "local":
         if workers > 1:
-            multiprocess.set_forkserver_preload([__name__, "llama_fast.data.steps.adapter", "llama_fast.data.steps.filters"])
+            multiprocess.set_forkserver_preload(
+                [__name__, "llama_fast.data.steps.adapter", "llama_fast.data.steps.filters"]
+            )
         with _only_logged_in_files():
             _Local(workers=min(workers, tasks), **common).run()
     elif settings.kind == "slurm":

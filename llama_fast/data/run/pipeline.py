@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import xxhash
 from datatrove.pipeline.base import PipelineStep
 
+from ...reports.jsonfile import read_json
 from ..bpe import BpeConfig, copy_tokenizer, train_tokenizer
 from ..config import Config, Source
 from ..documents import Fault, Function
@@ -31,6 +32,7 @@ from ..read.formats import read_file
 from ..read.inputs import Input, fingerprint, list_inputs
 from ..report import record
 from ..shard_writer import ShardWriter
+from ..shards import ShardInfo
 from ..steps import clean, filters
 from ..steps.adapter import DOCUMENTS, ReadDocuments, ReadInputs, Step, WriteDocuments, read_documents, read_records
 from ..steps.decontaminate import decontamination, write_index
@@ -90,7 +92,9 @@ class Run:
     def _step(self, name: str) -> None:
         missing = [each for each in STEPS[: STEPS.index(name)] if not self._is_complete(each)]
         if missing:
-            raise ValueError(f"step {missing[0]} is not complete in {self.out}, and {name} goes on from it: run it first")
+            raise ValueError(
+                f"step {missing[0]} is not complete in {self.out}, and {name} goes on from it: run it first"
+            )
         settings, inputs = getattr(self, f"_about_{name}")()
         for each in STEPS[: STEPS.index(name)]:  # what went before must have been made by the same settings
             state.begin(self._state, each, *getattr(self, f"_about_{each}")())
@@ -242,13 +246,19 @@ class Run:
         bpe = BpeConfig(vocab_size=chosen.vocab_size, special_tokens=chosen.special_tokens, **options)
         expected = self._documents("dedup")
         if expected == 0:
-            raise ValueError(f"no document is left to train a tokenizer on: {self.out / 'report.md'} says which step removed them")
-        train_tokenizer(self._shown("tokenizer", expected, (each.text for each in read_documents(self.out / "dedup"))), folder, bpe)
+            raise ValueError(
+                f"no document is left to train a tokenizer on: {self.out / 'report.md'} says which step removed them"
+            )
+        train_tokenizer(
+            self._shown("tokenizer", expected, (each.text for each in read_documents(self.out / "dedup"))), folder, bpe
+        )
 
     def _tokenize(self) -> None:
         documents = self._mixed() if any(source.weight != 1.0 for source in self.config.sources) else self.out / "dedup"
         tokenizer = self.out / "tokenizer"
-        self._execute("tokenize", "shards", [ReadDocuments(documents), ShardWriter(str(self.out / "shards"), tokenizer)])
+        self._execute(
+            "tokenize", "shards", [ReadDocuments(documents), ShardWriter(str(self.out / "shards"), tokenizer)]
+        )
         if (self.out / "held_out").is_dir():
             write = ShardWriter(str(self.out / "shards_held_out"), tokenizer)
             self._execute("tokenize", "shards held out", [ReadDocuments(self.out / "held_out"), write])
@@ -340,18 +350,48 @@ class Run:
         ]  # fmt: skip
         return [step for folder in folders for step in read_records(folder)]
 
+    def held_out_records(self) -> list[record.Step]:
+        """The same of what is held out."""
+        folders = [self._records("collect", "collect_held_out"), self._records("clean", "held_out")]
+        return [step for folder in folders for step in read_records(folder)]
+
+    def report(self) -> record.Report:
+        """All that is known of the run."""
+        report = record.Report(
+            self.named, str(self.out), versions(), state.flat(self.config), self.records(), self.held_out_records()
+        )
+        if (file := self.out / "tokenizer" / "tokenizer.json").exists():
+            import tokenizers
+
+            report.vocab_size = tokenizers.Tokenizer.from_file(str(file)).get_vocab_size()
+        weights = {source.name: source.weight for source in self.config.sources}
+        before = tokens_of_sources(self.work / "tokenize" / "tokens")
+        if before and self._is_complete("tokenize"):
+            times = epochs(before, weights, self.config.mixture.max_epochs)
+            report.mixture = [
+                record.SourceShare(name, weight, before[name], round(before[name] * times[name]))
+                for name, weight in weights.items()
+            ]
+        if self._is_complete("tokenize"):
+            text = report.steps[-1].bytes_out, report.held_out[-1].bytes_out if report.held_out else 0
+            folders = self.out / "shards", self.out / "shards_held_out"
+            report.shards = [
+                _shards(folder, size) for folder, size in zip(folders, text, strict=True) if folder.is_dir()
+            ]
+        return report
+
     def _documents(self, stage: str) -> int:
         steps = [step for step in self.records() if step.stage == stage]
         return steps[-1].documents_out if steps else 0
 
 
 def _with_path(source: Source) -> Source:
-    """A package's texts are collected into the cache, where they are a folder."""
-    if source.package is None:
+    """A collection is fetched into the cache, where it is a folder."""
+    if source.collection is None:
         return source
-    from ..sources import collect_source
+    from ..sources import collect
 
-    return replace(source, path=str(collect_source(source.package)), package=None)
+    return replace(source, path=str(collect(source.collection)), collection=None)
 
 
 def _tokenizer_files(path: str | None) -> list[str]:
@@ -374,6 +414,13 @@ def _texts(inputs: Sequence[Input]) -> Iterator[str]:
             yield item.text
 
 
+def _shards(folder: Path, size: int) -> record.Shards:
+    infos = [read_json(file, ShardInfo) for file in sorted(folder.glob("*.ds.json"))]
+    return record.Shards(
+        str(folder), len(infos), sum(info.documents for info in infos), sum(info.tokens for info in infos), size
+    )
+
+
 def _number(file: Path) -> int:
     try:
         return int(file.read_text() or 0)
@@ -384,5 +431,3 @@ def _number(file: Path) -> int:
 def versions() -> list[str]:
     """What the output depends on, as "name version"."""
     return [f"{name} {version(name)}" for name in ("llama-fast", "datatrove", "ftfy", "tokenizers", "xxhash")]
-
-

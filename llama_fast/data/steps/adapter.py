@@ -3,6 +3,7 @@
 Each step of a task leaves a record beside datatrove's logs. A task that is run again writes it anew.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from math import log2
 from pathlib import Path
@@ -10,6 +11,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import orjson
+import zstandard
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers import JsonlWriter
 
@@ -220,10 +222,8 @@ def _beating(documents: Iterator[Document], folder: Path | None, rank: int) -> I
 
 def read_documents(path: Path) -> Iterator[Document]:
     """The documents of a file, or of a folder of such files in their order."""
-    import zstandard
-
     for file in sorted(path.glob(DOCUMENTS)) if path.is_dir() else [path]:
-        with zstandard.open(file, "rb") as lines:
+        with io.BufferedReader(zstandard.open(file, "rb")) as lines:
             for line in lines:
                 yield Document(**orjson.loads(line))
 
@@ -251,4 +251,3 @@ def read_records(folder: Path) -> list[record.Step]:
     for file in sorted(folder.glob("*.json")):
         by_place.setdefault(file.name.partition("-")[0], []).append(read_json(file, record.Step))
     return [record.merged(steps) for _, steps in sorted(by_place.items())]
-

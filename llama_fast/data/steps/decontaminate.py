@@ -13,7 +13,7 @@ from datatrove.utils.hashing import create_hash_func
 from datatrove.utils.text import ngrams, simplify_text
 
 from ..documents import Document, Function, Removed
-from .words import WORDS
+from .words import HASH, WORDS
 
 
 def write_index(folder: Path, name: str, texts: Iterable[str], *, ngram: int) -> int:
@@ -22,7 +22,7 @@ def write_index(folder: Path, name: str, texts: Iterable[str], *, ngram: int) ->
     Returns:
         How many there are.
     """
-    config = NGramsDecontConfig(n_grams=ngram)
+    config = NGramsDecontConfig(n_grams=ngram, hash_config=HASH)
     hash_of = create_hash_func(config.hash_config)
     hashes: set[int] = set()
     for text in texts:
@@ -36,7 +36,7 @@ def write_index(folder: Path, name: str, texts: Iterable[str], *, ngram: int) ->
 
 def decontamination(folder: Path, *, ngram: int) -> Function:
     """Removes documents that have an n-gram of `folder`'s index; the reason names the set, the metadata the n-gram."""
-    block = NGramsDecontFilter(str(folder), NGramsDecontConfig(n_grams=ngram), language=WORDS)
+    block = NGramsDecontFilter(str(folder), NGramsDecontConfig(n_grams=ngram, hash_config=HASH), language=WORDS)
 
     def judge(document: Document) -> Document | Removed:
         if block.filter(document) is True:

@@ -23,7 +23,7 @@ from datatrove.pipeline.dedup.minhash import (
 from ..config import Dedup
 from ..documents import Document
 from .adapter import Counted, ReadDocuments, WriteDocuments
-from .words import WORDS
+from .words import HASH, WORDS
 
 _NO_LETTERS = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
 
@@ -34,7 +34,7 @@ Execute = Callable[[str, Sequence[PipelineStep], int], None]
 def content(document: Document) -> bytes:
     """What two exact doubles have in common: letters and digits in lower case, hashed by xxh3 (128 bits)."""
     letters = _NO_LETTERS.sub("", document.text.lower())
-    return xxhash.xxh3_128_digest(letters or document.text)
+    return xxhash.xxh3_128_digest((letters or document.text).encode())
 
 
 def remove_doubles(source: Path, target: Path, work: Path, settings: Dedup, *, tasks: int, execute: Execute) -> None:
@@ -45,7 +45,7 @@ def remove_doubles(source: Path, target: Path, work: Path, settings: Dedup, *, t
         execute: see `Execute`.
     """
     records = work / "records"
-    exact = ExactDedupConfig(content_getter=content)
+    exact = ExactDedupConfig(content_getter=content, hash_config=HASH)
     singles = work / "singles"
     before_minhash = [ReadDocuments(source)]
     if settings.exact:
@@ -57,12 +57,14 @@ def remove_doubles(source: Path, target: Path, work: Path, settings: Dedup, *, t
         execute("without doubles", [*before_minhash, WriteDocuments(target)], tasks)
         return
     config = MinhashConfig(
-        n_grams=settings.ngram, num_buckets=settings.buckets, hashes_per_bucket=settings.hashes
-    )  # fmt: skip
+        n_grams=settings.ngram, num_buckets=settings.buckets, hashes_per_bucket=settings.hashes, hash_config=HASH
+    )
     signature = MinhashDedupSignature(str(work / "signatures"), config, language=WORDS)
     execute("signatures", [*before_minhash, WriteDocuments(singles), signature], tasks)
     buckets = MinhashDedupBuckets(str(work / "signatures"), str(work / "pairs"), config=config)
     execute("pairs", [buckets], settings.buckets)
     execute("clusters", [MinhashDedupCluster(str(work / "pairs"), str(work / "remove"), config)], 1)
-    near = Counted("dedup", 2, "near doubles (MinHash)", MinhashDedupFilter(str(work / "remove")), "near double", records)
+    near = Counted(
+        "dedup", 2, "near doubles (MinHash)", MinhashDedupFilter(str(work / "remove")), "near double", records
+    )
     execute("without near doubles", [ReadDocuments(singles), near, WriteDocuments(target)], tasks)

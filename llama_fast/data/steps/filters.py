@@ -12,12 +12,12 @@ from ..config import Filters, GopherQuality, GopherRepetition
 from ..documents import Document, Function, Removed
 from .words import WORDS, separates_words
 
-# what English has few meanings without: articles, prepositions, conjunctions, pronouns, auxiliaries
-FUNCTION_WORDS = frozenset(
-    "a an the and or but nor so yet if of to in on at by for from with as into over under about than then that this these "
-    "those it its he him his she her they them their we us our you your i me my is am are was were be been being do does "
-    "did have has had will would shall should can could may might must not no".split()
-)
+_ENGLISH = """
+a an the and or but nor so yet if of to in on at by for from with as into over under about than then that this these those it its he
+him his she her they them their we us our you your i me my is am are was were be been being do does did have has had will would
+shall should can could may might must not no
+"""  # articles, prepositions, conjunctions, pronouns, auxiliaries
+FUNCTION_WORDS = frozenset(_ENGLISH.split())
 
 
 def length(limits: Filters) -> Function:

@@ -4,10 +4,12 @@
 """
 
 import regex
+from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}_])+(?:['’-](?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}_])+)*|[^\s]")  # fmt: skip
+_PART = rf"(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}_])+"
+_WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|{_PART}(?:['’-]{_PART})*|(?<!\S)[^\s\p{{L}}\p{{M}}\p{{N}}_]+(?!\S)")
 _SENTENCE = regex.compile(r"\S[^.!?。！？…]*[.!?。！？…]*[\"'”’」』)]*")
 _LETTER_OF_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
 _LETTER = regex.compile(r"\p{L}")
@@ -17,7 +19,7 @@ class RegexWords(WordTokenizer):  # type: ignore[misc]
     """datatrove's interface to words, sentences, and where sentences stand."""
 
     def word_tokenize(self, text: str) -> list[str]:
-        """Words, numbers, and each mark of punctuation alone."""
+        """Words and numbers without the marks that touch them, and marks that stand alone: Gopher's words are those between spaces."""
         return _WORD.findall(text)
 
     def sent_tokenize(self, text: str) -> list[str]:
@@ -27,6 +29,9 @@ class RegexWords(WordTokenizer):  # type: ignore[misc]
         """Beginning and end of each sentence, in characters."""
         return [sentence.span() for sentence in _SENTENCE.finditer(text)]
 
+
+HASH = HashConfig(hash_fc="sha1")
+"""How datatrove's blocks hash words: its xxhash hands strings to a library that since 4.0 takes bytes alone."""
 
 WORDS = RegexWords()
 """The one instance: datatrove keeps the words of the last texts by the tokenizer that found them."""
