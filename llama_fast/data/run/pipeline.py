@@ -137,9 +137,7 @@ class Run:
     def _about_clean(self) -> tuple[dict[str, Any], dict[str, str]]:
         chosen = self.config
         settings = {"clean": chosen.clean, "filters": chosen.filters, "decontaminate": chosen.decontaminate}
-        return {k: asdict(v) for k, v in settings.items()}, {
-            made.file: fingerprint(made) for _, inputs in self._evaluation_sets() for made in inputs
-        }
+        return settings, {made.file: fingerprint(made) for _, inputs in self._evaluation_sets() for made in inputs}
 
     def _about_dedup(self) -> tuple[dict[str, Any], dict[str, str]]:
         return {"dedup": asdict(self.config.dedup)}, {}

@@ -74,7 +74,7 @@ class Mix(PipelineStep):  # type: ignore[misc]
     def _mixed(self, documents: Iterator[Document], tally: Tally) -> Iterator[Document]:
         for document in documents:
             times = self.times[document.metadata["source"]]
-            draw = xxhash.xxh3_64_intdigest(f"{self.seed}:{document.id}") / 2**64
+            draw = xxhash.xxh3_64_intdigest(f"{self.seed}:{document.id}".encode()) / 2**64
             copies = int(times) + (draw < times - int(times))
             if not copies:
                 tally.remove(document, f"{document.metadata['source']} has more than its share")
