@@ -81,7 +81,9 @@ def test_what_is_wrong_is_named(read, text, message):
 
 def test_settings_change_what_the_file_says(read):
     text = 'out = "x"\n[[parts]]\nname = "a"'
-    changed = read(text, "inner.vocab_size=50", "parts.0.weight=0.5", "note=some words", "inner.on=false", "extra.cpus=4")
+    changed = read(
+        text, "inner.vocab_size=50", "parts.0.weight=0.5", "note=some words", "inner.on=false", "extra.cpus=4"
+    )
     assert changed == Outer(
         Path("x"), (Part("a", 0.5),), Inner(50, on=False), note="some words", extra={"cpus": 4}
     )  # fmt: skip

@@ -48,7 +48,13 @@ def arrow(texts):
 
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
-MANY = {".jsonl": jsonl, ".csv": csv_of, ".tsv": lambda texts: csv_of(texts, "\t"), ".parquet": parquet, ".arrow": arrow}
+MANY = {
+    ".jsonl": jsonl,
+    ".csv": csv_of,
+    ".tsv": lambda texts: csv_of(texts, "\t"),
+    ".parquet": parquet,
+    ".arrow": arrow,
+}
 
 
 @pytest.mark.parametrize("compressed", COMPRESS)
@@ -73,7 +79,11 @@ def test_formats_of_one_document(tmp_path, ending, compressed):
 def test_paragraphs_are_named_by_their_lines(tmp_path):
     (tmp_path / "a.txt").write_text("\nOne\ngoes on.\n\n\n \nTwo.\n\nThree.\n")
     documents, _ = read(tmp_path, split="paragraph")
-    assert [(each.text, each.metadata["line"]) for each in documents] == [("One\ngoes on.", 2), ("Two.", 7), ("Three.", 9)]
+    assert [(each.text, each.metadata["line"]) for each in documents] == [
+        ("One\ngoes on.", 2),
+        ("Two.", 7),
+        ("Three.", 9),
+    ]
 
 
 def test_byte_order_mark_line_ends_and_other_encodings(tmp_path):

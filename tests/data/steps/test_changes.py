@@ -123,5 +123,7 @@ def test_words_of_scripts_with_and_without_spaces():
     ]  # fmt: skip
     text = "One. Two! 三。Four"
     assert [text[a:b] for a, b in WORDS.span_tokenize(text)] == ["One.", "Two!", "三。", "Four"]
-    assert separates_words("an English text with 漢字 in it") and not separates_words("日本語で書かれた長い文 with ASCII")
+    assert separates_words("an English text with 漢字 in it") and not separates_words(
+        "日本語で書かれた長い文 with ASCII"
+    )
     assert "spacy" not in sys.modules and "nltk" not in sys.modules

@@ -44,7 +44,10 @@ def test_prose_stays_in_every_script(function, text):
         ("a b c d e " * 20, "below avg threshold"),
         ("12345 67890 " * 60 + PROSE, "below alpha threshold"),
         ("\n".join(f"- point number {i} of some list" for i in range(30)), "too many bullets"),
-        ("\n".join(f"however the river rises again and those who have seen it go home {i}..." for i in range(20)), "too many end ellipsis"),
+        (
+            "\n".join(f"however the river rises again and those who have seen it go home {i}..." for i in range(20)),
+            "too many end ellipsis",
+        ),
         ("这" * 20, "short doc"),
     ],
 )
@@ -73,13 +76,16 @@ def test_repetition_names_its_reason(text, reason):
 
 
 def test_c4_keeps_lines_that_end_as_sentences():
-    document = Document(f"Menu\n{PROSE}\nHome | About\nOne more sentence that is kept here.\nlast words of no sentence", "d")
+    document = Document(
+        f"Menu\n{PROSE}\nHome | About\nOne more sentence that is kept here.\nlast words of no sentence", "d"
+    )
     assert filters.c4_quality()(document).text == f"{PROSE}\nOne more sentence that is kept here."
     assert verdict(filters.c4_quality(), PROSE + " lorem ipsum.") == "lorem ipsum"
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("", "empty"), (" \n ", "empty"), ("abcd", "below 5 characters"), ("a" * 11, "above 10 characters")]
+    ("text", "reason"),
+    [("", "empty"), (" \n ", "empty"), ("abcd", "below 5 characters"), ("a" * 11, "above 10 characters")],
 )
 def test_length_names_its_reason(text, reason):
     assert verdict(filters.length(Filters(min_chars=5, max_chars=10)), text) == reason
