@@ -135,9 +135,6 @@ def _run(
                         "and run the same command again"
                     ) from None
                 raise
-            except KeyboardInterrupt:
-                errors.print("interrupted: what is complete is kept, and the same command goes on from there")
-                raise typer.Exit(130) from None
             finally:
                 _leave_report(run)
         report = run.report()
@@ -166,6 +163,9 @@ def _user_errors() -> Iterator[None]:
         raise fail(f'{error.name} is not installed: pip install "llama-fast[data]"') from None
     except (OSError, ValueError) as error:
         raise fail(str(error)) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted: what is complete is kept, and the same command goes on from there", highlight=False)
+        raise typer.Exit(130) from None
 
 
 def _share(text: str) -> float:

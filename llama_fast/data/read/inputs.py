@@ -37,14 +37,17 @@ class Input:
         return any(fnmatch(name.lower(), pattern.lower()) for pattern in self.source.hold_out for name in names)
 
 
-def list_inputs(source: Source) -> list[Input]:
+def list_inputs(source: Source, folder: str | None = None) -> list[Input]:
     """The files of a source, in the order of their names.
+
+    Args:
+        folder: where the collection that the source names has been fetched to.
 
     Raises:
         ValueError: there is none that can be read.
         OSError: the address cannot be reached.
     """
-    path = source.path
+    path = folder or source.path
     assert path is not None, "a collection is fetched into a folder first"
     filesystem, inside = _open_filesystem(source, path)
     if has_magic(inside):
@@ -56,7 +59,7 @@ def list_inputs(source: Source) -> list[Input]:
     is_dataset = path.startswith("hf://") or any(PurePath(each).name == "dataset_info.json" for each in found)
     inputs = [
         made for each in sorted(found)
-        if (made := _input(source, filesystem.unstrip_protocol(each), _shown(path, inside, each)))
+        if (made := _input(source, filesystem.unstrip_protocol(each), _shown(path, inside, each, source.collection)))
         and not (is_dataset and _is_about_a_dataset(made))
     ]  # fmt: skip
     if not inputs:
@@ -81,8 +84,10 @@ def _why_nothing(path: str, found: list[str]) -> str:
     return f"of {len(found)} files at {path} none ends as those that can be read: {known}. Or say its format"
 
 
-def _shown(path: str, inside: str, found: str) -> str:
-    """A relative path stays one, so that outputs do not depend on where a folder lies."""
+def _shown(path: str, inside: str, found: str, collection: str | None) -> str:
+    """A relative path stays one, and a collection's begins with its name, so that outputs do not depend on where a folder lies."""
+    if collection:
+        return f"{collection}/{os.path.relpath(found, inside)}"
     if "://" in path or os.path.isabs(path):
         return found if "://" not in path else f"{path.partition('://')[0]}://{found}"
     return os.path.relpath(found, os.getcwd()) if os.path.isabs(inside) else found

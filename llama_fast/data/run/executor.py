@@ -1,11 +1,11 @@
 """datatrove's executors: here, on Slurm or on Ray. Each returns when every task is complete, and skips those that were."""
 
 import contextlib
+import copy
 import multiprocessing
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -37,10 +37,6 @@ def execute(steps: Sequence[PipelineStep], *, tasks: int, work: Path, settings: 
     work.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = dict(pipeline=list(steps), tasks=tasks, logging_dir=str(work))
     if settings.kind == "local":
-        if workers > 1:
-            multiprocess.set_forkserver_preload(
-                [__name__, "llama_fast.data.steps.adapter", "llama_fast.data.steps.filters"]
-            )
         with _only_logged_in_files():
             _Local(workers=min(workers, tasks), **common).run()
     elif settings.kind == "slurm":
@@ -50,30 +46,35 @@ def execute(steps: Sequence[PipelineStep], *, tasks: int, work: Path, settings: 
             raise ValueError('the executor ray needs Ray, which is not installed: pip install "ray[default]"')
         executor = RayPipelineExecutor(**common | settings.ray)
         executor.run()
-        if left := executor.get_incomplete_ranks(
-            skip_completed=True
-        ):  # it gives up on a task after three tries, and says so in a log
+        left = executor.get_incomplete_ranks(skip_completed=True)
+        if left:  # it gives up on a task after three tries, and says so in a log
             raise ValueError(
                 f"Ray left {len(left)} of {tasks} tasks incomplete: see the logs in {work}; run the same command again to repeat those alone"
             )
 
 
 class _Local(LocalPipelineExecutor):  # type: ignore[misc]
-    """Its processes say nothing on the terminal (each task has a log file), leave Ctrl-C to us, and die with us."""
+    """One process is this one. Several say nothing on the terminal (each task has a log file), and leave Ctrl-C to us."""
+
+    def run(self) -> None:
+        if self.workers == 1:
+            for rank in self.get_incomplete_ranks():
+                copy.deepcopy(self)._run_for_rank(rank)
+            return
+        before = multiprocess.get_start_method(allow_none=True)
+        multiprocess.set_forkserver_preload([f"{__package__}.worker", "llama_fast.data.steps.filters"])
+        multiprocess.set_start_method("forkserver", force=True)  # datatrove's manager too: forked, it would outlive us
+        try:
+            super().run()
+        finally:
+            multiprocess.set_start_method(before, force=True)
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
         if multiprocess.parent_process() is None:
             return super()._run_for_rank(rank, local_rank, node_rank)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_die_with_parent, daemon=True).start()
         with _only_logged_in_files():
             return super()._run_for_rank(rank, local_rank, node_rank)
-
-
-def _die_with_parent() -> None:
-    """Else the tasks of a killed run would write beside those of the next one."""
-    multiprocess.parent_process().join()
-    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -297,10 +297,12 @@ class Run:
     def _watched(self, what: str, work: Path, expected: int | None, tasks: int) -> Iterator[None]:
         """Tells `progress` what the tasks have left on disk, while they run."""
         ended = threading.Event()
+        documents = 0
 
         def tell() -> None:
+            nonlocal documents
             done = len(list((work / "completions").glob("*")))
-            documents = sum(_number(file) for file in (work / "beats").glob("*"))
+            documents = max(documents, sum(_number(file) for file in (work / "beats").glob("*")))
             self.progress(what, documents, expected, done, tasks)
 
         def watch() -> None:
@@ -322,13 +324,13 @@ class Run:
             yield text
             if (now := time.monotonic()) > last + 0.2 or count == expected:
                 last = now
-                self.progress(what, count, expected, 0, 1)
+                self.progress(what, count, expected, int(count == expected), 1)
 
     # what is known of inputs and outputs
 
     def _all_inputs(self) -> list[Input]:
         if not self._inputs:
-            self._inputs = [made for source in self.config.sources for made in list_inputs(_with_path(source))]
+            self._inputs = [made for source in self.config.sources for made in _files_of(source)]
         return self._inputs
 
     def _evaluation_sets(self) -> list[tuple[str, list[Input]]]:
@@ -383,13 +385,13 @@ class Run:
         return steps[-1].documents_out if steps else 0
 
 
-def _with_path(source: Source) -> Source:
-    """A collection is fetched into the cache, where it is a folder."""
+def _files_of(source: Source) -> list[Input]:
+    """A collection is fetched into the cache first, where it is a folder."""
     if source.collection is None:
-        return source
+        return list_inputs(source)
     from ..sources import collect
 
-    return replace(source, path=str(collect(source.collection)), collection=None)
+    return list_inputs(source, str(collect(source.collection)))
 
 
 def _tokenizer_files(path: str | None) -> list[str]:
