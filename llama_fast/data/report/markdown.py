@@ -13,7 +13,7 @@ def markdown(report: record.Report) -> str:
 
 
 def _lines(report: record.Report) -> Iterator[str]:
-    yield f"# Data: {report.config or report.out}\n"
+    yield f"# Data: {_plain(report.config or report.out)}\n"
     yield from _table(
         ("step", "in", "removed", "out", "changed", "text in", "text out", "time", "speed"),
         [
@@ -30,10 +30,10 @@ def _lines(report: record.Report) -> Iterator[str]:
         yield f"\n## Removed by {step.name}: {step.documents_removed:,}, {percent(step.documents_removed / step.documents_in)}\n"
         for removal in step.removed:
             yield f"- **{_plain(removal.reason)}**: {removal.documents:,}"
-            yield from (f"  - `{each.document}` {_plain(each.text)[:100]}" for each in removal.examples)
+            yield from (f"  - `{_plain(each.document)}` {_plain(each.text)[:100]}" for each in removal.examples)
     if report.fault_count:
         yield f"\n## Could not be read: {report.fault_count:,}\n"
-        yield from (f"- `{place(fault)}` {_plain(fault.reason)}" for fault in report.faults)
+        yield from (f"- `{_plain(place(fault))}` {_plain(fault.reason)}" for fault in report.faults)
     if report.shards:
         yield "\n## Shards\n"
         yield from _table(
