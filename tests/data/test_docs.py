@@ -33,7 +33,9 @@ def words(text):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_setting_is_named_and_no_other(table):
-    (row,) = re.findall(rf"^\| {re.escape(table)} \| (.*) \|$", PAGE.read_text().split("## All settings")[1], re.MULTILINE)
+    (row,) = re.findall(
+        rf"^\| {re.escape(table)} \| (.*) \|$", PAGE.read_text().split("## All settings")[1], re.MULTILINE
+    )
     named = re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", row))
     assert named == [field.name for field in fields(TABLES[table])]
 

@@ -17,14 +17,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import xxhash
 from datatrove.pipeline.base import PipelineStep
 
-from ...reports.jsonfile import read_json
 from ..bpe import BpeConfig, copy_tokenizer, train_tokenizer
 from ..config import Config, Source
 from ..documents import Fault, Function
@@ -32,15 +30,14 @@ from ..read.formats import read_file
 from ..read.inputs import Input, fingerprint, list_inputs
 from ..report import record
 from ..shard_writer import ShardWriter
-from ..shards import ShardInfo
 from ..steps import clean, filters
-from ..steps.adapter import DOCUMENTS, ReadDocuments, ReadInputs, Step, WriteDocuments, read_documents, read_records
+from ..steps.adapter import DOCUMENTS, ReadDocuments, ReadInputs, Step, WriteDocuments, read_documents
 from ..steps.decontaminate import decontamination, write_index
 from ..steps.dedup import remove_doubles
 from ..steps.html import html
 from ..steps.mask import masking
 from ..steps.mixture import CountTokens, Mix, epochs, tokens_of_sources
-from . import state
+from . import state, summary
 from .executor import execute, processors
 
 STEPS = ("collect", "clean", "dedup", "tokenizer", "tokenize")
@@ -79,6 +76,7 @@ class Run:
         self.work = self.out / "work"
         self._state = self.out / "state.json"
         self._inputs: list[Input] = []
+        self._known: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
 
     def run(self, steps: Sequence[str] = STEPS, *, redo: str | None = None) -> None:
         """Runs these steps where they are not complete. `redo` names one that is forgotten first, with those after it."""
@@ -95,10 +93,9 @@ class Run:
             raise ValueError(
                 f"step {missing[0]} is not complete in {self.config.out}, and {name} goes on from it: run it first"
             )
-        settings, inputs = getattr(self, f"_about_{name}")()
         for each in STEPS[: STEPS.index(name)]:  # what went before must have been made by the same settings
-            state.begin(self._state, each, *getattr(self, f"_about_{each}")())
-        begun = state.begin(self._state, name, settings, inputs)
+            state.begin(self._state, each, *self._about(each))
+        begun = state.begin(self._state, name, *self._about(name))
         if begun.complete:
             self._require_whole(name)
             return
@@ -126,6 +123,12 @@ class Run:
                 shutil.rmtree(self.out / folder, ignore_errors=True)
 
     # what each step was told and given
+
+    def _about(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Settings and inputs of a step. Every input is read for its hash, once."""
+        if name not in self._known:
+            self._known[name] = getattr(self, f"_about_{name}")()
+        return self._known[name]
 
     def _about_collect(self) -> tuple[dict[str, Any], dict[str, str]]:
         sources = [{k: v for k, v in asdict(source).items() if k != "weight"} for source in self.config.sources]
@@ -340,45 +343,15 @@ class Run:
         ]
 
     def _records(self, stage: str, name: str) -> Path:
-        return self.work / stage / "records" / name
+        return summary.folder(self.work, stage, name)
 
     def records(self) -> list[record.Step]:
         """What the steps have counted so far, in their order."""
-        folders = [
-            self._records("collect", "collect"), self._records("clean", "clean"), self.work / "dedup" / "records",
-            self._records("tokenize", "mixture"),
-        ]  # fmt: skip
-        return [step for folder in folders for step in read_records(folder)]
-
-    def held_out_records(self) -> list[record.Step]:
-        """The same of what is held out."""
-        folders = [self._records("collect", "collect_held_out"), self._records("clean", "held_out")]
-        return [step for folder in folders for step in read_records(folder)]
+        return summary.records(self.work)
 
     def report(self) -> record.Report:
         """All that is known of the run."""
-        report = record.Report(
-            self.named, self.config.out, versions(), state.flat(self.config), self.records(), self.held_out_records()
-        )
-        if (file := self.out / "tokenizer" / "tokenizer.json").exists():
-            import tokenizers
-
-            report.vocab_size = tokenizers.Tokenizer.from_file(str(file)).get_vocab_size()
-        weights = {source.name: source.weight for source in self.config.sources}
-        before = tokens_of_sources(self.work / "tokenize" / "tokens")
-        if before and self._is_complete("tokenize"):
-            times = epochs(before, weights, self.config.mixture.max_epochs)
-            report.mixture = [
-                record.SourceShare(name, weight, before[name], round(before[name] * times[name]))
-                for name, weight in weights.items()
-            ]
-        if self._is_complete("tokenize"):
-            text = report.steps[-1].bytes_out, report.held_out[-1].bytes_out if report.held_out else 0
-            folders = Path(self.config.out, "shards"), Path(self.config.out, "shards_held_out")
-            report.shards = [
-                _shards(folder, size) for folder, size in zip(folders, text, strict=True) if folder.is_dir()
-            ]
-        return report
+        return summary.report(self.config, self.named, complete=self._is_complete("tokenize"))
 
     def _documents(self, stage: str) -> int:
         steps = [step for step in self.records() if step.stage == stage]
@@ -414,20 +387,8 @@ def _texts(inputs: Sequence[Input]) -> Iterator[str]:
             yield item.text
 
 
-def _shards(folder: Path, size: int) -> record.Shards:
-    infos = [read_json(file, ShardInfo) for file in sorted(folder.glob("*.ds.json"))]
-    return record.Shards(
-        str(folder), len(infos), sum(info.documents for info in infos), sum(info.tokens for info in infos), size
-    )
-
-
 def _number(file: Path) -> int:
     try:
         return int(file.read_text() or 0)
     except OSError:
         return 0
-
-
-def versions() -> list[str]:
-    """What the output depends on, as "name version"."""
-    return [f"{name} {version(name)}" for name in ("llama-fast", "datatrove", "ftfy", "tokenizers", "xxhash")]

@@ -28,14 +28,27 @@ def report():
     quality.counts = [record.Count("email", 12)]
     shares = [record.SourceShare("web", 1.0, 5000, 2500), record.SourceShare("books", 3.0, 7500, 7500)]
     shards = [record.Shards("out/shards", 4, 880, 10_000, 36_000)]
-    return record.Report(EVIL, "out", ["datatrove 0.10"], {"a.b": None, "c": EVIL}, [read, quality], [], shares, 4096, shards)
+    return record.Report(
+        EVIL, "out", ["datatrove 0.10"], {"a.b": None, "c": EVIL}, [read, quality], [], shares, 4096, shards
+    )
 
 
 def test_the_page_needs_nothing_and_trusts_nobody():
     text = page(report())
     assert "<script" not in text and "<img" not in text and not re.search(r"""(?:src|href)=["']http""", text)
-    assert escaping.escape('<script>alert') in text
-    for figure in ("1,000", "880", "120", "12 %", "short doc: 100", "email: 12", "3.60", "75 %", "a/&lt;b&gt;.jsonl:7", "c.gz"):
+    assert escaping.escape("<script>alert") in text
+    for figure in (
+        "1,000",
+        "880",
+        "120",
+        "12 %",
+        "short doc: 100",
+        "email: 12",
+        "3.60",
+        "75 %",
+        "a/&lt;b&gt;.jsonl:7",
+        "c.gz",
+    ):
         assert figure in text, figure
     assert text.count("<blockquote>") == 6
 
@@ -69,7 +82,11 @@ def test_tasks_are_merged():
     parts[2].removed.append(record.Removal("late", 500))
     total = record.merged(parts)
     assert (total.documents_in, total.documents_out, total.seconds, total.changed) == (3000, 2640, 6.0, 9)
-    assert [(removal.reason, removal.documents) for removal in total.removed] == [("late", 500), ("short doc", 300), ("<b>", 60)]
+    assert [(removal.reason, removal.documents) for removal in total.removed] == [
+        ("late", 500),
+        ("short doc", 300),
+        ("<b>", 60),
+    ]
     assert [len(removal.examples) for removal in total.removed] == [0, 5, 3]
     assert total.lengths_in[18] == 2700 and total.counts == [record.Count("email", 36)]
 

@@ -21,7 +21,7 @@ def paragraphs(count: int, *, seed: int = 0) -> list[str]:
     """Different texts of some 80 words each, of the words of Python's manual."""
     rng = random.Random(seed)
     words = sorted({word for text in pydoc_data.topics.topics.values() for word in text.split() if word.isalpha()})
-    common = "the of and to that is in it be as".split()
+    common = ["the", "of", "and", "to", "that", "is", "in", "it", "be", "as"]
     return [
         " ".join(rng.choice(common) if rng.random() < 0.35 else rng.choice(words) for _ in range(80)) + "."
         for _ in range(count)
