@@ -131,7 +131,7 @@ def _run(
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise ValueError(
-                        f"the disk of {run.out} is full. Tasks that are complete are kept and nothing else counts: make room, "
+                        f"the disk of {config.out} is full. Tasks that are complete are kept and nothing else counts: make room, "
                         "and run the same command again"
                     ) from None
                 raise
@@ -143,7 +143,7 @@ def _run(
         report = run.report()
         write_report(report, run.out)
     _print(report)
-    console.print(f"report: {run.out / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"report: {Path(config.out, 'report.html')}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _leave_report(run: "Run") -> None:

@@ -41,6 +41,7 @@ def test_wheel_has_one_top_level_and_every_module(wheel):
     assert expected - set(names) == set()
     data = {"py.typed", "demo_model/model.safetensors", "kernels/tuned_plans.json"}
     data |= {f"profiler/report/{name}" for name in ("page.css", "page.html.jinja")}
+    data |= {f"data/report/{name}" for name in ("page.css", "page.html.jinja")}
     data |= {f"reports/{name}" for name in ("base.css", "base.html.jinja")}
     data |= {"benchmarks/report/bench.css", "benchmarks/report/bench.html.jinja"}
     assert {f"llama_fast/{name}" for name in data} <= set(names)

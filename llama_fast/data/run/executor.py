@@ -48,7 +48,14 @@ def execute(steps: Sequence[PipelineStep], *, tasks: int, work: Path, settings: 
     else:
         if not find_spec("ray"):
             raise ValueError('the executor ray needs Ray, which is not installed: pip install "ray[default]"')
-        RayPipelineExecutor(**common | settings.ray).run()
+        executor = RayPipelineExecutor(**common | settings.ray)
+        executor.run()
+        if left := executor.get_incomplete_ranks(
+            skip_completed=True
+        ):  # it gives up on a task after three tries, and says so in a log
+            raise ValueError(
+                f"Ray left {len(left)} of {tasks} tasks incomplete: see the logs in {work}; run the same command again to repeat those alone"
+            )
 
 
 class _Local(LocalPipelineExecutor):  # type: ignore[misc]

@@ -75,7 +75,7 @@ class Run:
 
     def __init__(self, config: Config, *, max_bad: float = 0.01, progress: Progress = _silent, named: str = "") -> None:
         self.config, self.max_bad, self.progress, self.named = config, max_bad, progress, named
-        self.out = Path(config.out)
+        self.out = Path(config.out).absolute()  # fsspec takes a relative path for the folder that had the name before
         self.work = self.out / "work"
         self._state = self.out / "state.json"
         self._inputs: list[Input] = []
@@ -93,7 +93,7 @@ class Run:
         missing = [each for each in STEPS[: STEPS.index(name)] if not self._is_complete(each)]
         if missing:
             raise ValueError(
-                f"step {missing[0]} is not complete in {self.out}, and {name} goes on from it: run it first"
+                f"step {missing[0]} is not complete in {self.config.out}, and {name} goes on from it: run it first"
             )
         settings, inputs = getattr(self, f"_about_{name}")()
         for each in STEPS[: STEPS.index(name)]:  # what went before must have been made by the same settings
@@ -111,7 +111,7 @@ class Run:
 
     def _require_whole(self, name: str) -> None:
         """Raises ValueError if what a complete step has written was taken away."""
-        folder = self.out / FOLDERS[name][0]
+        folder = Path(self.config.out, FOLDERS[name][0])
         there = len(list(folder.glob(DOCUMENTS)))
         if name in ("collect", "clean", "dedup") and there != self.config.tasks:
             raise ValueError(
@@ -137,9 +137,7 @@ class Run:
     def _about_clean(self) -> tuple[dict[str, Any], dict[str, str]]:
         chosen = self.config
         settings = {"clean": chosen.clean, "filters": chosen.filters, "decontaminate": chosen.decontaminate}
-        return {k: asdict(v) for k, v in settings.items()}, {
-            made.file: fingerprint(made) for _, inputs in self._evaluation_sets() for made in inputs
-        }
+        return settings, {made.file: fingerprint(made) for _, inputs in self._evaluation_sets() for made in inputs}
 
     def _about_dedup(self) -> tuple[dict[str, Any], dict[str, str]]:
         return {"dedup": asdict(self.config.dedup)}, {}
@@ -176,7 +174,7 @@ class Run:
             where = first.file if first.line is None else f"{first.file}:{first.line}"
             raise ValueError(
                 f"{bad:,} of {bad + good:,} lines or files could not be read, more than --max-bad {100 * self.max_bad:g}%. "
-                f"The first: {where} {first.reason}. {self.out / 'report.md'} names them; mend them, or allow more"
+                f"The first: {where} {first.reason}. {Path(self.config.out, 'report.md')} names them; mend them, or allow more"
             )
         if not good:
             raise ValueError(f"the {len(self._all_inputs())} files of all sources hold no documents")
@@ -247,7 +245,7 @@ class Run:
         expected = self._documents("dedup")
         if expected == 0:
             raise ValueError(
-                f"no document is left to train a tokenizer on: {self.out / 'report.md'} says which step removed them"
+                f"no document is left to train a tokenizer on: {Path(self.config.out, 'report.md')} says which step removed them"
             )
         train_tokenizer(
             self._shown("tokenizer", expected, (each.text for each in read_documents(self.out / "dedup"))), folder, bpe
@@ -255,7 +253,7 @@ class Run:
 
     def _tokenize(self) -> None:
         documents = self._mixed() if any(source.weight != 1.0 for source in self.config.sources) else self.out / "dedup"
-        tokenizer = self.out / "tokenizer"
+        tokenizer = Path(self.config.out, "tokenizer")  # as it is written: the shards name it
         self._execute(
             "tokenize", "shards", [ReadDocuments(documents), ShardWriter(str(self.out / "shards"), tokenizer)]
         )
@@ -358,7 +356,7 @@ class Run:
     def report(self) -> record.Report:
         """All that is known of the run."""
         report = record.Report(
-            self.named, str(self.out), versions(), state.flat(self.config), self.records(), self.held_out_records()
+            self.named, self.config.out, versions(), state.flat(self.config), self.records(), self.held_out_records()
         )
         if (file := self.out / "tokenizer" / "tokenizer.json").exists():
             import tokenizers
@@ -374,7 +372,7 @@ class Run:
             ]
         if self._is_complete("tokenize"):
             text = report.steps[-1].bytes_out, report.held_out[-1].bytes_out if report.held_out else 0
-            folders = self.out / "shards", self.out / "shards_held_out"
+            folders = Path(self.config.out, "shards"), Path(self.config.out, "shards_held_out")
             report.shards = [
                 _shards(folder, size) for folder, size in zip(folders, text, strict=True) if folder.is_dir()
             ]

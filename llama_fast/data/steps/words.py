@@ -20,7 +20,8 @@ class RegexWords(WordTokenizer):  # type: ignore[misc]
 
     def word_tokenize(self, text: str) -> list[str]:
         """Words and numbers without the marks that touch them, and marks that stand alone: Gopher's words are those between spaces."""
-        return _WORD.findall(text)
+        words: list[str] = _WORD.findall(text)
+        return words
 
     def sent_tokenize(self, text: str) -> list[str]:
         return [sentence[0].strip() for sentence in _SENTENCE.finditer(text)]
