@@ -142,11 +142,7 @@ def copy_tokenizer(source: str | Path, folder: str | Path) -> Tokenizer:
 
 def fingerprint(tokenizer: Tokenizer) -> str:
     """A hash of all that decides which tokens a text has. Tokenizers that differ in their padding or chat template share it."""
-    content = json.loads(tokenizer.backend.to_str())
-    for name in ("version", "padding", "truncation"):
-        content.pop(name, None)
-    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(tokenizer.backend.to_str().encode()).hexdigest()
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:

@@ -46,10 +46,8 @@ class ShardWriter(DocumentTokenizer):  # type: ignore[misc]
 
     @cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """The backend, which adds BOS and EOS. What the folder says of padding would lengthen every document of a batch."""
+        """The backend, which adds BOS and EOS. `Tokenizer` has turned off padding, which would lengthen every document of a batch."""
         backend = Tokenizer(self.tokenizer_name_or_path).backend
-        backend.no_padding()
-        backend.no_truncation()
         backend.encode_special_tokens = True
         around = [("BOS", self.bos_id), ("EOS", self.eos_id)]
         backend.post_processor = TemplateProcessing(

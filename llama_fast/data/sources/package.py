@@ -69,8 +69,8 @@ def _download(package: Package, folder: Path) -> Path:
     if done.returncode or not archive.is_file():
         said = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
         raise ValueError(
-            f"{package.requirement} could not be downloaded by pip, which needs a network or a mirror: "
-            f"{said[-1].strip() if said else done.stderr.strip() or 'it gave another file'}"
+            f"{package.requirement} could not be downloaded: that needs pip (python -m ensurepip) and a network or a mirror of PyPI. "
+            f"pip said: {said[0].strip() if said else done.stderr.strip() or 'nothing, and gave another file'}"
         )
     return archive
 

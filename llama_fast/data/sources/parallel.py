@@ -9,8 +9,10 @@ LEAST_RATIO = 88
 """Of 100. Below it, lines begin to differ in words: "Fooles had nere lesse grace in a yeere" and its modern form have 88.2."""
 LEAST_LETTERS = 12
 """Shorter lines ("Enter King", "My good Lord") have doubles nearby."""
-BEHIND, AHEAD = 20, 40
-"""How many lines around the place reached are looked at; the window grows ahead with each line that finds no partner."""
+BEHIND, AHEAD, GROWTH = 20, 40, 4
+"""How many lines around the place reached are looked at, and by how many the window grows ahead for each line without a partner.
+
+The Folio lacks long passages of Hamlet and King Lear: with a growth of 1 the pairs of both ended there, and 1,747 were lost."""
 
 _SPEAKER = re.compile(r"^\s+(?:[A-Z1-9][\w.'&]*\s?){1,3}?\.\s+(?=\S)")  # "  King. ", "   2.Mur. "
 _DIRECTION = re.compile(r"\[[^\]]*\]")
@@ -38,7 +40,7 @@ def match_lines(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str, s
         if len(key) < LEAST_LETTERS:
             continue
         first = max(0, reached - BEHIND)
-        near = keys[first : reached + AHEAD + alone]
+        near = keys[first : reached + AHEAD + GROWTH * alone]
         found = process.extractOne(key, near, scorer=fuzz.ratio, score_cutoff=LEAST_RATIO)
         if found is None:
             alone += 1

@@ -68,12 +68,13 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _passages(text: str) -> Iterator[str]:
-    passage: list[str] = []
+def _passages(text: str) -> list[str]:
+    passages: list[list[str]] = [[]]
     for speech in text.split("\n\n"):
-        passage.append(speech)
-        if sum(map(len, passage)) >= PASSAGE:
-            yield "\n\n".join(passage)
-            passage = []
-    if passage:
-        yield "\n\n".join(passage)
+        if sum(map(len, passages[-1])) >= PASSAGE:
+            passages.append([])
+        passages[-1].append(speech)
+    if len(passages) > 1 and sum(map(len, passages[-1])) < PASSAGE // 2:  # "[Exeunt.]" alone is no passage
+        rest = passages.pop()
+        passages[-1] += rest
+    return ["\n\n".join(passage) for passage in passages]
