@@ -26,7 +26,7 @@ LOCK := .cache/lock/bin/python -m pip
 PEERS := .cache/peers
 PEERS_INSTALLED := $(PEERS)/llama_cpp/.installed $(PEERS)/openvino/.installed
 
-.PHONY: demo test bench peers check install smollm2 lock lock-peers test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
+.PHONY: demo test bench data peers check install smollm2 lock lock-peers test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
 
 demo: $(INSTALLED) $(if $(filter smollm2,$(MODEL)),$(SMOLLM2))  ## swap fused layers into a LLaMA, or MODEL: parity, throughput, latency
 	@$(BIN)/llama-fast demo $(if $(MODEL),--model "$(MODEL)")
@@ -53,6 +53,9 @@ nightly: $(INSTALLED) $(SMOLLM2)  ## all that is too slow for every change, and 
 
 bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
 	@$(BIN)/llama-fast bench --quick
+
+data: $(INSTALLED)  ## Shakespeare's plays in two spellings, from files to a tokenizer, shards and a report in runs/
+	@$(BIN)/llama-fast data run examples/shakespeare/data.toml
 
 peers: $(PEERS_INSTALLED)  ## llama.cpp (compiled here: cmake, a C++ compiler, minutes) and OpenVINO GenAI, to be measured beside ours
 

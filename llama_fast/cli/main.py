@@ -8,6 +8,7 @@ from .. import __version__
 from .bench import app as bench_app
 from .chat import chat
 from .common import Command, Group, console
+from .data import app as data_app
 from .demo import demo
 from .env import env
 from .eval import app as eval_app
@@ -41,5 +42,6 @@ def _options(
 app.add_typer(bench_app, name="bench")
 app.add_typer(profile_app, name="profile")
 app.add_typer(eval_app, name="eval")
+app.add_typer(data_app, name="data")
 for command in (demo, generate, chat, env, inspect):
     app.command(cls=Command)(command)

@@ -34,6 +34,7 @@ class Tokenizer:
         bos_id: the token a text starts with, None if the model uses none.
         start_id: what stands before the first token of a text whose likelihood is asked for: BOS, also where the model uses none, else
             its end token; None if it names neither.
+        eos_id: the tokenizer's own end token, None if it names none: documents of a training text end with it.
         eos_ids: the tokens that end a text: the tokenizer's own and those the generation config names.
         special_ids: the special tokens, which `decode` skips.
         byte_ids: the tokens that are one byte each, where the vocabulary falls back on bytes.
@@ -61,12 +62,18 @@ class Tokenizer:
         named_bos = [self._id_of(self._named["bos_token"])] if "bos_token" in self._named else []
         starts = [*named_bos, *([] if self.bos_id is None else [self.bos_id]), *own, *self.eos_ids]
         self.start_id = starts[0] if starts else None
+        self.eos_id = own[0] if own else None
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._decoder = self._tokenizer.decoder
         self.byte_ids = self._byte_ids()
         self._template = _chat_template(self.folder, config)
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer, with the declared tokens. It is a copy: its options may be changed."""
+        return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
 
     def _add_declared(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Adds the tokens that other files declare; one that the vocabulary has keeps its id. Returns the named ones."""

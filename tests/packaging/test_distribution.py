@@ -40,7 +40,9 @@ def test_wheel_has_one_top_level_and_every_module(wheel):
         expected |= {f"llama_fast/{file.relative_to(ROOT)}" for file in (ROOT / folder).rglob("*.py")}
     assert expected - set(names) == set()
     data = {"py.typed", "demo_model/model.safetensors", "kernels/tuned_plans.json"}
-    data |= {f"{room}/report/{name}" for room in ("evaluate", "profiler") for name in ("page.css", "page.html.jinja")}
+    data |= {
+        f"{room}/report/{name}" for room in ("data", "evaluate", "profiler") for name in ("page.css", "page.html.jinja")
+    }
     data |= {f"reports/{name}" for name in ("base.css", "base.html.jinja")}
     data |= {"benchmarks/report/bench.css", "benchmarks/report/bench.html.jinja"}
     assert {f"llama_fast/{name}" for name in data} <= set(names)

@@ -1,0 +1,1 @@
+"""From a configuration to shards: which steps run, on which machines, and what stands on disk between them."""
