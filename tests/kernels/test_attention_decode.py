@@ -14,8 +14,18 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.attention_decode import attention_decode_op, plan_attention_decode
-from llama_fast.kernels.launch import gpu_of
-from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, not_on_cpu, on_cpu, triton_only
+from llama_fast.kernels.launch import CPU, gpu_of
+from llama_fast.kernels.native.front_end import read_plan
+from tests.parity import (
+    DTYPES,
+    assert_parity,
+    assert_same_bits,
+    compiles_kernels,
+    not_interpreted,
+    not_on_cpu,
+    on_cpu,
+    triton_only,
+)
 
 
 def int32(values, device):
@@ -353,3 +363,13 @@ def test_meta_tensors_have_the_real_strides():
     out = ops.attention_decode(torch.empty(4, 2, 1, 16, device="meta").transpose(0, 1), cache, cache, lens)
     assert out.shape == (2, 4, 1, 16)
     assert out.is_contiguous()
+
+
+@compiles_kernels
+def test_on_a_cpu_a_key_is_found_in_its_block_without_a_division():
+    """Blocks of 2^n keys: a shift and an `and`. With signed divisions the cache was read at 0.7 of a contiguous one's speed."""
+    q, cache = torch.empty(1, 12, 1, 64, device="meta"), torch.empty(8, 4, 16, 64, device="meta")
+    lens, table = (torch.empty(*shape, dtype=torch.int32, device="meta") for shape in ((1,), (1, 8)))
+    split = plan_attention_decode(q, cache, cache, lens, q, block_table=table, scale=1.0, gpu=CPU)[0]
+    kinds = {op.kind for op in read_plan(split).ops() if op.results and op.result.shape}
+    assert "arith.divui" in kinds and not kinds & {"arith.divsi", "arith.remsi"}
