@@ -137,10 +137,16 @@ class RecordedSteps(Generic[_Output]):
         recorded = self._recorded[key]
         if recorded is None:
             return None
+        self.last = recorded, needs
+        return self.again(chunks)
+
+    def again(self, chunks: Sequence[Chunk]) -> _Output:
+        """What was replayed last, for as many chunks whose blocks and needs are those of the last ones."""
+        assert self.last is not None
+        recorded, _ = self.last
         recorded.write(chunks)
         self._phase("inputs")
         recorded.recording.replay()
-        self.last = recorded, needs
         return recorded.output
 
     def use(self, variant: Hashable) -> None:
