@@ -118,6 +118,19 @@ def test_a_batch_that_changes_is_planned_anew(folder):
     assert_nothing_left(llm)
 
 
+def test_recordings_are_counted_in_the_ledger(folder):
+    """A replay's tensors: of each number of rows, as many more."""
+    llm = engine(folder("llama"), max_context=64)
+    params, counted = SamplingParams(temperature=0.0, max_tokens=4), [llm.ledger.recordings]
+    for rows in (1, 8):
+        llm.generate([[3, 4]] * rows, params)
+        counted.append(llm.ledger.recordings)
+    config = llm.config
+    logits, gate = 4 * config.vocab_size, 4 * config.intermediate_size * config.num_layers
+    assert counted[0] == 0 and counted[1] > logits + gate
+    assert counted[2] - counted[1] > 8 * (logits + gate) and "recorded" in str(llm.ledger)
+
+
 @pytest.mark.parametrize("each", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name", ["llama", "biases", "qwen3", "stablelm", "longrope"])
 def test_the_tokens_of_steps_op_by_op(name, each, folder, monkeypatch):
