@@ -61,7 +61,7 @@ another. Together they keep 64 KB and more in flight, where an H200 needs 36 KB 
 def attention_decode_kernel(
     p_q, p_k, p_v, p_out, p_cache_lens, p_key_start, p_block_table,
     q_stride_b, q_stride_h, q_stride_d, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
-    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap, STATS,
+    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, splits, scale, softcap, STATS,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX_SPLITS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     PDL: tl.constexpr,
@@ -75,15 +75,17 @@ def attention_decode_kernel(
     if PDL:  # before anything is read: see streaming.py
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    i_b = (tl.program_id(0) // (KV_HEADS * HEAD_BLOCKS)).to(tl.int64)
-    i_kv = tl.program_id(0) // HEAD_BLOCKS % KV_HEADS
-    i_split = tl.program_id(1)
+    # Splits are neighbours: a CPU's thread has a run of programs, and those of short rows have their work in the first split.
+    i_split = tl.program_id(0) % splits
+    i_heads = tl.program_id(0) // splits
+    i_b = (i_heads // (KV_HEADS * HEAD_BLOCKS)).to(tl.int64)
+    i_kv = i_heads // HEAD_BLOCKS % KV_HEADS
     start, end, split_keys = key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS, BLOCK_N)
     first = start + i_split * split_keys
     if (first >= end) & (i_split > 0):  # the first split always writes: a row without keys gets its zeros from it
         return
 
-    o_group = tl.program_id(0) % HEAD_BLOCKS * BLOCK_H + tl.arange(0, BLOCK_H)
+    o_group = i_heads % HEAD_BLOCKS * BLOCK_H + tl.arange(0, BLOCK_H)
     o_h = (i_kv * GROUP + o_group)[:, None]
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < HEAD_DIM
@@ -131,7 +133,7 @@ def attention_decode_kernel(
         b_max = b_new
 
     # [batch, heads, splits]; a result without splits has the same layout
-    o_out = (i_b * (KV_HEADS * GROUP) + o_h) * tl.num_programs(1) + i_split
+    o_out = (i_b * (KV_HEADS * GROUP) + o_h) * splits + i_split
     if STATS is None:
         acc = acc / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]  # no keys: 0 / 1
     else:
@@ -180,7 +182,7 @@ def plan_attention_decode(
     v_stride_b, v_stride_h, v_stride_n, v_stride_d = v_cache.stride()
     split = LaunchPlan(
         attention_decode_kernel,
-        grid=(batch * head_blocks, splits),
+        grid=(batch * head_blocks * splits,),
         arguments=dict(
             p_q=q, p_k=k_cache, p_v=v_cache, p_out=partial,
             p_cache_lens=cache_lens, p_key_start=key_start, p_block_table=block_table,
@@ -188,7 +190,7 @@ def plan_attention_decode(
             k_stride_b=k_stride_b, k_stride_h=k_stride_h, k_stride_n=k_stride_n, k_stride_d=k_stride_d,
             v_stride_b=v_stride_b, v_stride_h=v_stride_h, v_stride_n=v_stride_n, v_stride_d=v_stride_d,
             table_stride=0 if block_table is None else block_table.stride(0),
-            max_len=max_len, window=window, scale=scale, softcap=softcap, STATS=outputs,
+            max_len=max_len, window=window, splits=splits, scale=scale, softcap=softcap, STATS=outputs,
         ),
         constants=dict(
             KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE=None if block_table is None else page,
