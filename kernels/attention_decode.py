@@ -10,7 +10,7 @@ bf16, for 4 * head_dim FLOPs a query head. Memory bound: a padded tile does 16 F
 query heads that stand alone (no GQA) take the same path. A second kernel adds the float32 partials of the splits in a
 fixed order; a cache that fits one split needs none. Inference only: nothing is kept for a backward pass.
 
-A row's splits start at its first key, and their size follows from the number of its keys alone (`_key_range`): BLOCK_N keys,
+A row's splits start at its first key, and their size follows from the number of its keys alone (`key_range`): BLOCK_N keys,
 or the next multiple of it that needs no more than MAX_SPLITS splits. So the bits of a row depend on its own query and keys,
 on dtype, head_dim, number of heads and model of GPU; not on the other rows, batch, max_len, strides or paging.
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from . import attention_pytorch, flops
 from .activation import tanh
 from .attention_common import LARGEST_HEAD_DIM, LOG2E, block_d
+from .attention_splits import ANY_ALIGNMENT, NOT_SPECIALIZED, key_range, plan_combine
 from .cpu import converts
 from .dot import dot
 from .launch import Gpu, LaunchPlan, allow_tf32, cdiv, empty_contiguous, gpu_of, next_power_of_2
@@ -55,31 +56,12 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 """What a long context at batch 1 is split into; sm_80 holds two at a time (72 KB of shared memory each), so none waits for
 another. Together they keep 64 KB and more in flight, where an H200 needs 36 KB an SM (4.8 TB/s at 1 us)."""
 
-NOT_SPECIALIZED = ["max_len", "window", "splits", "STATS", "table_stride"]
-"""Sizes that change while a cache grows: no binary of its own for a multiple of 16 or a 1."""
-
-ANY_ALIGNMENT = ["p_cache_lens", "p_key_start", "p_block_table"]
-"""Read one number at a time, and often rows of a larger tensor: no binary of its own for an aligned address."""
-
-
-@triton.jit
-def _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The keys [start, end) of row i_b, and how many of them each of its splits takes."""
-    end = tl.minimum(tl.maximum(tl.load(p_cache_lens + i_b), 0), max_len)
-    start = 0
-    if p_key_start is not None:  # cut, as all arguments are: the splits of one near 2^31 would wrap around
-        start = tl.minimum(tl.maximum(tl.load(p_key_start + i_b), 0), end)
-    if window is not None:
-        start = tl.maximum(start, end - window)
-    blocks = tl.cdiv(tl.maximum(end - start, 1), BLOCK_N)
-    return start, end, tl.cdiv(blocks, MAX_SPLITS) * BLOCK_N
-
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED, do_not_specialize_on_alignment=ANY_ALIGNMENT)
 def attention_decode_kernel(
     p_q, p_k, p_v, p_out, p_cache_lens, p_key_start, p_block_table,
     q_stride_b, q_stride_h, q_stride_d, k_stride_b, k_stride_h, k_stride_n, k_stride_d,
-    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, scale, softcap, STATS,
+    v_stride_b, v_stride_h, v_stride_n, v_stride_d, table_stride, max_len, window, splits, scale, softcap, STATS,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX_SPLITS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     PDL: tl.constexpr,
@@ -93,15 +75,17 @@ def attention_decode_kernel(
     if PDL:  # before anything is read: see streaming.py
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    i_b = (tl.program_id(0) // (KV_HEADS * HEAD_BLOCKS)).to(tl.int64)
-    i_kv = tl.program_id(0) // HEAD_BLOCKS % KV_HEADS
-    i_split = tl.program_id(1)
-    start, end, split_keys = _key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS, BLOCK_N)
+    # Splits are neighbours: a CPU's thread has a run of programs, and those of short rows have their work in the first split.
+    i_split = tl.program_id(0) % splits
+    i_heads = tl.program_id(0) // splits
+    i_b = (i_heads // (KV_HEADS * HEAD_BLOCKS)).to(tl.int64)
+    i_kv = i_heads // HEAD_BLOCKS % KV_HEADS
+    start, end, split_keys = key_range(p_cache_lens, p_key_start, i_b, max_len, window, MAX_SPLITS, BLOCK_N)
     first = start + i_split * split_keys
     if (first >= end) & (i_split > 0):  # the first split always writes: a row without keys gets its zeros from it
         return
 
-    o_group = tl.program_id(0) % HEAD_BLOCKS * BLOCK_H + tl.arange(0, BLOCK_H)
+    o_group = i_heads % HEAD_BLOCKS * BLOCK_H + tl.arange(0, BLOCK_H)
     o_h = (i_kv * GROUP + o_group)[:, None]
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < HEAD_DIM
@@ -128,9 +112,11 @@ def attention_decode_kernel(
             o_k = o_n.to(tl.int64) * k_stride_n
             o_v = o_n.to(tl.int64) * v_stride_n
         else:  # entries of the table beyond the row's keys may be garbage: not read
-            i_block = tl.load(p_block_table + o_n // PAGE, mask=m_n, other=0).to(tl.int64)
-            o_k = i_block * k_stride_b + (o_n % PAGE).to(tl.int64) * k_stride_n
-            o_v = i_block * v_stride_b + (o_n % PAGE).to(tl.int64) * v_stride_n
+            # unsigned: a shift and an `and` a key, where a signed division takes five instructions on a CPU
+            o_page, o_token = (o_n.to(tl.uint32) // PAGE).to(tl.int64), (o_n.to(tl.uint32) % PAGE).to(tl.int64)
+            i_block = tl.load(p_block_table + o_page, mask=m_n, other=0).to(tl.int64)
+            o_k = i_block * k_stride_b + o_token * k_stride_n
+            o_v = i_block * v_stride_b + o_token * v_stride_n
         # what lies beyond the row's keys may be NaN: not read, as 0 * NaN would still be NaN
         b_k = tl.load(p_k + o_k[None, :], mask=m_d[:, None] & m_n[None, :], other=0.0)  # [BLOCK_D, BLOCK_N]
         b_v = tl.load(p_v + o_v[:, None], mask=m_n[:, None] & m_d[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
@@ -147,7 +133,7 @@ def attention_decode_kernel(
         b_max = b_new
 
     # [batch, heads, splits]; a result without splits has the same layout
-    o_out = (i_b * (KV_HEADS * GROUP) + o_h) * tl.num_programs(1) + i_split
+    o_out = (i_b * (KV_HEADS * GROUP) + o_h) * splits + i_split
     if STATS is None:
         acc = acc / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]  # no keys: 0 / 1
     else:
@@ -155,40 +141,6 @@ def attention_decode_kernel(
         tl.store(p_stats, b_max[:, None], mask=(o_group < GROUP)[:, None])
         tl.store(p_stats + 1, b_sum[:, None], mask=(o_group < GROUP)[:, None])
     tl.store(p_out + o_out * HEAD_DIM + o_d[None, :], acc, mask=m_q)
-
-
-@triton.jit(do_not_specialize=NOT_SPECIALIZED, do_not_specialize_on_alignment=ANY_ALIGNMENT)
-def attention_decode_combine_kernel(
-    p_partial, p_out, p_cache_lens, p_key_start, max_len, window, splits, STATS,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Adds the splits of one query head, BLOCK_S at a time: the order depends on how many the row has, nothing else."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    i_bh = tl.program_id(0).to(tl.int64)
-    start, end, split_keys = _key_range(p_cache_lens, p_key_start, i_bh // HEADS, max_len, window, MAX_SPLITS, BLOCK_N)
-    count = tl.cdiv(end - start, split_keys)
-    o_d = tl.arange(0, BLOCK_D)
-    b_max = float("-inf")
-    b_sum = 0.0
-    acc = tl.zeros([BLOCK_D], dtype=tl.float32)
-    for start_s in range(0, count, BLOCK_S):
-        o_s = start_s + tl.arange(0, BLOCK_S)
-        m_s = o_s < count
-        p_stats = p_partial + STATS + 2 * (i_bh * splits + o_s)
-        b_split_max = tl.load(p_stats, mask=m_s, other=float("-inf"))
-        b_split_sum = tl.load(p_stats + 1, mask=m_s, other=0.0)
-        p_split = p_partial + (i_bh * splits + o_s[:, None]) * HEAD_DIM + o_d[None, :]
-        b_out = tl.load(p_split, mask=m_s[:, None] & (o_d < HEAD_DIM)[None, :], other=0.0)  # [BLOCK_S, BLOCK_D]
-        b_new = tl.maximum(b_max, tl.max(b_split_max, 0))  # finite: a split that counts has keys
-        alpha = tl.exp2((b_max - b_new) * LOG2E)
-        b_w = tl.exp2((b_split_max - b_new) * LOG2E)
-        b_sum = b_sum * alpha + tl.sum(b_w * b_split_sum, 0)
-        acc = acc * alpha + tl.sum(b_w[:, None] * b_out, 0)
-        b_max = b_new
-    tl.store(p_out + i_bh * HEAD_DIM + o_d, acc / tl.where(b_sum > 0.0, b_sum, 1.0), mask=o_d < HEAD_DIM)
 
 
 def plan_attention_decode(
@@ -230,7 +182,7 @@ def plan_attention_decode(
     v_stride_b, v_stride_h, v_stride_n, v_stride_d = v_cache.stride()
     split = LaunchPlan(
         attention_decode_kernel,
-        grid=(batch * head_blocks, splits),
+        grid=(batch * head_blocks * splits,),
         arguments=dict(
             p_q=q, p_k=k_cache, p_v=v_cache, p_out=partial,
             p_cache_lens=cache_lens, p_key_start=key_start, p_block_table=block_table,
@@ -238,7 +190,7 @@ def plan_attention_decode(
             k_stride_b=k_stride_b, k_stride_h=k_stride_h, k_stride_n=k_stride_n, k_stride_d=k_stride_d,
             v_stride_b=v_stride_b, v_stride_h=v_stride_h, v_stride_n=v_stride_n, v_stride_d=v_stride_d,
             table_stride=0 if block_table is None else block_table.stride(0),
-            max_len=max_len, window=window, scale=scale, softcap=softcap, STATS=outputs,
+            max_len=max_len, window=window, splits=splits, scale=scale, softcap=softcap, STATS=outputs,
         ),
         constants=dict(
             KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, PAGE=None if block_table is None else page,
@@ -251,19 +203,9 @@ def plan_attention_decode(
     )  # fmt: skip
     if outputs is None:
         return [split]
-    combine = LaunchPlan(
-        attention_decode_combine_kernel,
-        grid=(batch * heads,),
-        arguments=dict(
-            p_partial=partial, p_out=out, p_cache_lens=cache_lens, p_key_start=key_start,
-            max_len=max_len, window=window, splits=splits, STATS=outputs,
-        ),
-        constants=dict(
-            HEADS=heads, HEAD_DIM=head_dim, MAX_SPLITS=max_splits, BLOCK_N=block_n,
-            BLOCK_S=min(8192 // columns, next_power_of_2(max_splits) if gpu.is_cpu else 8192), BLOCK_D=columns, PDL=gpu.has_pdl,
-        ),
-        num_warps=8,
-        pdl=gpu.has_pdl,
+    combine = plan_combine(
+        partial, out, cache_lens, key_start, max_len=max_len, window=window, splits=splits, stats=outputs,
+        max_splits=max_splits, block_n=block_n, gpu=gpu,
     )  # fmt: skip
     return [split, combine]
 

@@ -11,6 +11,7 @@ what it was when it was recorded, and arguments are checked then, too, and not a
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,8 @@ ALLOCATIONS = {
 
 _Result = TypeVar("_Result")
 
+_allocated: ContextVar[set[int]] = ContextVar("allocated")  # where memory was allocated since `record` began
+
 
 class NotRecordableError(RuntimeError):
     """What was to be recorded does more than launch kernels."""
@@ -38,6 +41,8 @@ class OnlyLaunches(LightDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.namespace != "llama_fast" and func not in ALLOCATIONS and not _is_view(func, args, result):
             raise NotRecordableError(f"{func} is not a Triton kernel: a replay would leave it out")
+        if func in ALLOCATIONS:
+            _allocated.get().add(_memory(result))
         return result
 
 
@@ -62,9 +67,17 @@ def record(function: Callable[[], _Result]) -> tuple[_Result, Recording]:
 
     if reason := why_not_native():
         raise NotRecordableError(f"no native kernels: {reason}")
-    with recorded_by_name(), recording() as launches, OnlyLaunches():
-        result = function()
+    allocated: set[int] = set()
+    token = _allocated.set(allocated)
+    try:
+        with recorded_by_name(), recording() as launches, OnlyLaunches():
+            result = function()
+    finally:
+        _allocated.reset(token)
     if failing := next((plan for kernel, plan in launches if kernel.can_fail), None):
         raise NotRecordableError(f"{failing.kernel.__name__} can fail, and a replay would not say so")
     stages = [[kernel.launch_of(plan, in_region=True)] for kernel, plan in launches]
-    return result, Recording(stages, keep=[plan.arguments for _, plan in launches])
+    arguments = [plan.arguments for _, plan in launches]
+    storages = [x.untyped_storage() for each in arguments for x in each.values() if isinstance(x, torch.Tensor)]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.data_ptr() in allocated}
+    return result, Recording(stages, keep=arguments, kept_bytes=sum(held.values()))

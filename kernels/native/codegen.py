@@ -112,6 +112,8 @@ def _linker() -> Any:
 @functools.cache
 def _target(machine: Machine) -> Any:
     """LLVM's target machine. Small and position-independent code: constants are operands, relative to the instruction."""
+    llvm().initialize_all_targets()  # 1 ms; `inspect` and the tests compile for CPUs that are not here
+    llvm().initialize_all_asmprinters()
     target = llvm().Target.from_triple(machine.triple)
     made = target.create_target_machine(
         cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", codemodel="small"

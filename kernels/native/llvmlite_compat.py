@@ -18,13 +18,16 @@ def has_llvmlite() -> bool:
 
 @functools.cache
 def llvm() -> Any:
-    """llvmlite's binding, ready to compile for any CPU; None where it is not installed."""
+    """llvmlite's binding, ready to link code for this CPU; None where it is not installed.
+
+    Its targets take 2 MB of memory, and those of all CPUs 10 more: they are initialised where something is compiled.
+    """
     if not has_llvmlite():
         return None
     import llvmlite.binding as binding
 
-    binding.initialize_all_targets()  # 1 ms; `inspect` and the tests compile for CPUs that are not here
-    binding.initialize_all_asmprinters()
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
     return binding
 
 

@@ -175,14 +175,18 @@ class Recording:
     `stages` are lists of launches; those of one stage may run at the same time, so none may read or write what another
     writes. Whoever records keeps the tensors alive (`keep` is kept as long as the recording), and does not replay while an
     earlier replay still runs elsewhere: the second waits.
+
+    Attributes:
+        bytes: of memory that goes with the recording: `kept_bytes` of what it keeps, and the launches' arguments.
     """
 
-    def __init__(self, stages: Sequence[Sequence[Launch]], *, keep: object = None) -> None:
+    def __init__(self, stages: Sequence[Sequence[Launch]], *, keep: object = None, kept_bytes: int = 0) -> None:
         self._keep = keep
         self._stages = [stage for stage in stages if stage]
         self.launches = [launch for stage in self._stages for launch in stage]
         self._blocks = [_buffer(launch.block()) for launch in self.launches]
         self._plain = self._replayed = _sequence(self._stages, self._blocks)
+        self.bytes = kept_bytes + sum(map(len, [*self._blocks, self._plain]))
         self._stamped: Any = None  # the same with a stamp before each stage, made when it is first asked for
         self._stamp_blocks: list[Any] = []
         self._stamps = _buffer(bytes(_STAMP.size * (len(self._stages) + 1)))

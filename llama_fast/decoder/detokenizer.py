@@ -45,9 +45,12 @@ class DetokenizedStream:
         text = self._decode()
         waiting = self._unfinished(text)
         piece = text[self._given : len(text) - waiting]
-        # where all is given, one token alone tells how the text goes on
-        self._window = self._window[-_CONTEXT if waiting else -1 :]
-        self._given = len(self._decode()) - waiting
+        if waiting:
+            self._window = self._window[-_CONTEXT:]
+            self._given = len(self._decode()) - waiting
+        else:  # where all is given, one token alone tells how the text goes on
+            self._window = [token_id]
+            self._given = self._tokenizer.text_length(token_id) or 0
         return self._after_prompt(piece)
 
     def flush(self) -> str:
@@ -58,7 +61,7 @@ class DetokenizedStream:
 
     def _shows(self, token_id: int) -> bool:
         """Whether decoding makes anything of a token: a model may have more than its tokenizer knows."""
-        return token_id not in self._skipped and self._tokenizer.token(token_id) is not None
+        return token_id not in self._skipped and self._tokenizer.text_length(token_id) is not None
 
     def _decode(self) -> str:
         return self._tokenizer.decode(self._window, skip_special=False)
@@ -73,6 +76,8 @@ class DetokenizedStream:
 
     def _after_prompt(self, piece: str) -> str:
         """What of a piece `decode(p)` does not show already."""
+        if not self._of_prompt:
+            return piece
         shared = min(self._of_prompt, len(piece) - len(piece.lstrip(_REPLACEMENT)))
         if piece:
             self._of_prompt = self._of_prompt - shared if shared == len(piece) else 0

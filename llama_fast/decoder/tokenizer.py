@@ -67,6 +67,7 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._decoder = self._tokenizer.decoder
+        self._text_lengths: dict[int, int | None] = {}
         self.byte_ids = self._byte_ids()
         self._template = _chat_template(self.folder, config)
 
@@ -141,6 +142,13 @@ class Tokenizer:
         tokens = (token for i in shown if (token := self.token(i)) is not None)
         text: str = self._decoder.decode(list(whole_characters(tokens)))
         return text
+
+    def text_length(self, token_id: int) -> int | None:
+        """Characters of a token's text alone, None for an id that the vocabulary does not have. It is remembered: a stream asks at every token."""
+        if token_id not in self._text_lengths:
+            known = self.token(token_id) is not None
+            self._text_lengths[token_id] = len(self.decode([token_id], skip_special=False)) if known else None
+        return self._text_lengths[token_id]
 
     def token(self, token_id: int) -> str | None:
         """A token as the vocabulary spells it, None for an id that it does not have."""

@@ -131,9 +131,9 @@ class LLM:
 
     @property
     def ledger(self) -> MemoryLedger:
-        """What weights, cache, workspace and the graphs captured so far take of the device's memory."""
+        """What weights, cache, workspace and the steps recorded so far take of the device's memory."""
         steps = self._core.runner.steps
-        return self._ledger if steps is None else replace(self._ledger, graphs=steps.recorder.bytes)
+        return self._ledger if steps is None else replace(self._ledger, recordings=steps.recorder.bytes)
 
     # --- what users call ---------------------------------------------------------------------------------------------
 

@@ -16,20 +16,20 @@ class NotEnoughMemoryError(ValueError):
 
 @dataclass(frozen=True)
 class MemoryLedger:
-    """Bytes: what weights, the cache of keys and values, a step's workspace and CUDA graphs take, and what may be taken.
+    """Bytes: what weights, the cache of keys and values, a step's workspace and recorded steps take, and what may be taken.
 
-    Nothing is set aside for graphs: they are counted as they are captured.
+    Nothing is set aside for recorded steps (CUDA graphs; on a CPU launches, with the tensors they write): they are counted as they are made.
     """
 
     weights: int
     kv_cache: int
     workspace: int
     available: int
-    graphs: int = 0
+    recordings: int = 0
 
     @property
     def needed(self) -> int:
-        return self.weights + self.kv_cache + self.workspace + self.graphs
+        return self.weights + self.kv_cache + self.workspace + self.recordings
 
     def check(self) -> None:
         """Raises NotEnoughMemoryError where more is needed than there is."""
@@ -44,7 +44,7 @@ class MemoryLedger:
 
     def __str__(self) -> str:
         rows = [("weights", self.weights), ("KV cache", self.kv_cache), ("workspace", self.workspace)]
-        rows += [("CUDA graphs", self.graphs)] if self.graphs else []
+        rows += [("recorded", self.recordings)] if self.recordings else []
         rows += [("needed", self.needed), ("available", self.available)]
         return "\n".join(f"  {name:<12}{_gib(size):>11}" for name, size in rows)
 

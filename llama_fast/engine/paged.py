@@ -90,13 +90,13 @@ class RowWriter:
 
     def write(self, chunks: Sequence[Chunk]) -> None:
         """The inputs of so many chunks of one token as there are rows."""
-        assert len(chunks) == len(self._table)
+        assert len(chunks) == len(self._written)
         size = self._block_size
         token_ids, positions, lengths, slots, rows, cache_lens = self._columns
         for i, chunk in enumerate(chunks):
             sequence, position = chunk.sequence, chunk.start
-            blocks = sequence.blocks
-            token_ids[i] = sequence.span(position, position + 1)[0]
+            blocks, output = sequence.blocks, sequence.output
+            token_ids[i] = output[-1] if output else sequence.prompt[-1]  # of a decoding row, and the host has read it
             positions[i] = position
             lengths[i] = max(sequence.rotary_length, position + 1)
             slots[i] = blocks[position // size] * size + position % size

@@ -1,6 +1,7 @@
 """Decoding steps that are recorded once and replayed by one call: a CUDA graph on a GPU, a list of native launches on a CPU."""
 
 import time
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -9,6 +10,7 @@ import torch
 from rich.console import Console
 
 from ..kernels.native import capture
+from ..kernels.native.recorded import Recording
 from .cache import KVCache
 from .paged import RowWriter, StepInputs
 from .scheduler import Chunk
@@ -23,12 +25,14 @@ class Recorder(Protocol):
     """A machine's way to keep what a function does there.
 
     Attributes:
-        bytes: what the recordings take of the device's memory.
         pads: a recording is for a power of two of rows: one for each number would take long to make.
     """
 
-    bytes: int
     pads: bool
+
+    @property
+    def bytes(self) -> int:
+        """What the recordings take of the device's memory."""
 
     def record(self, function: Callable[[], _Output]) -> tuple[_Output, Any]:
         """What `function` returns, and its recording, whose `replay()` computes the same tensors anew.
@@ -71,17 +75,24 @@ class CudaGraphs:
 
 
 class NativeRecordings:
-    """Launches on a CPU, with the tensors that they write: 32 KiB a row of the embedded model, 2.5 MB of one of a billion parameters.
-    They are not counted in `bytes`.
+    """Launches on a CPU, with the tensors that they write: 31 KiB a row of the embedded model, 2.5 MB of one of a billion parameters.
+
+    Their machine code is not counted: it is the whole process's, 150 KiB for the kernels of a model's steps.
     """
 
     pads = False
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self._kept: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+    @property
+    def bytes(self) -> int:
+        return sum(recording.bytes for recording in self._kept)
 
     def record(self, function: Callable[[], _Output]) -> tuple[_Output, Any]:
-        return capture.record(function)
+        output, recording = capture.record(function)
+        self._kept.add(recording)
+        return output, recording
 
 
 @dataclass(frozen=True)
@@ -137,10 +148,16 @@ class RecordedSteps(Generic[_Output]):
         recorded = self._recorded[key]
         if recorded is None:
             return None
+        self.last = recorded, needs
+        return self.again(chunks)
+
+    def again(self, chunks: Sequence[Chunk]) -> _Output:
+        """What was replayed last, for as many chunks whose blocks and needs are those of the last ones."""
+        assert self.last is not None
+        recorded, _ = self.last
         recorded.write(chunks)
         self._phase("inputs")
         recorded.recording.replay()
-        self.last = recorded, needs
         return recorded.output
 
     def use(self, variant: Hashable) -> None:

@@ -53,6 +53,8 @@ class Runner:
         self.steps: RecordedSteps[Sampled | Tensor] | None = None
         self._natively, self._reads_late, self._phase = natively, reads_late, phase
         self._triton = natively or INTERPRETED or cache.device.type != "cpu"
+        # where the tokens of the last step are read, if it may be done again: a replay on a CPU that chose tokens and nothing else
+        self._tokens: memoryview | None = None
         self.last_tokens = torch.zeros(sampler.padding_row + 1, dtype=torch.int64, device=cache.device)
 
     def record_steps(self, *, longest: int, console: Console) -> None:
@@ -65,7 +67,7 @@ class Runner:
 
     def use(self, fusions: Fusions) -> None:
         """Computes steps with these kernels from now on."""
-        self.decoder.fusions = fusions
+        self.decoder.fusions, self._tokens = fusions, None
         if self.steps is not None:
             self.steps.use(fusions)
 
@@ -79,6 +81,7 @@ class Runner:
         sampling = [chunk for chunk in chunks if chunk.samples]
         needs = self.sampler.needs(chunk.sequence.row for chunk in sampling)
         of_prompts: list[tuple[Chunk, Logprobs]] = []
+        self._tokens = None
         sampled = self._replay(chunks, needs) if self._is_recorded(chunks, asked) else None
         if sampled is None:
             inputs = StepInputs.of(chunks, self.cache, self.cache.device)
@@ -99,6 +102,20 @@ class Runner:
         self._phase("launch")
         return Launched(chunks, on_host, of_prompts, done)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether `again` can follow the last step."""
+        return self._tokens is not None
+
+    def again(self, chunks: list[Chunk]) -> list[int]:
+        """The tokens of the next step, of the last one's chunks moved on. It calls nothing of PyTorch's, so no mode of this thread matters."""
+        assert self.steps is not None and self._tokens is not None
+        self.steps.again(chunks)
+        self._phase("forward")
+        for chunk in chunks:
+            chunk.sequence.pending += 1
+        return self._tokens.tolist()
+
     def _is_recorded(self, chunks: Sequence[Chunk], asked: Mapping[Chunk, int]) -> bool:
         """Whether it is a step of decoding rows alone, and on a CPU of so few that the kernels of few rows take them."""
         if self.steps is None or asked or (self._natively and len(chunks) > FEW_ROWS):
@@ -112,6 +129,8 @@ class Runner:
         logits_alone = self._natively and (needs.logprobs is not None or needs.bad_words is not None)
         replayed = self.steps.replay(chunks, None if logits_alone else needs)
         self._phase("forward")
+        if isinstance(replayed, Sampled) and self._natively:
+            self._tokens = replayed.token_ids.numpy().data
         if replayed is None or isinstance(replayed, Sampled):
             return replayed
         rows = torch.tensor([chunk.sequence.row for chunk in chunks])

@@ -156,6 +156,25 @@ class Scheduler:
             chunk.sequence.computed = chunk.end
         return sorted(chunks, key=_is_long) if any(map(_is_long, chunks)) else chunks
 
+    def repeat(self, chunks: AbstractSequence[Chunk]) -> bool:
+        """Whether the next step is the last one, `chunks` of one token each, a token further. Then they are moved there."""
+        if self.waiting or len(chunks) != len(self.running):
+            return False
+        size = self.pool.block_size
+        for chunk in chunks:
+            sequence, end = chunk.sequence, chunk.end
+            if (
+                sequence.computed != end
+                or sequence.known != end + 1
+                or sequence.complete
+                or end >= len(sequence.blocks) * size
+            ):
+                return False
+        for chunk in chunks:
+            chunk.start, chunk.end = chunk.end, chunk.end + 1
+            chunk.sequence.computed = chunk.end
+        return True
+
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
         known, start = sequence.known, sequence.computed
         end = min(known, start + budget)

@@ -29,6 +29,8 @@ class StopStrings:
             piece: what comes next.
             may_end: whether a stop string that ends in this piece counts. One that ends in a later piece may begin here.
         """
+        if not self._stops:
+            return piece
         if self.found is not None:
             return ""
         text = self._held + piece

@@ -81,11 +81,13 @@ class Turns:
         return None
 
     def _remove(self, ticket: _Ticket) -> None:
-        with contextlib.suppress(ValueError):  # another thread was faster
+        try:  # noqa: SIM105  # `contextlib.suppress` takes three times as long, at every step
             self._line.remove(ticket)
+        except ValueError:  # another thread was faster
+            pass
 
     @property
     def mine(self) -> bool:
         """Whether this thread stands in the line: code that runs in the midst of other code (a finalizer, a signal handler) asks."""
         me = threading.get_ident()
-        return any(ticket.thread == me and ticket.standing.locked() for ticket in list(self._line))
+        return bool(self._line) and any(ticket.thread == me and ticket.standing.locked() for ticket in list(self._line))

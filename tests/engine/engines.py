@@ -1,5 +1,6 @@
 """Engines under test, and what they did."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,24 @@ class Watch:
         self.steps: list[list[Chunk]] = []
         self.preemptions = 0
         scheduler = llm._core.scheduler
-        schedule, preempt = scheduler.schedule, scheduler.preempt
+        schedule, preempt, repeat = scheduler.schedule, scheduler.preempt, scheduler.repeat
+
+        def watched_repeat(chunks: list[Chunk]) -> bool:
+            repeats = repeat(chunks)
+            if repeats:  # copies: the next step moves these on
+                self.steps.append([replace(chunk) for chunk in chunks])
+            return repeats
 
         def watched_schedule() -> list[Chunk]:
-            self.steps.append(schedule())
-            return self.steps[-1]
+            chunks = schedule()
+            self.steps.append([replace(chunk) for chunk in chunks])
+            return chunks
 
         def watched_preempt(victim: Any) -> None:
             self.preemptions += 1
             preempt(victim)
 
-        scheduler.schedule, scheduler.preempt = watched_schedule, watched_preempt
+        scheduler.schedule, scheduler.preempt, scheduler.repeat = watched_schedule, watched_preempt, watched_repeat
 
     @property
     def computed(self) -> int:

