@@ -7,15 +7,17 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from llama_fast.benchmarks.engines.cases import EngineCase, Session
 from llama_fast.benchmarks.report.headlines import headlines
 from llama_fast.benchmarks.suite import campaign, pytest_groups, run
 from llama_fast.benchmarks.suite.campaign import Part, is_complete, run_campaign, run_part
-from llama_fast.benchmarks.suite.record import Record
+from llama_fast.benchmarks.suite.record import Record, Result
 from llama_fast.benchmarks.suite.sweep import Sweep
 from llama_fast.cli.main import app
 from llama_fast.profiler.jsonfile import read_json, write_json
@@ -104,6 +106,30 @@ def test_the_latencies_of_a_generation_are_not_torn_apart(tmp_path: Path, monkey
     assert [(each.shape, each.direction) for each in results[::3]] == [
         (case.shape, case.direction) for case in cases[:2]
     ]
+
+
+def test_what_engines_share_a_process_for_is_not_torn_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session is measured as one, at its first case."""
+    begun: list[Session] = []
+
+    def measure(case: EngineCase, *_: object, **__: object) -> list[Result]:
+        if case.session not in begun:
+            begun.append(case.session)
+        return [Result(*run.work_key(case), "llama-fast", samples=[1.0])]
+
+    monkeypatch.setattr(EngineCase, "measure", measure)
+    monkeypatch.setattr(campaign, "measure_limits", lambda *_, **__: LIMITS)
+    monkeypatch.setattr(
+        campaign, "time", SimpleNamespace(monotonic=lambda: 10.0 * len(begun))
+    )  # each takes ten seconds
+
+    def go(deadline: float) -> bool:
+        return run_part("engines", tmp_path, CPU, quick=False, deadline=deadline, progress=lambda *_: None)
+
+    assert not go(15.0) and len(begun) == 1
+    results = read_json(tmp_path / "engines.json", Record).results
+    assert len(results) == len(begun[0].settings()) == 3
+    assert go(1000.0) and len(begun) == len(set(begun)) >= 5
 
 
 def test_another_machine_or_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
