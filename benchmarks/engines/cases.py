@@ -49,6 +49,7 @@ from llama_fast.profiler.measure.sides import transformers_side
 
 THREADS = (1, 2)
 
+_NEW = 32  # tokens of a generation: five rounds of these settings take three engines a minute or two
 _PAUSE = 0.05  # seconds until the threads of who was measured last have gone to sleep
 _READS = 20  # of a round: as a token's, the first may find in no cache what the others do
 
@@ -126,11 +127,11 @@ class Session:
         if self.chat:
             assert isinstance(self.model, StoredModel)
             prompt = len(chat_ids(self.model))
-            return {Setting(self.model, self.dtype, 1, prompt, 64, chat=True): INTER_TOKEN}
+            return {Setting(self.model, self.dtype, 1, prompt, _NEW, chat=True): INTER_TOKEN}
         room = Setting(self.model, self.dtype, 1, 0, 0).config.max_positions
         if self.quick:
             return {Setting(self.model, self.dtype, 1, min(16, room // 2), min(16, room // 2)): INTER_TOKEN}
-        prompt = new = min(64, room // 2)
+        prompt, new = min(64, room // 2), min(_NEW, room // 2)
         decoding = {Setting(self.model, self.dtype, batch, prompt, new): INTER_TOKEN for batch in (1, 8)}
         return decoding | {Setting(self.model, self.dtype, 1, min(512, room - 1), 1): FIRST_TOKEN}
 
@@ -315,7 +316,7 @@ def _judged(
 
 
 def _take_turns(turns: _Turns, session: Session, prompts: dict[Setting, Tensor], seconds: float) -> None:
-    """Rounds of each setting, after two to warm up; who fails on the way has a failure."""
+    """Rounds of each setting, after one to warm up (who was judged has generated before); who fails on the way has a failure."""
     settings = session.settings()
     reads = _reader(session)
 
@@ -329,8 +330,7 @@ def _take_turns(turns: _Turns, session: Session, prompts: dict[Setting, Tensor],
                 turns.judged[name] = replace(turns.judged[name], failure=f"it cannot be timed: {first_line(error)}")
                 del turns.sides[name]
 
-    for _ in range(2):
-        everybody(lambda side, setting, ids: side.worker.generate(ids, setting.new), 0)
+    everybody(lambda side, setting, ids: side.worker.generate(ids, setting.new), 0)
     start, count = time.perf_counter(), 0
     while turns.sides and (count < MIN_ROUNDS or time.perf_counter() - start < seconds * len(turns.sides)):
         everybody(_Side.turn, count % len(turns.sides))

@@ -117,8 +117,8 @@ def test_they_take_turns(measured: tuple[dict[str, Result], list[str]]) -> None:
 def test_what_is_measured_of_a_model() -> None:
     found = session_cases(Session(LLAMA, torch.bfloat16, 2))
     assert [(case.shape, case.direction) for case in found] == [
-        ("tiny, batch 1, 64 + 64 tokens, 2 threads", INTER_TOKEN),
-        ("tiny, batch 8, 64 + 64 tokens, 2 threads", INTER_TOKEN),
+        ("tiny, batch 1, 64 + 32 tokens, 2 threads", INTER_TOKEN),
+        ("tiny, batch 8, 64 + 32 tokens, 2 threads", INTER_TOKEN),
         ("tiny, batch 1, 127 + 1 tokens, 2 threads", FIRST_TOKEN),
     ]
     model = StoredModel("small", Path(bench_generate.EMBEDDED_MODEL))
@@ -138,11 +138,11 @@ def test_of_real_models_what_they_are_used_for_is_measured(monkeypatch: pytest.M
     monkeypatch.setattr(engines.smollm2, "installed", lambda: None)
     embedded = [
         f"embedded, batch {what}, 1 thread, torch.float32"
-        for what in ("1, 64 + 64 tokens", "8, 64 + 64 tokens", "1, 511 + 1 tokens")
+        for what in ("1, 64 + 32 tokens", "8, 64 + 32 tokens", "1, 511 + 1 tokens")
     ]
     assert real() == embedded
     monkeypatch.setattr(engines.smollm2, "installed", lambda: CHATTY.path)
-    tokens = f"{len(chat_ids(CHATTY))} + 64 tokens"
+    tokens = f"{len(chat_ids(CHATTY))} + 32 tokens"
     assert real()[len(embedded) :] == [
         f"smollm2, chat, {tokens}, {threads}, torch.bfloat16" for threads in ("1 thread", "2 threads")
     ]
