@@ -42,16 +42,16 @@ from llama_fast.benchmarks.suite.record import Result
 from llama_fast.decoder import smollm2
 from llama_fast.decoder.checkpoint_layout import weight_bytes
 from llama_fast.engine.llm import EMBEDDED_MODEL
-from llama_fast.kernels.read_stream import read_stream
-from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.limits import Limits, readers
 from llama_fast.profiler.measure.quiet import Patience, is_busy, mean_share
 from llama_fast.profiler.measure.sides import transformers_side
+from llama_fast.profiler.measure.timing import Call
 
 THREADS = (1, 2)
 
 _NEW = 32  # tokens of a generation: five rounds of these settings take three engines a minute or two
 _PAUSE = 0.05  # seconds until the threads of who was measured last have gone to sleep
-_READS = 20  # of a round: as a token's, the first may find in no cache what the others do
+_READS = 10  # of a round: as a token's, the first may find in no cache what the others do
 
 
 @dataclass(frozen=True)
@@ -340,19 +340,19 @@ def _take_turns(turns: _Turns, session: Session, prompts: dict[Setting, Tensor],
 
 
 def _reader(session: Session) -> Callable[[], list[float]]:
-    """Reads as many bytes as a token does, on as many threads, again and again; returns the seconds of each time."""
-    data = torch.ones(session.read_bytes // 4)
+    """Reads as many bytes as a token does, on as many threads, again and again; returns the seconds of the fastest way each time."""
+    calls = readers(torch.ones(session.read_bytes // 4)).values()
 
-    def read() -> float:
+    def read(call: Call) -> float:
         start = time.perf_counter()
-        read_stream(data)
+        call()
         return time.perf_counter() - start
 
     def reads() -> list[float]:
         before = torch.get_num_threads()
         torch.set_num_threads(session.threads)
         try:
-            return [read() for _ in range(_READS)]
+            return min(([read(call) for _ in range(_READS)] for call in calls), key=statistics.median)
         finally:
             torch.set_num_threads(before)
 

@@ -234,10 +234,13 @@ def run_campaign(
 ) -> None:
     """Each part in a process of its own, until all are complete or the minutes are over: first each for its share, then for what is left."""
     end = time.monotonic() + 60 * minutes
+    full: set[str] = (
+        set()
+    )  # parts that had all the time there was: what is left of it is not enough for their next case
     for with_shares in (True, False):
         for part in chosen:
             file = folder / f"{part.name}.json"
-            while not is_complete(file):
+            while not is_complete(file) and part.name not in full:
                 left = end - time.monotonic()
                 seconds = min(left, part.seconds) if with_shares else left
                 if left < _LEAST_SECONDS:
@@ -246,6 +249,8 @@ def run_campaign(
                 tell(f"{part.name}: up to {seconds:.0f} s")
                 ended = _run_process(part.name, folder, device, seconds, end, quick)
                 tell(f"{part.name}: {'complete' if is_complete(file) else ended}")
+                if ended == "out of time" and seconds == left:
+                    full.add(part.name)
                 if ended == "out of time" or _written(file) == before:
                     break
     pack(folder)
