@@ -50,6 +50,7 @@ from llama_fast.profiler.measure.timing import Call
 THREADS = (1, 2)
 
 _NEW = 32  # tokens of a generation: five rounds of these settings take three engines a minute or two
+_ROUNDS = 10  # times as long as calls of a kernel: of a small model's round most is pauses
 _PAUSE = 0.05  # seconds until the threads of who was measured last have gone to sleep
 _READS = 10  # of a round: as a token's, the first may find in no cache what the others do
 
@@ -332,7 +333,7 @@ def _take_turns(turns: _Turns, session: Session, prompts: dict[Setting, Tensor],
 
     everybody(lambda side, setting, ids: side.worker.generate(ids, setting.new), 0)
     start, count = time.perf_counter(), 0
-    while turns.sides and (count < MIN_ROUNDS or time.perf_counter() - start < seconds * len(turns.sides)):
+    while turns.sides and (count < MIN_ROUNDS or time.perf_counter() - start < _ROUNDS * seconds * len(turns.sides)):
         everybody(_Side.turn, count % len(turns.sides))
         time.sleep(_PAUSE)
         turns.reads += reads()
