@@ -174,6 +174,7 @@ case $part in
          else echo '{"complete": false}' > $out/steps.json; exit 1; fi;;
   crash) kill -SEGV $$;;
   hang) sleep 60;;
+  late) echo '{"complete": false, "at": '$RANDOM'}' > $out/late.json; exit 3;;
 esac
 """
     )
@@ -206,6 +207,20 @@ def test_one_part_that_dies_or_hangs_loses_nothing_of_the_others(
     told.clear()
     run_campaign(out, parts[2:], device="cpu", minutes=5 / 60, quick=True, tell=told.append)
     assert told == [], "what is complete is not begun again"
+
+
+def test_a_part_that_had_all_the_time_is_not_begun_for_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next case does not fit, and its process would only find that out."""
+    script(tmp_path, monkeypatch)
+    out, told = tmp_path / "out", []
+    out.mkdir()
+    run_campaign(out, [Part("late", 60)], device="cpu", minutes=3 / 60, quick=True, tell=told.append)
+    assert told == ["late: up to 3 s", "late: out of time"]
+    told.clear()
+    run_campaign(out, [Part("late", 1)], device="cpu", minutes=3 / 60, quick=True, tell=told.append)
+    assert len(told) == 4, "a part that had its share alone may have what is left"
 
 
 def test_the_command_from_end_to_end(tmp_path: Path) -> None:
