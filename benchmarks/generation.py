@@ -23,16 +23,21 @@ JUDGED_PROMPT, JUDGED_NEW, JUDGED_ROWS = 256, 16, 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What is generated: `new` tokens after each of `batch` prompts, by a model of a shape with random weights, or a stored one."""
+    """What is generated: `new` tokens after each of `batch` prompts, by a model of a shape with random weights, or a stored one.
+
+    The prompt of a `chat` is `chat_ids`.
+    """
 
     model: ModelShape | StoredModel
     dtype: torch.dtype
     batch: int
     prompt: int
     new: int
+    chat: bool = False
 
     def __str__(self) -> str:
-        return f"{self.model.name}, batch {self.batch}, {self.prompt} + {self.new} tokens"
+        kind = "chat" if self.chat else f"batch {self.batch}"
+        return f"{self.model.name}, {kind}, {self.prompt} + {self.new} tokens"
 
     @property
     def config(self) -> DecoderConfig:
@@ -51,10 +56,17 @@ def work_of(setting: Setting, direction: str) -> Work:
     return prompt_work(config, setting.prompt, setting.dtype, batch=setting.batch) + Work(written=setting.batch * kept)
 
 
+def chat_ids(model: StoredModel) -> list[int]:
+    """A question as the model's chat template writes it."""
+    return Tokenizer(model.path).chat([{"role": "user", "content": "Why is the sky blue? Explain it to a child."}])
+
+
 def prompts_of(setting: Setting, device: torch.device) -> Tensor:
-    """(batch, prompt) tokens: of stories, where a model can read."""
+    """(batch, prompt) tokens: of a chat, or of stories, where a model can read."""
     model = setting.model
     if isinstance(model, StoredModel):
+        if setting.chat:
+            return torch.tensor([chat_ids(model)], device=device)
         tokenizer, vocab = Tokenizer(model.path), model.config.vocab_size
         rows = [story_ids(tokenizer, vocab, seed, setting.prompt) for seed in range(setting.batch)]
         return torch.tensor(rows, device=device)

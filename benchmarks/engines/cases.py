@@ -3,12 +3,12 @@
 All compute with the same weights, in the same precision (of weights, products and cache), on as many threads, and generate as many tokens after
 the same prompts. They take turns, and idle while another is measured; a turn that other work disturbed is repeated. Judged are the
 logits and the text of each, beside transformers' own error, as in `bench_generate`; notes say memory, and how many greedy tokens are llama-fast's.
+The limit of a token is what reading as many bytes takes in the same rounds: they may fit into caches that the machine's limit does not know.
 """
 
 import functools
 import itertools
-import subprocess
-import tempfile
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_fast.benchmarks.engines.gguf_file import why_not, write_gguf
-from llama_fast.benchmarks.engines.process import Program, Worker, ours, peer
+from llama_fast.benchmarks.engines.peers import Peer, engines, folder_of, load_saved
+from llama_fast.benchmarks.engines.process import Worker
 from llama_fast.benchmarks.generation import (
     FIRST_TOKEN,
     INTER_TOKEN,
@@ -28,69 +28,31 @@ from llama_fast.benchmarks.generation import (
     JUDGED_ROWS,
     MIN_ROUNDS,
     Setting,
+    chat_ids,
     logits_of,
     prompts_of,
     shares_of_best,
     work_of,
 )
-from llama_fast.benchmarks.models import JUDGED_ELEMENTS, StoredModel, build_model, in_float64
+from llama_fast.benchmarks.models import JUDGED_ELEMENTS, StoredModel, in_float64
 from llama_fast.benchmarks.peers import BASELINE, OURS, Implementations, Unavailable
 from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, ModelShape
 from llama_fast.benchmarks.suite.comparison import CALL_ERRORS, FORWARD, first_line, judge, release
 from llama_fast.benchmarks.suite.record import Result
-from llama_fast.decoder import checkpoint
+from llama_fast.decoder import smollm2
 from llama_fast.decoder.checkpoint_layout import weight_bytes
-from llama_fast.decoder.config import DecoderConfig
 from llama_fast.engine.llm import EMBEDDED_MODEL
-from llama_fast.profiler.measure.limits import Limits
+from llama_fast.profiler.measure.limits import Limits, readers
 from llama_fast.profiler.measure.quiet import Patience, is_busy, mean_share
-from llama_fast.profiler.measure.sides import transformers_side, without_bars
+from llama_fast.profiler.measure.sides import transformers_side
+from llama_fast.profiler.measure.timing import Call
 
 THREADS = (1, 2)
-LLAMA_CPP, OPENVINO = "llama.cpp", "OpenVINO GenAI"
 
+_NEW = 32  # tokens of a generation: five rounds of these settings take three engines a minute or two
+_ROUNDS = 10  # times as long as calls of a kernel: of a small model's round most is pauses
 _PAUSE = 0.05  # seconds until the threads of who was measured last have gone to sleep
-
-
-@dataclass(frozen=True)
-class Peer:
-    """An engine, and its model, made of a folder of transformers' in a dtype."""
-
-    program: Program
-    model: Callable[[Path, torch.dtype], Path]
-    why_not: Callable[[DecoderConfig], str | None] = lambda _: None
-
-
-def _itself(folder: Path, dtype: torch.dtype) -> Path:
-    return folder
-
-
-def _gguf(folder: Path, dtype: torch.dtype) -> Path:
-    file = folder.with_suffix(".gguf")
-    if not file.exists():
-        write_gguf(folder, file, dtype)
-    return file
-
-
-def _openvino(folder: Path, dtype: torch.dtype) -> Path:
-    exported = folder.with_suffix(".openvino")
-    if not exported.exists():
-        program = peer("openvino")
-        script = program.file.with_name("openvino_export.py")
-        name = str(dtype).removeprefix("torch.")
-        done = subprocess.run([program.python, script, folder, exported, name], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"it cannot be exported: {done.stderr.strip().splitlines()[-1]}")
-    return exported
-
-
-def engines() -> dict[str, Peer]:
-    """Who takes part, by name."""
-    return {
-        OURS: Peer(ours(), _itself),
-        LLAMA_CPP: Peer(peer("llama_cpp"), _gguf, why_not),
-        OPENVINO: Peer(peer("openvino"), _openvino),
-    }
+_READS = 10  # of a round: as a token's, the first may find in no cache what the others do
 
 
 @dataclass(frozen=True)
@@ -131,6 +93,8 @@ class EngineCase:
             return []
         turns = _turns(self.session, tuple(names), seconds)
         work = work_of(self.setting, self.direction)
+        if self.direction == INTER_TOKEN and turns.reads:
+            limits = replace(limits, read_bytes_per_s=self.session.read_bytes / min(turns.reads))
         counted: dict[str, Any] = dict(
             read=work.read, written=work.written, flops=work.flops, floor_s=limits.floor_s(work, self.dtype)
         )
@@ -146,39 +110,57 @@ class EngineCase:
 
 @dataclass(frozen=True)
 class Session:
-    """What is measured with the same processes: a model in a dtype on so many threads."""
+    """What is measured with the same processes: a model in a dtype on so many threads, with plain texts or in a `chat`."""
 
     model: ModelShape | StoredModel
     dtype: torch.dtype
     threads: int
     quick: bool = False
+    chat: bool = False
+
+    @property
+    def read_bytes(self) -> int:
+        """Of a token of one text: its weights, and some of the cache."""
+        return work_of(next(iter(self.settings())), INTER_TOKEN).read
 
     def settings(self) -> dict[Setting, str]:
-        """What is generated, and which latency is taken of it: a token of one text and of eight, and a prompt."""
+        """What is generated, and which latency is taken of it: a token of one text and of eight, and a prompt; or a token of a chat."""
+        if self.chat:
+            assert isinstance(self.model, StoredModel)
+            prompt = len(chat_ids(self.model))
+            return {Setting(self.model, self.dtype, 1, prompt, _NEW, chat=True): INTER_TOKEN}
         room = Setting(self.model, self.dtype, 1, 0, 0).config.max_positions
         if self.quick:
             return {Setting(self.model, self.dtype, 1, min(16, room // 2), min(16, room // 2)): INTER_TOKEN}
-        prompt = new = min(64, room // 2)
+        prompt, new = min(64, room // 2), min(_NEW, room // 2)
         decoding = {Setting(self.model, self.dtype, batch, prompt, new): INTER_TOKEN for batch in (1, 8)}
         return decoding | {Setting(self.model, self.dtype, 1, min(512, room - 1), 1): FIRST_TOKEN}
 
 
 def engine_cases(*, quick: bool, model: StoredModel | None = None) -> list[EngineCase]:
-    """Of a stored model, or of one with random weights and the embedded one; those of a session come one after the other."""
-    models: Sequence[ModelShape | StoredModel] = (
-        [model] if model else [CPU_125M, StoredModel("embedded", EMBEDDED_MODEL)]
-    )
+    """Of a stored model, or of one with random weights and of two real ones as they are used; those of a session come one after the other."""
     if quick:
         sessions = [Session(model or CPU_7M, torch.float32, THREADS[-1], quick=True)]
     else:
         sessions = [
-            Session(each, dtype, threads)
-            for each in models for dtype in (torch.float32, torch.bfloat16) for threads in THREADS
+            Session(model or CPU_125M, dtype, threads)
+            for dtype in (torch.float32, torch.bfloat16) for threads in THREADS
         ]  # fmt: skip
+        if model is None:
+            sessions += _real_sessions()
     return [
         EngineCase(session, setting, direction)
         for session in sessions for setting, direction in session.settings().items()
     ]  # fmt: skip
+
+
+def _real_sessions() -> list[Session]:
+    """The embedded model, which one thread is enough for, and a chat with SmolLM2 where it is installed."""
+    found = [Session(StoredModel("embedded", EMBEDDED_MODEL), torch.float32, 1)]
+    if (file := smollm2.installed()) is not None:
+        model = StoredModel(smollm2.NAME, file)
+        found += [Session(model, torch.bfloat16, threads, chat=True) for threads in THREADS]
+    return found
 
 
 @dataclass
@@ -190,7 +172,15 @@ class _Side:
     times: dict[Setting, list[list[float]]] = field(default_factory=dict)
     texts: dict[Setting, list[list[int]]] = field(default_factory=dict)
     waited: list[float | None] = field(default_factory=list)
+    peak: int = 0
     memory: str = ""
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """Without what they take counted as memory: OpenVINO's are of a second copy of its model, which nobody generates with."""
+        self.peak = max(self.peak, self.worker.peak or 0)
+        logits = self.worker.logits(ids)
+        self.worker.forget_peak()
+        return logits
 
     def turn(self, setting: Setting, prompts: list[list[int]]) -> None:
         """A timed one."""
@@ -202,8 +192,8 @@ class _Side:
         self.waited.append(waited)
 
     def close(self) -> None:
-        peak, imported = self.worker.peak, self.worker.imported
-        if peak is not None and imported is not None:
+        peak, imported = max(self.peak, self.worker.peak or 0), self.worker.imported
+        if peak and imported is not None:
             self.memory = (
                 f"peak memory {peak / 2**20:,.0f} MiB, {(peak - imported) / 2**20:,.0f} more than after imports"
             )
@@ -216,6 +206,7 @@ class _Turns:
 
     judged: dict[str, Result]
     sides: dict[str, _Side] = field(default_factory=dict)
+    reads: list[float] = field(default_factory=list)
 
     def samples(self, setting: Setting, direction: str, name: str) -> list[float]:
         rounds = self.sides[name].times[setting] if name in self.sides else []
@@ -231,6 +222,10 @@ class _Turns:
         if direction == INTER_TOKEN:
             median = replace(self.judged[name], samples=self.samples(setting, direction, name)).timing.median
             found.append(f"{setting.batch / median:,.0f} tokens/s")
+            if name == OURS and self.reads:
+                found.append(
+                    f"to read what a token of one text does takes {1e3 * statistics.median(self.reads):.3g} ms"
+                )
         if name != OURS and OURS in self.sides:
             found.append(agreement(side.texts[setting], self.sides[OURS].texts[setting]))
         if is_busy(waited := mean_share(side.waited)):
@@ -253,11 +248,10 @@ def agreement(texts: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> 
 @functools.lru_cache(maxsize=1)  # the cases of a session come one after the other
 def _turns(session: Session, names: tuple[str, ...], seconds: float) -> _Turns:
     release()
-    settings = session.settings()
     torch.manual_seed(0)
     prompts = _prompts(session)
-    folder = _saved(session.model, session.dtype)
-    model = _model(session, folder)
+    folder = folder_of(session.model, session.dtype)
+    model = load_saved(session.model, session.dtype, folder)
     with ExitStack() as stack:
         sides: dict[str, _Side] = {}
         failures: dict[str, str] = {}
@@ -272,7 +266,7 @@ def _turns(session: Session, names: tuple[str, ...], seconds: float) -> _Turns:
         for name, side in sides.items():
             if turns.judged[name].failure is None:
                 turns.sides[name] = side
-        _take_turns(turns, settings, prompts, seconds)
+        _take_turns(turns, session, prompts, seconds)
     return turns
 
 
@@ -294,34 +288,11 @@ def _loaded(engine: Peer, folder: Path, session: Session, stack: ExitStack) -> _
 def _prompts(session: Session) -> dict[Setting, Tensor]:
     """Of each setting the first rows and tokens of the same texts."""
     settings = session.settings()
+    if session.chat:
+        return {each: prompts_of(each, torch.device("cpu")) for each in settings}
     batch, prompt = max(each.batch for each in settings), max(each.prompt for each in settings)
     rows = prompts_of(Setting(session.model, session.dtype, batch, prompt, 0), torch.device("cpu"))
     return {each: rows[: each.batch, : each.prompt] for each in settings}
-
-
-def _model(session: Session, folder: Path) -> Any:
-    """transformers' model as it lies in `folder`, where it is saved first; our reader dequantises a stored one."""
-    from transformers import AutoModelForCausalLM
-
-    stored = session.model
-    with without_bars():
-        if not folder.exists():
-            if isinstance(stored, StoredModel):
-                checkpoint.save(checkpoint.load(stored.path, device="cpu", dtype=session.dtype), folder)
-            else:
-                build_model(stored, torch.device("cpu"), session.dtype).save_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=session.dtype)
-    return model.eval()
-
-
-@functools.lru_cache(maxsize=1)  # the sessions of a model and dtype come one after the other
-def _folder_of(model: ModelShape | StoredModel, dtype: torch.dtype) -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="llama-fast-engines-")
-
-
-def _saved(model: ModelShape | StoredModel, dtype: torch.dtype) -> Path:
-    """Where the model lies as transformers saves it; what others make of it lies beside it."""
-    return Path(_folder_of(model, dtype).name) / "model"
 
 
 def _judged(
@@ -340,7 +311,7 @@ def _judged(
         return [plain.logits(rows[0]), chosen(plain.generate(rows, new).token_ids)]
 
     def answer(side: _Side) -> list[Tensor]:
-        return [side.worker.logits(rows[0].tolist()), chosen(side.worker.generate(rows.tolist(), new)[1])]
+        return [side.logits(rows[0].tolist()), chosen(side.worker.generate(rows.tolist(), new)[1])]
 
     def fail(reason: str) -> list[Tensor]:
         raise RuntimeError(reason)
@@ -353,8 +324,10 @@ def _judged(
     return judged
 
 
-def _take_turns(turns: _Turns, settings: dict[Setting, str], prompts: dict[Setting, Tensor], seconds: float) -> None:
-    """Rounds of each setting, after two to warm up; who fails on the way has a failure."""
+def _take_turns(turns: _Turns, session: Session, prompts: dict[Setting, Tensor], seconds: float) -> None:
+    """Rounds of each setting, after one to warm up (who was judged has generated before); who fails on the way has a failure."""
+    settings = session.settings()
+    reads = _reader(session)
 
     def everybody(do: Callable[[_Side, Setting, list[list[int]]], Any], shift: int) -> None:
         names = list(turns.sides)
@@ -366,9 +339,30 @@ def _take_turns(turns: _Turns, settings: dict[Setting, str], prompts: dict[Setti
                 turns.judged[name] = replace(turns.judged[name], failure=f"it cannot be timed: {first_line(error)}")
                 del turns.sides[name]
 
-    for _ in range(2):
-        everybody(lambda side, setting, ids: side.worker.generate(ids, setting.new), 0)
+    everybody(lambda side, setting, ids: side.worker.generate(ids, setting.new), 0)
     start, count = time.perf_counter(), 0
-    while turns.sides and (count < MIN_ROUNDS or time.perf_counter() - start < seconds * len(turns.sides)):
+    while turns.sides and (count < MIN_ROUNDS or time.perf_counter() - start < _ROUNDS * seconds * len(turns.sides)):
         everybody(_Side.turn, count % len(turns.sides))
+        time.sleep(_PAUSE)
+        turns.reads += reads()
         count += 1
+
+
+def _reader(session: Session) -> Callable[[], list[float]]:
+    """Reads as many bytes as a token does, on as many threads, again and again; returns the seconds of the fastest way each time."""
+    calls = readers(torch.ones(session.read_bytes // 4)).values()
+
+    def read(call: Call) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    def reads() -> list[float]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(session.threads)
+        try:
+            return min(([read(call) for _ in range(_READS)] for call in calls), key=statistics.median)
+        finally:
+            torch.set_num_threads(before)
+
+    return reads

@@ -93,6 +93,11 @@ class Worker:
         """Bytes of memory that it has had at most, mapped files too; None where no system tells."""
         return self._memory("VmHWM")
 
+    def forget_peak(self) -> None:
+        """From now on `peak` is of what it has now, and will have."""
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
     def close(self) -> None:
         """Ends it."""
         with contextlib.suppress(BrokenPipeError):

@@ -13,7 +13,6 @@ from llama_fast.benchmarks.peers import BASELINE
 from llama_fast.benchmarks.suite.compare import NOTICEABLE, Change, Comparison
 from llama_fast.benchmarks.suite.record import Record, Result
 from llama_fast.profiler.measure.limits import Limits
-from llama_fast.profiler.measure.work import Work
 
 BASELINES = (BASELINE, "transformers", "llama.cpp")
 """What the others of the same work are set against: the first that is there."""
@@ -83,8 +82,8 @@ def _print_work(results: list[Result], record: Record, console: Console) -> None
 
 def is_memory_bound(result: Result, limits: Limits) -> bool:
     """Whether the result's floor is the time its bytes take, not its FLOPs."""
-    moved = Work(result.read, result.written)
-    return not result.flops or limits.memory_floor_s(moved) >= 0.999 * result.floor_s
+    rate = limits.matmul_flops_per_s.get(result.dtype)
+    return not result.flops or rate is None or result.flops / rate < 0.999 * result.floor_s
 
 
 def fits_cache(result: Result, record: Record) -> bool:

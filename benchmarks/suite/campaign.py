@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from llama_fast.benchmarks.engines.cases import EngineCase
 from llama_fast.benchmarks.shapes import CPU_7M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape
 from llama_fast.benchmarks.suite import run
 from llama_fast.benchmarks.suite.comparison import QUICK_SECONDS, SECONDS, Case, release
@@ -36,6 +37,9 @@ LOG, PACKED = "log.txt", "campaign.zip"
 
 MOST_ATTEMPTS = 2
 """At a case whose process ended before it was done."""
+
+ENGINES = "engines"
+"""The part of `generate` that sets engines of other projects beside ours: on a CPU alone, and in processes of their own."""
 
 _LEAST_SECONDS = 20.0  # that a part is begun for: its process needs 10 to get to its first case
 _GRACE_SECONDS = 120.0  # past its deadline, before a part is ended: a case that compiles can take so long
@@ -61,7 +65,7 @@ def parts() -> list[Part]:
     return [
         Part("limits", 90), Part("tests-gpu", 180), *(Part(op, 90) for op in _DECODING), Part("generate", 400),
         *(Part(op, 90) for op in ops if op not in _DECODING), Part("layer", 180), Part("prefill", 180), Part("train", 180),
-        *(Part(name, 240) for name in _MODELS), Part("tests", 300), Part("sweep", 540),
+        Part(ENGINES, 600), *(Part(name, 240) for name in _MODELS), Part("tests", 300), Part("sweep", 540),
     ]  # fmt: skip
 
 
@@ -104,11 +108,7 @@ def _measure(
     name: str, file: Path, folder: Path, device: torch.device, *, quick: bool, deadline: float, progress: Progress
 ) -> None:
     """The cases that the part's record does not have yet, one by one."""
-    cases = (
-        run.find_cases([name], None, device, quick=quick)
-        if name in run.WHOLE
-        else run.kernel_cases(name, device, quick=quick)
-    )
+    cases = _cases(name, device, quick)
     if file.exists():
         record = read_json(file, Record)
     else:
@@ -121,14 +121,27 @@ def _measure(
         if run.work_key(case) in done:
             continue
         start = time.monotonic()
-        # the directions of a shape stay together: generating measures both its latencies at once, and would do it all again
-        if (case.op, case.shape) != measured and start + longest > deadline:
+        if _measured_with(case) != measured and start + longest > deadline:
             return
         progress(run.case_name(case), number, len(cases))
         _measure_case(case, record, file, device, quick=quick)
-        longest, measured = max(longest, time.monotonic() - start), (case.op, case.shape)
+        longest, measured = max(longest, time.monotonic() - start), _measured_with(case)
     record.settings["complete"] = True
     write_json(file, record)
+
+
+def _cases(name: str, device: torch.device, quick: bool) -> list[Case]:
+    """Those of a part."""
+    if name not in (*run.WHOLE, ENGINES):
+        return run.kernel_cases(name, device, quick=quick)
+    cases = run.find_cases(["generate" if name == ENGINES else name], None, device, quick=quick)
+    return [case for case in cases if isinstance(case, EngineCase) == (name == ENGINES)]
+
+
+def _measured_with(case: Case) -> Hashable:
+    """What cases have in common that are measured as one: torn apart they would be measured again. A session of engines, and else
+    the directions of a shape, as generating measures both its latencies at once."""
+    return case.session if isinstance(case, EngineCase) else (case.op, case.shape)
 
 
 def _note_commit(record: Record, device: torch.device) -> None:
@@ -221,10 +234,13 @@ def run_campaign(
 ) -> None:
     """Each part in a process of its own, until all are complete or the minutes are over: first each for its share, then for what is left."""
     end = time.monotonic() + 60 * minutes
+    full: set[str] = (
+        set()
+    )  # parts that had all the time there was: what is left of it is not enough for their next case
     for with_shares in (True, False):
         for part in chosen:
             file = folder / f"{part.name}.json"
-            while not is_complete(file):
+            while not is_complete(file) and part.name not in full:
                 left = end - time.monotonic()
                 seconds = min(left, part.seconds) if with_shares else left
                 if left < _LEAST_SECONDS:
@@ -233,6 +249,8 @@ def run_campaign(
                 tell(f"{part.name}: up to {seconds:.0f} s")
                 ended = _run_process(part.name, folder, device, seconds, end, quick)
                 tell(f"{part.name}: {'complete' if is_complete(file) else ended}")
+                if ended == "out of time" and seconds == left:
+                    full.add(part.name)
                 if ended == "out of time" or _written(file) == before:
                     break
     pack(folder)

@@ -2,13 +2,14 @@
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_command
 
-from llama_fast.benchmarks.suite.record import Record
+from llama_fast.benchmarks.suite.record import Record, Result
 from llama_fast.cli.main import app
 from llama_fast.reports.jsonfile import read_json
 from tests.parity import not_interpreted
@@ -93,6 +94,51 @@ def test_the_figures_of_generation_are_those_of_the_result_files(page):
         ):  # fmt: skip
             assert texts == [f"{figure:{form}}" for figure in figures], (dtype, batch)
         assert told[3] == [f"{inter[0] / inter[1]:.2f}x"]
+
+
+ENGINES = ("llama-fast", "llama.cpp", "OpenVINO GenAI")
+
+
+def beside_engines() -> list[str]:
+    """The rows of the table of a token, a batch, a prompt and memory, by the result file."""
+    (file,) = (README.parent / "benchmarks" / "results").glob("cpu-intel-*-avx-512-*/engines.json")
+    rows: dict[str, dict[str, list[Result]]] = {}
+    for result in read_json(file, Record).results:
+        model, what, tokens, threads = result.shape.split(", ")
+        row = rows.setdefault(f"{model}{', a chat' * (what == 'chat')}, {result.dtype}, {threads}", {})
+        row.setdefault("prompt" if tokens.endswith(" + 1 tokens") else what.replace("chat", "batch 1"), []).append(
+            result
+        )
+    assert all(
+        [each.implementation for each in work] == list(ENGINES) for row in rows.values() for work in row.values()
+    )
+    return [f"| {name} | {' | '.join(_cells(row))} |" for name, row in rows.items()]
+
+
+def _cells(row: dict[str, list[Result]]) -> list[str]:
+    def cell(work: list[Result] | None, told: Callable[[Result], str]) -> str:
+        return "" if work is None else " / ".join(map(told, work))
+
+    def memory(result: Result) -> str:
+        return re.search(r", ([\d,]+) more than after imports", str(result.note))[1]
+
+    ms = ".3f" if row["batch 1"][0].timing.median < 1e-3 else ".1f"
+    return [
+        cell(row["batch 1"], lambda result: f"{1e3 * result.timing.median:{ms}}"),
+        cell(row["batch 1"], lambda result: f"{result.share_of_limit:.0%}"),
+        cell(row.get("batch 8"), lambda result: f"{8 / result.timing.median:,.0f}"),
+        cell(row.get("prompt"), lambda result: f"{1e3 * result.timing.median:.0f}"),
+        cell(row["batch 1"], memory),
+    ]
+
+
+def test_the_figures_beside_other_engines_are_those_of_the_result_file():
+    page = (README.parent / "docs" / "generation.md").read_text()
+    told = re.findall(r"^\| \S+, (?:a chat, )?(?:float32|bfloat16), \d threads? \|.*$", page, re.MULTILINE)
+    assert told == beside_engines()
+    (line,) = re.findall(r"a token of it takes (.*?) ms in float32\s+and (.*?) in\s+bfloat16", README.read_text())
+    two = [row for row in told if row.startswith("| 125M") and "2 threads" in row]
+    assert [row.split(" | ")[1] for row in two] == list(line)
 
 
 def commands_of(page: Path) -> list[str]:

@@ -9,13 +9,15 @@ import torch
 
 from llama_fast.benchmarks import bench_generate
 from llama_fast.benchmarks.engines import cases as engines
-from llama_fast.benchmarks.engines.cases import LLAMA_CPP, OPENVINO, EngineCase, Peer, Session, agreement, engine_cases
+from llama_fast.benchmarks.engines.cases import EngineCase, Session, agreement, engine_cases
+from llama_fast.benchmarks.engines.peers import LLAMA_CPP, OPENVINO, Peer, folder_of, load_saved
 from llama_fast.benchmarks.engines.process import Program, ours
-from llama_fast.benchmarks.generation import FIRST_TOKEN, INTER_TOKEN, MIN_ROUNDS, work_of
+from llama_fast.benchmarks.generation import FIRST_TOKEN, INTER_TOKEN, MIN_ROUNDS, chat_ids, prompts_of, work_of
 from llama_fast.benchmarks.models import StoredModel
 from llama_fast.benchmarks.peers import OURS, Unavailable
 from llama_fast.benchmarks.suite.comparison import Case, unavailable
 from llama_fast.benchmarks.suite.record import Result, Skipped
+from llama_fast.decoder.tokenizer import Tokenizer
 from llama_fast.kernels.launch import INTERPRETED
 from llama_fast.profiler.measure.limits import Limits
 from tests.benchmarks.test_whole import LLAMA, QWEN
@@ -23,6 +25,7 @@ from tests.benchmarks.test_whole import LLAMA, QWEN
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="whole models in the interpreter take minutes")
 
 CPU = torch.device("cpu")
+CHATTY = StoredModel("chatty", Path(bench_generate.EMBEDDED_MODEL))
 LIMITS = Limits(1e10, 1e10, {"float32": 1e11}, 1e-6, None, 1 << 20)
 ENGINE = """
 import os, sys
@@ -43,16 +46,20 @@ def load(**settings): return Fake(llama_fast_engine.load(**settings))
 """
 
 
+def itself(folder: Path, dtype: torch.dtype) -> Path:
+    return folder
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Result], list[str]]:
     """The results of a case with two fakes that are right, of which one differs later, and two that are not; and who generated when."""
     folder = tmp_path_factory.mktemp("engines")
-    there = {OURS: Peer(ours(), engines._itself)}
+    there = {OURS: Peer(ours(), itself)}
     for name, fault in {"same": "", "other": "later token", "wrong": "token", "ends": "ends"}.items():
         file = folder / f"{name}.py"
         file.write_text(ENGINE.format(name=name, fault=fault, log=str(folder / "log")))
-        there[name] = Peer(Program(file, Path(sys.executable)), engines._itself)
-    there["absent"] = Peer(Program(folder / "absent.py", folder / "bin" / "python"), engines._itself)
+        there[name] = Peer(Program(file, Path(sys.executable)), itself)
+    there["absent"] = Peer(Program(folder / "absent.py", folder / "bin" / "python"), itself)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "engines", lambda: there)
         # on a busy machine turns would be repeated
@@ -61,7 +68,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Result
         assert unavailable([case]) == [Skipped("engines", "absent", "not installed; make peers")]
         results = {result.implementation: result for result in case.measure(CPU, LIMITS, seconds=0.0)}
     assert all(result.work_key == ("engines", case.shape, "float32", INTER_TOKEN) for result in results.values())
-    assert results[OURS].flops == work_of(case.setting, INTER_TOKEN).flops
+    work = work_of(case.setting, INTER_TOKEN)
+    assert results[OURS].flops == work.flops
+    # a model as small as this one is read at the rate of a cache: the machine's would be no limit
+    assert 0 < results[OURS].floor_s < LIMITS.memory_floor_s(work) or results[OURS].floor_s == work.flops / 1e11
     return results, (folder / "log").read_text().split()
 
 
@@ -107,8 +117,8 @@ def test_they_take_turns(measured: tuple[dict[str, Result], list[str]]) -> None:
 def test_what_is_measured_of_a_model() -> None:
     found = session_cases(Session(LLAMA, torch.bfloat16, 2))
     assert [(case.shape, case.direction) for case in found] == [
-        ("tiny, batch 1, 64 + 64 tokens, 2 threads", INTER_TOKEN),
-        ("tiny, batch 8, 64 + 64 tokens, 2 threads", INTER_TOKEN),
+        ("tiny, batch 1, 64 + 32 tokens, 2 threads", INTER_TOKEN),
+        ("tiny, batch 8, 64 + 32 tokens, 2 threads", INTER_TOKEN),
         ("tiny, batch 1, 127 + 1 tokens, 2 threads", FIRST_TOKEN),
     ]
     model = StoredModel("small", Path(bench_generate.EMBEDDED_MODEL))
@@ -117,14 +127,45 @@ def test_what_is_measured_of_a_model() -> None:
         (dtype, threads) for dtype in (torch.float32, torch.bfloat16) for threads in (1, 2)
     }
     assert {each.model.name for each in sessions} == {"small"}
-    assert {case.session.model.name for case in engine_cases(quick=False)} == {"125M", "embedded"}
+
+
+def test_of_real_models_what_they_are_used_for_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def real() -> list[str]:
+        return [
+            f"{case.shape}, {case.dtype}" for case in engine_cases(quick=False) if case.session.model.name != "125M"
+        ]
+
+    monkeypatch.setattr(engines.smollm2, "installed", lambda: None)
+    embedded = [
+        f"embedded, batch {what}, 1 thread, torch.float32"
+        for what in ("1, 64 + 32 tokens", "8, 64 + 32 tokens", "1, 511 + 1 tokens")
+    ]
+    assert real() == embedded
+    monkeypatch.setattr(engines.smollm2, "installed", lambda: CHATTY.path)
+    tokens = f"{len(chat_ids(CHATTY))} + 32 tokens"
+    assert real()[len(embedded) :] == [
+        f"smollm2, chat, {tokens}, {threads}, torch.bfloat16" for threads in ("1 thread", "2 threads")
+    ]
+
+
+def test_the_prompt_of_a_chat_is_a_question_by_the_template() -> None:
+    (setting,) = Session(CHATTY, torch.float32, 1, chat=True).settings()
+    (ids,) = prompts_of(setting, CPU).tolist()
+    assert ids == chat_ids(CHATTY) and len(ids) == setting.prompt
+    assert "Why is the sky blue?" in Tokenizer(CHATTY.path).decode(ids, skip_special=False)
+
+
+def test_what_is_saved_for_them_has_the_tokens_of_the_model() -> None:
+    folder = folder_of(CHATTY, torch.float32)
+    load_saved(CHATTY, torch.float32, folder)
+    assert Tokenizer(folder).encode("Why is the sky blue?") == Tokenizer(CHATTY.path).encode("Why is the sky blue?")
 
 
 def test_they_are_measured_on_a_cpu_alone() -> None:
     def of(device: str) -> list[Case]:
         return [case for case in bench_generate.cases(torch.device(device), quick=False) if case.op == "engines"]
 
-    assert len(of("cpu")) == 24 and not of("cuda")
+    assert len(of("cpu")) >= 15 and not of("cuda")
 
 
 def test_without_peers_nothing_is_measured_and_each_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

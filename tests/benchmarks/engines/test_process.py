@@ -46,6 +46,17 @@ def test_memory_is_that_of_its_process(worker: Worker) -> None:
     assert 200 << 20 <= worker.peak - imported < 300 << 20 and before < worker.peak
 
 
+def test_a_peak_can_be_left_behind(worker: Worker) -> None:
+    worker.load(Path("1"), torch.float32, **SIZES)
+    worker.generate([[1]], 200)
+    peak = worker.peak
+    worker.generate([[1]], 1)  # gives the 200 MiB back
+    worker.forget_peak()
+    assert peak is not None and worker.peak is not None and worker.peak < peak - (150 << 20)
+    worker.generate([[1]], 200)
+    assert worker.peak > peak - (50 << 20)
+
+
 def test_an_error_is_said_and_the_engine_goes_on(worker: Worker) -> None:
     with pytest.raises(RuntimeError, match="ValueError: no bfloat16 here"):
         worker.load(Path("1"), torch.bfloat16, **SIZES)

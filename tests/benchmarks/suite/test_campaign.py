@@ -7,15 +7,17 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from llama_fast.benchmarks.engines.cases import EngineCase, Session
 from llama_fast.benchmarks.report.headlines import headlines
 from llama_fast.benchmarks.suite import campaign, pytest_groups, run
 from llama_fast.benchmarks.suite.campaign import Part, is_complete, run_campaign, run_part
-from llama_fast.benchmarks.suite.record import Record
+from llama_fast.benchmarks.suite.record import Record, Result
 from llama_fast.benchmarks.suite.sweep import Sweep
 from llama_fast.cli.main import app
 from llama_fast.reports.jsonfile import read_json, write_json
@@ -106,6 +108,30 @@ def test_the_latencies_of_a_generation_are_not_torn_apart(tmp_path: Path, monkey
     ]
 
 
+def test_what_engines_share_a_process_for_is_not_torn_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session is measured as one, at its first case."""
+    begun: list[Session] = []
+
+    def measure(case: EngineCase, *_: object, **__: object) -> list[Result]:
+        if case.session not in begun:
+            begun.append(case.session)
+        return [Result(*run.work_key(case), "llama-fast", samples=[1.0])]
+
+    monkeypatch.setattr(EngineCase, "measure", measure)
+    monkeypatch.setattr(campaign, "measure_limits", lambda *_, **__: LIMITS)
+    monkeypatch.setattr(
+        campaign, "time", SimpleNamespace(monotonic=lambda: 10.0 * len(begun))
+    )  # each takes ten seconds
+
+    def go(deadline: float) -> bool:
+        return run_part("engines", tmp_path, CPU, quick=False, deadline=deadline, progress=lambda *_: None)
+
+    assert not go(15.0) and len(begun) == 1
+    results = read_json(tmp_path / "engines.json", Record).results
+    assert len(results) == len(begun[0].settings()) == 3
+    assert go(1000.0) and len(begun) == len(set(begun)) >= 5
+
+
 def test_another_machine_or_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = with_cases(monkeypatch, [FakeCase(shape="1")])
     assert go(tmp_path, 10)
@@ -148,6 +174,7 @@ case $part in
          else echo '{"complete": false}' > $out/steps.json; exit 1; fi;;
   crash) kill -SEGV $$;;
   hang) sleep 60;;
+  late) echo '{"complete": false, "at": '$RANDOM'}' > $out/late.json; exit 3;;
 esac
 """
     )
@@ -180,6 +207,20 @@ def test_one_part_that_dies_or_hangs_loses_nothing_of_the_others(
     told.clear()
     run_campaign(out, parts[2:], device="cpu", minutes=5 / 60, quick=True, tell=told.append)
     assert told == [], "what is complete is not begun again"
+
+
+def test_a_part_that_had_all_the_time_is_not_begun_for_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next case does not fit, and its process would only find that out."""
+    script(tmp_path, monkeypatch)
+    out, told = tmp_path / "out", []
+    out.mkdir()
+    run_campaign(out, [Part("late", 60)], device="cpu", minutes=3 / 60, quick=True, tell=told.append)
+    assert told == ["late: up to 3 s", "late: out of time"]
+    told.clear()
+    run_campaign(out, [Part("late", 1)], device="cpu", minutes=3 / 60, quick=True, tell=told.append)
+    assert len(told) == 4, "a part that had its share alone may have what is left"
 
 
 def test_the_command_from_end_to_end(tmp_path: Path) -> None:
