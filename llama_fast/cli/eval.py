@@ -132,10 +132,12 @@ def _tasks(
             asked.append(story_tasks.story_questions(limit=count, seed=seed))
         elif name == "summaries":
             asked.append(story_tasks.story_summaries(limit=count, seed=seed))
-        elif Path(name).is_file():
+        elif Path(name).exists():
             asked.append(read_task(Path(name), limit=limit, windows=windows, training=training))
         else:
-            raise ValueError(f"there is no task {name!r}: it must be {', '.join(STORY_TASKS)}, or a file")
+            raise ValueError(
+                f"there is no task {name!r}: it must be {', '.join(STORY_TASKS)}, a file, or a folder of shards"
+            )
     return asked
 
 

@@ -1,4 +1,4 @@
-"""Tasks from files: texts, JSONL documents, and prompts with their references, described in a TOML file.
+"""Tasks from files: texts, JSONL documents, shards of tokens, and prompts with their references, described in a TOML file.
 
 data = "questions.jsonl"            # beside the TOML file
 prompt = "{story}\\nQ: {question}\\nA:"  # fields of a line
@@ -14,6 +14,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from ..data.shards import Shards
+from ..decoder.tokenizer import Tokenizer
 from .perplexity import DEFAULT_WINDOWS, Windows
 from .tasks import PromptTask, TextTask
 
@@ -25,16 +27,19 @@ def read_task(
     path: Path, *, limit: int | None = None, windows: Windows = DEFAULT_WINDOWS, training: str | None = None
 ) -> TextTask | PromptTask:
     """The task in a file: a .toml describes one; of a .jsonl the field "text" of each line is a document; any other is one text.
+    In a folder of shards each document is one, as text: any model can be judged by it.
 
     Args:
-        path: of the file.
-        limit: of the lines of JSONL only the first so many.
+        path: of the file, or the folder, beside which `llama-fast data` has put the shards' tokenizer.
+        limit: of the lines of JSONL, or of the documents of shards, only the first so many.
         windows, training: of texts.
 
     Raises:
         ValueError: the file is not what its name says; the message names line and field.
         OSError: it cannot be read.
     """
+    if path.is_dir():
+        return TextTask(name=path.name, documents=_of_shards(path, limit), windows=windows, training=training)
     if path.suffix == ".toml":
         return _described(path, limit, windows, training)
     if path.suffix == ".jsonl":
@@ -42,6 +47,12 @@ def read_task(
     else:
         documents = [read_text(path)]
     return TextTask(name=path.stem, documents=documents, windows=windows, training=training)
+
+
+def _of_shards(folder: Path, limit: int | None) -> list[str]:
+    tokenizer = Tokenizer(folder.parent / "tokenizer")
+    shards = Shards(folder, tokenizer)
+    return [tokenizer.decode(document.tolist()) for document in shards[:limit]]
 
 
 def read_text(path: Path) -> str:

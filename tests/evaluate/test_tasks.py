@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from datatrove.data import Document
 from typer.testing import CliRunner
 
 from llama_fast.cli.main import app
 from llama_fast.data import stories
+from llama_fast.data.bpe import BpeConfig, train_tokenizer
+from llama_fast.data.shard_writer import ShardWriter
 from llama_fast.engine.llm import EMBEDDED_MODEL
 from llama_fast.evaluate import story_tasks
 from llama_fast.evaluate.files import read_task
@@ -23,6 +26,28 @@ pytestmark = not_interpreted
 def write_jsonl(path: Path, *lines: dict) -> Path:
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return path
+
+
+# --- shards ---------------------------------------------------------------------------------------------------------------
+
+
+def test_documents_of_shards_are_texts(tmp_path):
+    """Made with the shards' own tokenizer, so that a model with another one can be judged by them."""
+    made = train_tokenizer(["once upon a time"] * 9, tmp_path / "tokenizer", BpeConfig(vocab_size=280))
+    texts = ["Once upon a time.", "人工智能", "the end"]
+    ShardWriter(str(tmp_path / "held_out"), made.folder).run((Document(text=text, id=text) for text in texts), 0, 1)
+    task = read_task(tmp_path / "held_out", limit=2)
+    assert (task.name, list(task.documents)) == ("held_out", texts[:2])
+    (tmp_path / "held_out" / "00000_00000.ds").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"00000_00000\.ds"):
+        read_task(tmp_path / "held_out")
+
+
+def test_a_folder_without_shards_is_named(tmp_path):
+    train_tokenizer(["a"], tmp_path / "tokenizer", BpeConfig(vocab_size=280))
+    (tmp_path / "empty").mkdir()
+    said = CliRunner().invoke(app, ["eval", "embedded", str(tmp_path / "empty")])
+    assert said.exit_code == 2 and "has no shards" in " ".join(said.output.split())
 
 
 # --- stories -----------------------------------------------------------------------------------------------------------
@@ -199,7 +224,10 @@ def test_the_command_writes_every_example(tmp_path, monkeypatch):
     ("arguments", "says"),
     [
         (["embedded"], "give at least one task"),
-        (["embedded", "riddles"], "there is no task 'riddles': it must be stories, questions, summaries, or a file"),
+        (
+            ["embedded", "riddles"],
+            "there is no task 'riddles': it must be stories, questions, summaries, a file, or a folder of shards",
+        ),
         (["no-such-model", "questions"], "there is no folder no-such-model"),
         (["embedded", "stories", "--window", "9999"], "window must be from 2 to 512"),
         (["embedded", "--lm-eval", "missing.yaml"], "there is no file missing.yaml"),
