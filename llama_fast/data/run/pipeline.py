@@ -74,14 +74,14 @@ class Run:
         self.config, self.max_bad, self.progress, self.named = config, max_bad, progress, named
         self.out = Path(config.out).absolute()  # fsspec takes a relative path for the folder that had the name before
         self.work = self.out / "work"
-        self._state = self.out / "state.json"
+        self._state = Path(config.out, "state.json")
         self._inputs: list[Input] = []
         self._known: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
 
     def run(self, steps: Sequence[str] = STEPS, *, redo: str | None = None) -> None:
         """Runs these steps where they are not complete. `redo` names one that is forgotten first, with those after it."""
         self.out.mkdir(parents=True, exist_ok=True)
-        with state.only_one(self.out):
+        with state.only_one(Path(self.config.out)):
             if redo:
                 self._forget(redo)
             for name in steps:

@@ -64,6 +64,14 @@ class Tally:
             self.step.lengths_out[_bin(size)] += 1
             yield document
 
+    def consumed(self, documents: Iterable[Document], consume: Callable[[Iterator[Document]], None]) -> None:
+        """The documents go into `consume`, which keeps none from whoever reads them next."""
+        started = perf_counter()
+        consume(self.coming(documents))
+        self.step.seconds = perf_counter() - started - self._upstream
+        self.step.documents_out, self.step.bytes_out = self.step.documents_in, self.step.bytes_in
+        self.step.lengths_out = list(self.step.lengths_in)
+
     def remove(self, document: Document, reason: str) -> None:
         removal = self._removed.setdefault(reason, record.Removal(reason, 0))
         removal.documents += 1
@@ -163,6 +171,21 @@ class _Removals:
 
     def write(self, document: Document, rank: int = 0) -> None:
         self.tally.remove(document, self.reason)
+
+
+class Consumed(PipelineStep):  # type: ignore[misc]
+    """A block of datatrove's that takes documents and gives none, such as one that writes signatures: timed, and all are kept."""
+
+    type = "llama-fast"
+
+    def __init__(self, stage: str, place: int, name: str, block: PipelineStep, records: Path) -> None:
+        super().__init__()
+        self.stage, self.place, self.name, self.block, self.records = stage, place, name, block, records
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> None:
+        tally = Tally(self.stage, self.name)
+        tally.consumed(data, lambda documents: self.block.run(documents, rank, world_size))
+        tally.write(self.records, self.place, rank)
 
 
 class ReadInputs(PipelineStep):  # type: ignore[misc]

@@ -22,7 +22,7 @@ from datatrove.pipeline.dedup.minhash import (
 
 from ..config import Dedup
 from ..documents import Document
-from .adapter import Counted, ReadDocuments, WriteDocuments
+from .adapter import Consumed, Counted, ReadDocuments, WriteDocuments
 from .words import HASH, WORDS
 
 _NO_LETTERS = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
@@ -49,7 +49,8 @@ def remove_doubles(source: Path, target: Path, work: Path, settings: Dedup, *, t
     singles = work / "singles"
     before_minhash = [ReadDocuments(source)]
     if settings.exact:
-        execute("exact signatures", [ReadDocuments(source), ExactDedupSignature(str(work / "exact"), exact)], tasks)
+        sign = Consumed("dedup", 0, "hashes of texts", ExactDedupSignature(str(work / "exact"), exact), records)
+        execute("exact signatures", [ReadDocuments(source), sign], tasks)
         execute("exact doubles", [ExactFindDedups(str(work / "exact"), str(work / "doubles"), exact)], 1)
         found = ExactDedupFilter(str(work / "doubles"), exact)
         before_minhash.append(Counted("dedup", 1, "exact doubles", found, "double", records))
@@ -59,12 +60,13 @@ def remove_doubles(source: Path, target: Path, work: Path, settings: Dedup, *, t
     config = MinhashConfig(
         n_grams=settings.ngram, num_buckets=settings.buckets, hashes_per_bucket=settings.hashes, hash_config=HASH
     )
-    signature = MinhashDedupSignature(str(work / "signatures"), config, language=WORDS)
+    block = MinhashDedupSignature(str(work / "signatures"), config, language=WORDS)
+    signature = Consumed("dedup", 2, "MinHash signatures", block, records)
     execute("signatures", [*before_minhash, WriteDocuments(singles), signature], tasks)
     buckets = MinhashDedupBuckets(str(work / "signatures"), str(work / "pairs"), config=config)
     execute("pairs", [buckets], settings.buckets)
     execute("clusters", [MinhashDedupCluster(str(work / "pairs"), str(work / "remove"), config)], 1)
     near = Counted(
-        "dedup", 2, "near doubles (MinHash)", MinhashDedupFilter(str(work / "remove")), "near double", records
+        "dedup", 3, "near doubles (MinHash)", MinhashDedupFilter(str(work / "remove")), "near double", records
     )
     execute("without near doubles", [ReadDocuments(singles), near, WriteDocuments(target)], tasks)
