@@ -103,6 +103,8 @@ _PACKED_OPS = ("_reorder_linear_weight", "_linear_pointwise")  # private: withou
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
+    if cpu.has_large_products(dtype):  # then our kernels multiply many rows faster, and read weights as they are
+        return False
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if not all(hasattr(torch.ops.mkldnn, name) for name in _PACKED_OPS):
@@ -131,7 +133,7 @@ def _is_onednns(x: Tensor) -> bool:
     few = x.device.type != "cpu" or len(x) <= FEW_ROWS
     if few or torch.is_grad_enabled() or INTERPRETED or cpu.named_in_environment():
         return False
-    return _can_pack(x.dtype) and not cpu.has_large_products(x.dtype)
+    return _can_pack(x.dtype)
 
 
 class Embedding(nn.Module):
