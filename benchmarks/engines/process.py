@@ -121,8 +121,10 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         limit = threading.Timer(_MOST_SECONDS, self._process.kill)
         limit.start()
-        line = self._process.stdout.readline()  # type: ignore[union-attr]
-        limit.cancel()
+        try:
+            line = self._process.stdout.readline()  # type: ignore[union-attr]
+        finally:  # Python ends only when its timers have
+            limit.cancel()
         if not line:
             self._stderr.seek(0)
             last = next(iter(self._stderr.read().splitlines()[-1:]), "it said nothing")

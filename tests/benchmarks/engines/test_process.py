@@ -2,8 +2,10 @@
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,3 +96,17 @@ def test_a_peer_is_there_when_it_was_installed_to_the_end(tmp_path: Path, monkey
     assert ours().is_installed and not peer("llama_cpp").is_installed
     (tmp_path / "llama_cpp" / ".installed").touch()
     assert peer("llama_cpp").is_installed
+
+
+def test_an_interrupt_leaves_nothing_that_keeps_python_from_ending(worker: Worker, monkeypatch) -> None:
+    before = set(threading.enumerate())
+    monkeypatch.setattr(worker._process, "stdout", SimpleNamespace(readline=_interrupt, close=lambda: None))
+    with pytest.raises(KeyboardInterrupt):
+        worker.load(Path("1"), torch.float32, **SIZES)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(1)
+        assert not thread.is_alive()
+
+
+def _interrupt() -> str:
+    raise KeyboardInterrupt
