@@ -8,6 +8,7 @@ It is written as `step-00000100.tmp` and renamed when all of it is on the disk. 
 function of the seed and the step.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -15,14 +16,17 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from ..decoder.config import DecoderConfig
+from ..reports.units import size
 from .model import TrainedDecoder
 from .optimizer import Optimizers
 
@@ -75,9 +79,7 @@ def save(
     try:
         _write(unfinished / "config.json", model.config.to_huggingface())
         _write(unfinished / "progress.json", {"progress": asdict(progress), "data": dict(data)})
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            save_tensors(_tensors(model, optimizers), checkpoint_id=unfinished, no_dist=True)
+        _write_tensors(unfinished, _tensors(model, optimizers))
         _sync(unfinished)
         os.replace(unfinished, folder)
         _sync(folder.parent)
@@ -138,6 +140,27 @@ def decoder_config(folder: Path) -> DecoderConfig:
 
 def _tensors(model: TrainedDecoder, optimizers: Optimizers) -> dict[str, Mapping[str, Tensor]]:
     return {"model": model.state_dict(), "optimizer": optimizers.states()}
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Mapping[str, Tensor]]) -> None:
+    """What fails is told as an OSError: PyTorch's own error is no Exception, and says "unexpected pos" of a full disk."""
+    needed, free = (
+        sum(tensor.nbytes for named in tensors.values() for tensor in named.values()),
+        disk_usage(folder).free,
+    )
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"a checkpoint takes {size(needed)}, and {size(free)} are free in {folder.parent}")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            save_tensors(tensors, checkpoint_id=folder, no_dist=True)
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            raise KeyboardInterrupt from None
+        raise OSError(
+            errno.EIO, f"the checkpoint was not written ({causes[0]}); {size(needed)} are needed in {folder.parent}: is it full?"
+        ) from error  # fmt: skip
 
 
 def _load(folder: Path, tensors: Mapping[str, Any]) -> None:

@@ -2,11 +2,14 @@
 
 import csv
 import os
+import resource
+import shutil
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from llama_fast.config_file import read_config
 from llama_fast.train import checkpoints
@@ -67,6 +70,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(config, settings):
     whole = config(*settings, out="whole")
     outcome = train(whole, show=quiet)
     assert outcome.interrupted is None and outcome.progress.step == 6
+    assert outcome.progress.rows == 6 * whole.batch.rows_per_step
     parts = config(*settings, out="parts")
 
     def stop_after_four(line):
@@ -134,19 +138,45 @@ def test_the_best_checkpoint_and_the_last_ones_are_kept(config, monkeypatch):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_tried_again(config, monkeypatch):
+    """The first one meets a disk that takes no file of more than 100 kB."""
     made, said = config("run.evaluate_every=0"), []
-    write, times = checkpoints.save_tensors, []
+    write, limits = checkpoints.save_tensors, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def full(*arguments, **options):
-        times.append(1)
-        if len(times) == 1:
-            raise OSError(28, "No space left on device")
-        return write(*arguments, **options)
+        monkeypatch.setattr(checkpoints, "save_tensors", write)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        try:
+            write(*arguments, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(checkpoints, "save_tensors", full)
     assert train(made, show=said.append).progress.step == 6
-    assert "step 2: no checkpoint: [Errno 28] No space left on device" in said
+    (line,) = (line for line in said if "no checkpoint" in line)
+    assert line.startswith("step 2: ") and "1.02 MB are needed in " in line and line.endswith("is it full?")
     assert sorted(path.name for path in (made.run.out / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+
+def test_a_full_disk_is_foreseen(config, monkeypatch):
+    made = config("schedule.steps=2", "run.evaluate_every=0")
+    monkeypatch.setattr(checkpoints, "disk_usage", lambda path: shutil.disk_usage(path)._replace(free=1000))
+    with pytest.raises(OSError, match=r"a checkpoint takes 1.02 MB, and 1.00 kB are free"):
+        train(made, show=quiet)
+    assert list((made.run.out / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_ends_a_save_leaves_nothing_of_it(config, monkeypatch, kind):
+    """A second Ctrl-C, which PyTorch wraps in an error of its own."""
+
+    def stopped(*arguments, **options):
+        raise kind if kind is SystemExit else CheckpointException("write", {0: (kind(), [])})
+
+    monkeypatch.setattr(checkpoints, "save_tensors", stopped)
+    made = config("run.evaluate_every=0")
+    with pytest.raises(kind):
+        train(made, show=quiet)
+    assert list((made.run.out / "checkpoints").iterdir()) == []
 
 
 def test_an_unfinished_checkpoint_is_none(config):
