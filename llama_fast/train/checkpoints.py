@@ -14,7 +14,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -38,7 +38,8 @@ class Progress:
     Attributes:
         step: steps done, skipped ones too.
         rows: of the data that were read: the cursor.
-        skipped: steps whose gradient was not finite, in all; `skipped_in_a_row` just before.
+        skipped: steps that left the weights as they were, in all; `skipped_in_a_row` just before.
+        recent: losses of the last steps that were not skipped.
         best, best_step: the lowest bits per byte, and when; None before the first evaluation.
         worse_in_a_row: evaluations since then.
     """
@@ -50,6 +51,7 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     worse_in_a_row: int = 0
+    recent: list[float] = field(default_factory=list)
 
 
 def folders(run: Path) -> dict[int, Path]:

@@ -199,6 +199,7 @@ class RunConfig:
             It keeps log2(micro_batches) gradients more at a time.
         evaluate_every, save_every: steps; 0: only at the end.
         validation_tokens: at most so many of the validation shards are read each time, whole documents.
+        spike_factor: a step whose loss is more than so many times the median of the 100 before it is skipped; 0: none is.
         patience: evaluations in a row without a better one after which the run ends; 0: never.
         keep: the last so many checkpoints, and the best one.
         sample: a text to go on with at each evaluation; None: none.
@@ -213,6 +214,7 @@ class RunConfig:
     evaluate_every: int = 100
     save_every: int = 100
     validation_tokens: int = 100_000
+    spike_factor: float = 0.0
     patience: int = 0
     keep: int = 2
     sample: str | None = None
@@ -222,6 +224,9 @@ class RunConfig:
         for name, least in (("log_every", 1), ("keep", 1), ("validation_tokens", 1), ("evaluate_every", 0), ("save_every", 0), ("patience", 0)):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+        if self.spike_factor and self.spike_factor <= 1:
+            raise ValueError(f"spike_factor must be above 1, or 0 for none, got {self.spike_factor}")
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TypeVar
 
 import torch
@@ -36,14 +37,16 @@ from .optimizer import GradientSum, Optimizers, clip, gradient_norm, learning_ra
 from .validation import Validation, continued
 
 MOST_SKIPPED = 10
-"""Steps in a row without a finite gradient after which a run ends: it does not come back by itself."""
+"""Steps in a row after which a run ends: it does not come back by itself."""
+RECENT = 100
+"""Steps whose median loss a spike is told by."""
 
 Show = Callable[[str], None]
 T = TypeVar("T")
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient is not finite, step after step."""
+    """Step after step was skipped."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def train(config: TrainConfig, *, show: Show = print) -> Outcome:
     Raises:
         ValueError: the data, the model, or a checkpoint that is there do not fit the config.
         OSError: a file cannot be read or written.
-        Diverged: MOST_SKIPPED steps in a row had no finite gradient.
+        Diverged: MOST_SKIPPED steps in a row were skipped.
     """
     return _Run(config, show).run()
 
@@ -165,31 +168,44 @@ class _Run:
         gradients.finish()
         norm = gradient_norm(self.parameters)
         share = learning_rate_share(progress.step, self.config.schedule)
-        skipped = not math.isfinite(total.item() + norm.item())
-        self._update(norm, share, skipped)
+        fault = self._fault(total.item(), norm.item())
+        if fault is None:
+            self._update(norm, share)
+            progress.skipped_in_a_row = 0
+            progress.recent = [*progress.recent, total.item()][-RECENT:]
+        else:
+            self._skip(fault)
         progress.step += 1
         progress.rows += batch.rows_per_step
         return StepMetrics(
             step=progress.step, loss=total.item(), gradient_norm=norm.item(), learning_rate=self.config.optimizer.lr * share,
-            skipped=skipped, tokens=batch.tokens, seconds=time.perf_counter() - start, data_seconds=reading.seconds,
+            skipped=fault is not None, tokens=batch.tokens, seconds=time.perf_counter() - start, data_seconds=reading.seconds,
         )  # fmt: skip
 
-    def _update(self, norm: torch.Tensor, share: float, skipped: bool) -> None:
+    def _fault(self, loss: float, norm: float) -> str | None:
+        """Why the weights must not change by this gradient, None if they may."""
+        if not math.isfinite(loss + norm):
+            return "the loss or the gradient is not finite"
+        factor, recent = self.config.run.spike_factor, self.progress.recent
+        if factor and len(recent) == RECENT and loss > factor * median(recent):
+            return f"the loss of {loss:.4f} is more than {factor:g} times {median(recent):.4f}, the median of {RECENT} steps"
+        return None
+
+    def _update(self, norm: torch.Tensor, share: float) -> None:
+        if self.config.optimizer.clip_norm:
+            clip(self.parameters, norm, self.config.optimizer.clip_norm)
+        self.optimizers.step(share)
+
+    def _skip(self, fault: str) -> None:
         progress = self.progress
-        if not skipped:
-            if self.config.optimizer.clip_norm:
-                clip(self.parameters, norm, self.config.optimizer.clip_norm)
-            self.optimizers.step(share)
-            progress.skipped_in_a_row = 0
-            return
         self.optimizers.zero_grad()
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        self.show(f"step {progress.step + 1}: the loss or the gradient is not finite: skipped")
+        self.show(f"step {progress.step + 1}: skipped: {fault}")
         if progress.skipped_in_a_row >= MOST_SKIPPED:
             raise Diverged(
-                f"the loss or the gradient was not finite for {MOST_SKIPPED} steps up to step {progress.step + 1}. The last "
-                f"checkpoint in {self.config.run.out} is good: go on from it with a lower learning rate, or a longer warm-up"
+                f"{MOST_SKIPPED} steps in a row were skipped, up to step {progress.step + 1}: {fault}. The last checkpoint in "
+                f"{self.config.run.out} is good: go on from it with a lower learning rate, or a longer warm-up"
             )
 
     def _evaluate(self) -> float | None:

@@ -113,16 +113,34 @@ def test_a_step_that_is_not_finite_is_skipped(config, monkeypatch):
     said = []
     progress = train(made, show=said.append).progress
     assert (progress.step, progress.skipped, progress.skipped_in_a_row) == (4, 2, 0)
-    assert "step 2: the loss or the gradient is not finite: skipped" in said
+    assert "step 2: skipped: the loss or the gradient is not finite" in said
     assert [row["skipped"] for row in rows(made)] == ["False", "True", "True", "False"]
     after = [weights(made, step) for step in (1, 2, 3, 4)]
     assert same(after[0], after[1]) and same(after[0], after[2]) and not same(after[0], after[3])
 
 
+def test_a_spike_is_skipped_also_after_a_resume(config, monkeypatch):
+    """The third step's loss is ten times as large; what it is compared with is in the checkpoint."""
+    monkeypatch.setattr("llama_fast.train.loop.RECENT", 2)
+    forward, calls = TrainedDecoder.forward, []
+
+    def spiking(model, *arguments, **options):
+        calls.append(torch.is_grad_enabled())
+        return forward(model, *arguments, **options) * (10.0 if 8 < sum(calls) <= 12 else 1.0)
+
+    monkeypatch.setattr(TrainedDecoder, "forward", spiking)
+    made, said = config("run.spike_factor=2", "schedule.steps=2", "run.evaluate_every=0"), []
+    train(made, show=said.append)
+    progress = train(longer(made, 4), show=said.append).progress
+    assert (progress.skipped, [row["skipped"] for row in rows(made)][2]) == (1, "True")
+    (line,) = (line for line in said if "skipped:" in line)
+    assert line.startswith("step 3: skipped: the loss of 49.5") and line.endswith("the median of 2 steps")
+
+
 def test_ten_in_a_row_end_the_run_and_leave_the_last_good_checkpoint(config, monkeypatch):
     Nan(monkeypatch, set(range(8, 100)))
     made = config("schedule.steps=30", "run.save_every=2", "run.evaluate_every=0")
-    with pytest.raises(Diverged, match="for 10 steps up to step 12"):
+    with pytest.raises(Diverged, match="10 steps in a row were skipped, up to step 12"):
         train(made, show=quiet)
     assert all(torch.isfinite(weight).all() for weight in weights(made).values())
 
