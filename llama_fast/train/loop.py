@@ -252,7 +252,8 @@ class _Run:
         self.show(
             f"step {metrics.step}/{self.config.schedule.steps}  loss {sum(losses) / len(losses):.4f}  "
             f"norm {metrics.gradient_norm:.3g}  lr {metrics.learning_rate:.2e}  {metrics.tokens / each:,.0f} tokens/s  "
-            f"{duration(left, 2)} left" + (f"  {self.progress.skipped} skipped" if self.progress.skipped else "")
+            + (f"{duration(left, 2)} left" if left else "done")
+            + (f"  {self.progress.skipped} skipped" if self.progress.skipped else "")
         )
 
 
