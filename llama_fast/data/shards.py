@@ -93,6 +93,10 @@ class Shards(Sequence[Tokens]):
     def __len__(self) -> int:
         return self._documents[-1]
 
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many tokens each document has, (documents,)."""
+        return np.concatenate([np.diff(ends, prepend=np.uint64(0)) for ends in self._ends]).astype(np.int64)
+
     @overload
     def __getitem__(self, i: int) -> Tokens: ...
     @overload

@@ -1,0 +1,273 @@
+"""The decoder as it is trained: parameters under Hugging Face's names, q, k, v and gate, up apart, over packed rows of tokens.
+
+    x = embed_tokens[ids]
+    for each layer:   h = o_proj(attention(rope(q_proj(norm(x)), k_proj(norm(x))), v_proj(norm(x))))
+                      n, x = norm(h + x), h + x
+                      x = x + down_proj(silu(gate_proj(n)) * up_proj(n))
+    loss = cross_entropy(norm(x) @ lm_head, labels)
+
+What a checkpoint holds does not depend on how the matrices are stored elsewhere, heads can be cut, and adapters find the names they know.
+Parameters are float32, and each layer casts them to the dtype it computes in where it uses them: so every gradient is summed in
+float32, also that of an embedding which is the head too.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from .. import ops
+from ..decoder.checkpoint import find, load
+from ..decoder.checkpoint_layout import huggingface_slots
+from ..decoder.config import DecoderConfig
+from ..decoder.model import Decoder, Embedding
+from ..decoder.rotary import RotaryTable
+
+Recompute = Literal["none", "selective", "full"]
+"""What a layer computes again in its backward pass: nothing; all but products and attention; all from its input on."""
+
+_KEPT = (torch.ops.llama_fast.linear.default, torch.ops.llama_fast.attention.default)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences side by side in one row of tokens; none sees another.
+
+    Attributes:
+        ids: (tokens,) int64.
+        positions: (tokens,) int64, of each token in its own sequence.
+        lengths: (tokens,) int64, of that sequence.
+        cu_seqlens: (sequences + 1,) int32: where sequences begin, and the last one ends.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    lengths: Tensor
+    cu_seqlens: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, lengths: Sequence[int]) -> "Packed":
+        """From the tokens and how many each sequence has, at least one each."""
+        counts = torch.tensor(lengths)
+        starts = torch.tensor([0, *accumulate(lengths)])
+        positions = torch.arange(len(ids)) - starts[:-1].repeat_interleave(counts)
+        made = (positions, counts.repeat_interleave(counts), starts.int())
+        return cls(ids, *(tensor.to(ids.device) for tensor in made))
+
+
+class Linear(nn.Module):
+    """A product with a weight (out_features, in_features) that is cast to the dtype of what it multiplies."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y: Tensor = ops.linear(x, self.weight.to(x.dtype), bias, residual=residual)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm over the last dimension; with `residual` of the sum, which is returned too."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        return ops.rms_norm(x, self.weight.to(x.dtype), self.eps, residual=residual)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention within each packed sequence."""
+
+    def __init__(self, config: DecoderConfig, window: int | None) -> None:
+        super().__init__()
+        self.head_dim, self.window = config.head_dim, window
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = Linear(config.hidden_size, q, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias)
+        self.o_proj = Linear(q, config.hidden_size, bias=config.output_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.head_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.head_norm else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """(tokens, hidden) of normalised x (tokens, hidden)."""
+        q, k, v = (
+            project(x).view(len(x), -1, self.head_dim).transpose(0, 1)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = ops.rope(q[None], k[None], cos[None], sin[None])
+        attended = ops.attention(q[0], k[0], v, window=self.window, cu_seqlens_q=cu_seqlens)
+        y: Tensor = self.o_proj(attended.transpose(0, 1).reshape(len(x), -1))
+        return y
+
+
+class MLP(nn.Module):
+    """SwiGLU, and the sum with the residual in the epilogue of its last product."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(hidden, inner, bias=config.mlp_bias)
+        self.up_proj = Linear(hidden, inner, bias=config.mlp_bias)
+        self.down_proj = Linear(inner, hidden, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        y: Tensor = self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)), residual)
+        return y
+
+
+class Layer(nn.Module):
+    """One decoder layer."""
+
+    def __init__(self, config: DecoderConfig, window: int | None) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config, window)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, cu_seqlens)
+        normed, x = self.post_attention_layernorm(attended, x)
+        y: Tensor = self.mlp(normed, x)
+        return y
+
+
+class Backbone(nn.Module):
+    """Embedding, layers and last norm: what Hugging Face's names call `model`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, window) for window in config.windows)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+
+class TrainedDecoder(nn.Module):
+    """A decoder to train, with uninitialised float32 parameters: see `initialise` and `fill`.
+
+    Args:
+        config: of a family whose files keep q, k, v and gate, up apart.
+        dtype: what it computes in, float32 or bfloat16.
+        recompute: what layers compute again in the backward pass instead of keeping it.
+
+    Raises:
+        ValueError: the family is Phi-3 or StableLM.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, *, dtype: torch.dtype = torch.float32, recompute: Recompute = "none"
+    ) -> None:
+        super().__init__()
+        if config.model_type == "phi3" or config.layer_norm:
+            raise ValueError(
+                f"models of the family {config.model_type} are not trained here: LLaMA, Mistral and Qwen are"
+            )
+        self.config, self.dtype, self.recompute = config, dtype, recompute
+        self.model = Backbone(config)
+        self.lm_head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self._rotary = RotaryTable(config)
+
+    def forward(self, packed: Packed, labels: Tensor, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
+        """The sum of the losses of all labels (tokens,) int64 that are not -100: nats, a float32 scalar."""
+        return ops.linear_cross_entropy(
+            self.hidden(packed), self.head_weight, labels,
+            label_smoothing=label_smoothing, z_loss=z_loss, reduction="sum",
+        )  # fmt: skip
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """The normalised hidden states (tokens, hidden), of the dtype it computes in."""
+        x = self.model.embed_tokens(packed.ids).to(self.dtype)
+        cos, sin = self._rotary.rows(packed.positions, packed.lengths)
+        for layer in self.model.layers:
+            x = self._layer(layer, x, cos, sin, packed.cu_seqlens)
+        normed: Tensor = self.model.norm(x)
+        return normed
+
+    def _layer(self, layer: nn.Module, *arguments: Tensor) -> Tensor:
+        if self.recompute == "none" or not torch.is_grad_enabled():
+            y: Tensor = layer(*arguments)
+            return y
+        options: dict[str, Any] = {}
+        if self.recompute == "selective":
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+        y = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
+        return y
+
+    def logits(self, packed: Packed) -> Tensor:
+        """(tokens, vocab)."""
+        return ops.linear(self.hidden(packed), self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(vocab, hidden), of the dtype it computes in."""
+        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return weight.to(self.dtype)
+
+    @torch.no_grad()
+    def initialise(
+        self, *, seed: int, std: float = 0.02, embedding_std: float | None = None, last_norm: float = 1.0
+    ) -> None:
+        """Random weights, each a function of the seed and its name alone: the same in every process, in any order.
+
+        Matrices are normal with `std`; those whose product is added to the residual get std / sqrt(2 layers), so that the sum of
+        all layers starts no larger than one of them (GPT-2). Norms are one, biases zero.
+        """
+        into_residual = std / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(last_norm if name == "model.norm.weight" else 1.0)
+            else:
+                scale = into_residual if name.endswith(("o_proj.weight", "down_proj.weight")) else std
+                if name == "model.embed_tokens.weight" and embedding_std is not None:
+                    scale = embedding_std
+                parameter.copy_(torch.randn(parameter.shape, generator=_generator(seed, name)) * scale)
+
+    @torch.no_grad()
+    def fill(self, decoder: Decoder) -> None:
+        """Takes the weights of a decoder of the same config."""
+        for name, slot in huggingface_slots(self.config).items():
+            self.get_parameter(name).copy_(slot.of(decoder))
+
+    @torch.no_grad()
+    def as_decoder(self) -> Decoder:
+        """The decoder that generates, with a copy of these weights in float32."""
+        decoder = Decoder(self.config, device=self.model.norm.weight.device)
+        for name, slot in huggingface_slots(self.config).items():
+            slot.fill(decoder, self.get_parameter(name))
+        return decoder
+
+
+def load_trained(path_or_id: str | Path, *, dtype: torch.dtype, recompute: Recompute = "none") -> TrainedDecoder:
+    """The model of a folder, a .gguf file or the hub's name, to train further. Raises ValueError as `decoder.checkpoint.find` does."""
+    decoder = load(find(path_or_id), device="cpu", dtype=torch.float32)
+    model = TrainedDecoder(decoder.config, dtype=dtype, recompute=recompute)
+    model.fill(decoder)
+    return model
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _policy(context: Any, op: Callable[..., Any], *arguments: Any, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
