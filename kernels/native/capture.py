@@ -27,7 +27,9 @@ ALLOCATIONS = {
 
 _Result = TypeVar("_Result")
 
-_allocated: ContextVar[set[int]] = ContextVar("allocated")  # where memory was allocated since `record` began
+_allocated: ContextVar[set[int] | None] = ContextVar(
+    "allocated", default=None
+)  # where memory was allocated since `record` began
 
 
 class NotRecordableError(RuntimeError):
@@ -41,8 +43,8 @@ class OnlyLaunches(LightDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.namespace != "llama_fast" and func not in ALLOCATIONS and not _is_view(func, args, result):
             raise NotRecordableError(f"{func} is not a Triton kernel: a replay would leave it out")
-        if func in ALLOCATIONS:
-            _allocated.get().add(_memory(result))
+        if func in ALLOCATIONS and (allocated := _allocated.get()) is not None:
+            allocated.add(_memory(result))
         return result
 
 

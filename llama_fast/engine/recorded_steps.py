@@ -133,6 +133,7 @@ class RecordedSteps(Generic[_Output]):
         self.use(None)
         self.refused: dict[Hashable, str] = {}  # why a step runs op by op
         self.last: tuple[Recorded[_Output], Any] | None = None  # what was replayed last: the profiler runs it again
+        self.replays = 0
 
     def replay(self, chunks: Sequence[Chunk], needs: Hashable) -> _Output | None:
         """The step of `chunks`, of one token each; None where it cannot be recorded. The output is lost at the next replay."""
@@ -158,6 +159,7 @@ class RecordedSteps(Generic[_Output]):
         recorded.write(chunks)
         self._phase("inputs")
         recorded.recording.replay()
+        self.replays += 1
         return recorded.output
 
     def use(self, variant: Hashable) -> None:

@@ -191,8 +191,9 @@ def test_rows_decode_together_at_a_context(tmp_path):
     llm = LLM(save(make(), tmp_path), dtype="float32", device="cpu", step_tokens=32, progress=False)
     subject = open_subject(llm, against=(), dtype="auto", device="auto", sizes=sizes)
     assert [text for text in subject.warnings if "batch 2: the prompts take 2 steps" in text]
-    steps, launch = [], llm._core._launch
+    steps, launch, again = [], llm._core._launch, llm._core.runner.again
     llm._core._launch = lambda chunks: (steps.append(len(chunks)), launch(chunks))[1]
+    llm._core.runner.again = lambda chunks: (steps.append(len(chunks)), again(chunks))[1]
     found = _steps_at(subject, 40)
     assert len(found["llama-fast"].samples) == 3 * 8
     assert steps[-9 * 3 :] == [2] * 9 * 3

@@ -45,6 +45,7 @@ class Replays:
         self._known: dict[int, tuple[Replay, list[Event], list[Op]]] = {}  # by recording, with its launches by op
         self._seen: list[Replay] = []
         self._phase_ended = 0.0
+        self._replays = 0  # of the runner, as far as they were looked at
 
     def generate(self, prompts: Tensor, new_tokens: int) -> tuple[Generation | None, list[list[Replay]]]:
         """What is replayed for each token, after prompts that are known from before. A recording is timed from the second replay that is
@@ -100,8 +101,8 @@ class Replays:
         steps = None if self._runner is None else self._runner.steps
         if steps is None:
             return None
-        last, steps.last = steps.last, None
-        return last
+        seen, self._replays = self._replays, steps.replays
+        return steps.last if steps.replays > seen else None
 
     def _by_ops(self, replay: Replay) -> tuple[list[Event], list[Op]]:
         """The launches of a step by op, and the ops: on the inputs of its last replay, whose results it writes once more."""

@@ -55,8 +55,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     write_json(tmp_path / "record.json", record())
     whole = Path.write_text
 
-    def until_the_disk_is_full(path: Path, text: str) -> int:
-        whole(path, text[: len(text) // 2])
+    def until_the_disk_is_full(path: Path, text: str, **options: str) -> int:
+        whole(path, text[: len(text) // 2], **options)
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "write_text", until_the_disk_is_full)

@@ -1,5 +1,6 @@
 """Changes of text: what machines broke is mended, what people wrote stays."""
 
+import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -126,4 +127,9 @@ def test_words_of_scripts_with_and_without_spaces():
     assert separates_words("an English text with 漢字 in it") and not separates_words(
         "日本語で書かれた長い文 with ASCII"
     )
-    assert "spacy" not in sys.modules and "nltk" not in sys.modules
+
+
+def test_words_need_neither_spacy_nor_nltk():
+    """In a process of its own: other tests import them."""
+    code = "from llama_fast.data.steps.words import WORDS; import sys; WORDS.word_tokenize('a b'); print({'spacy', 'nltk'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
