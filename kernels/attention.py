@@ -105,23 +105,13 @@ def attention_kernel(
     mask_stride_b, mask_stride_h, mask_stride_m, mask_stride_n,
     HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION, scale, softcap, window,
     CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED_BLOCK: tl.constexpr, IN_SHARES: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED_BLOCK: tl.constexpr, IN_SHARES: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
     i_b, i_h, i_lo, q_hi, k_lo, k_hi = tile_of_queries(
-        p_key_start,
-        p_key_end,
-        p_cu_q,
-        p_cu_k,
-        HEADS,
-        SEQ_Q,
-        SEQ_K,
-        SEQUENCES,
-        TILES,
-        PAIRS,
-        SECTION,
-        IN_SHARES,
-        BLOCK_M,
-    )
+        p_key_start, p_key_end, p_cu_q, p_cu_k, HEADS, SEQ_Q, SEQ_K, SEQUENCES, TILES, PAIRS, SECTION,
+        IN_SHARES, BLOCK_M,
+    )  # fmt: skip
     if i_lo >= q_hi:
         return
     shift = k_hi - q_hi

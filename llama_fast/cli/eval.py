@@ -35,7 +35,9 @@ def run(
     model: Annotated[str, typer.Argument(help="A folder, a .gguf file, a hub id, smollm2, or embedded.")],
     tasks: Annotated[
         list[str] | None,
-        typer.Argument(help="stories, questions, summaries; a text, .jsonl or .toml file.", show_default=False),
+        typer.Argument(
+            help="stories, questions, summaries; a text, .jsonl or .toml file; a folder of shards.", show_default=False
+        ),
     ] = None,
     lm_eval: Annotated[
         str | None, typer.Option(help="Comma-separated: tasks of lm-eval, or .yaml files that describe some.")
