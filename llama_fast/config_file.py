@@ -31,6 +31,8 @@ def read_config(path: str | Path, kind: type[T], settings: Sequence[str] = ()) -
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML: {error}") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist: it must be a configuration in TOML") from None
     for setting in settings:
         _apply(table, setting)
     try:

@@ -104,3 +104,8 @@ def test_wrong_settings_are_named(read, setting, message):
     with pytest.raises(ConfigError) as error:
         read('out = "x"\n[[parts]]\nname = "a"', setting)
     assert message in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.toml does not exist: it must be a configuration in TOML"):
+        read_config(tmp_path / "none.toml", Outer)
