@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -163,7 +164,15 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.fixture
+def fresh_accelerate():
+    """Its state is the process's, and refuses another precision than the first: lm-eval's own model sets one too."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_compiler", "fresh_accelerate")
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("keep", [prepared, compiled, with_compiled_layers, hooked, kept])
 def test_unfuse_after_others_kept_a_forward(keep, mode, ids, device):
