@@ -20,22 +20,22 @@ logits.
 Label smoothing: Szegedy et al., 2015 (arXiv:1512.00567). z-loss: Chowdhery et al., PaLM, 2022 (arXiv:2204.02311).
 """
 
-import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .activation import tanh
 from .cpu import runs_natively
+from .cross_entropy_pytorch import gradient_pytorch, losses_pytorch
 from .launch import INTERPRETED, Gpu, LaunchPlan, as_rows, cdiv, gpu_of, next_power_of_2
 from .library import below_autograd, call, register, register_autograd
+from .objective import Objective, require_labels, require_loss_arguments
 from .rows import accumulation_dtype
 from .triton_compat import tl, triton
-from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
+from .validate import require_floating, require_kernel_dtype
 
 TILE = 4096
 """Elements of a program's tile: 16 a thread with 8 warps, two 16-byte loads in bf16."""
@@ -148,19 +148,6 @@ def cross_entropy_backward_kernel(
     tl.store(p_dlogits + o_m * dlogits_stride + o_v, tl.where(counts, b_dz, 0.0), mask=(o_m < M) & (o_v < V))
 
 
-class Objective(NamedTuple):
-    """What a token's loss is made of."""
-
-    ignore_index: int
-    label_smoothing: float
-    z_loss: float
-    softcap: float | None
-
-    def arguments(self) -> dict[str, Any]:
-        """As the kernels take them: without smoothing, None leaves its work out."""
-        return self._asdict() | dict(label_smoothing=self.label_smoothing or None)
-
-
 def plan_cross_entropy(
     logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, objective: Objective, *, gpu: Gpu
 ) -> LaunchPlan:
@@ -237,20 +224,6 @@ def losses_kernel(logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, o
     plan_cross_entropy(logits, labels, losses, lse, objective, gpu=gpu_of(logits.device)).launch()
 
 
-def losses_pytorch(logits: Tensor, labels: Tensor, losses: Tensor, lse: Tensor, objective: Objective) -> None:
-    """The same with PyTorch's ops."""
-    ignore_index, smoothing, z_loss, softcap = objective
-    z = _capped(logits, softcap)
-    log_p = torch.log_softmax(z, -1)
-    loss = F.nll_loss(log_p, labels, ignore_index=ignore_index, reduction="none")
-    lse[:, 0], lse[:, 1] = z.amax(-1), -log_p.amax(-1)
-    if smoothing:
-        loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1)
-    if z_loss:
-        loss += z_loss * lse.sum(-1).square()
-    losses.copy_(loss.masked_fill_(labels == ignore_index, 0.0))
-
-
 def gradient_kernel(
     logits: Tensor, labels: Tensor, lse: Tensor, dlogits: Tensor, objective: Objective, *,
     dloss: Tensor | None, count: Tensor | None,
@@ -259,52 +232,8 @@ def gradient_kernel(
     plan_cross_entropy_backward(logits, labels, lse, dlogits, objective, dloss=dloss, count=count).launch()
 
 
-def gradient_pytorch(
-    logits: Tensor, labels: Tensor, lse: Tensor, dlogits: Tensor, objective: Objective, *,
-    dloss: Tensor | None, count: Tensor | None,
-) -> None:  # fmt: skip
-    """The same with PyTorch's ops."""
-    ignore_index, smoothing, z_loss, softcap = objective
-    counts = labels != ignore_index
-    g = counts.to(lse.dtype)
-    if dloss is not None:
-        g *= dloss
-    if count is not None:
-        g = torch.where(counts, g / count, 0.0)
-    z = _capped(logits, softcap)
-    dz = torch.softmax(z, -1)
-    if z_loss:
-        dz *= 1 + 2 * z_loss * lse.sum(-1, keepdim=True)
-    if smoothing:
-        dz -= smoothing / logits.shape[-1]
-    label = torch.where(counts, labels, 0).unsqueeze(-1)
-    dz.scatter_add_(-1, label, torch.full_like(label, smoothing - 1.0, dtype=dz.dtype))
-    if softcap is not None:
-        dz *= 1 - (z / softcap).square()
-    torch.mul(dz, g.unsqueeze(-1), out=dlogits)
-    if not counts.all():
-        dlogits[~counts] = 0.0  # also where the logits are NaN
-
-
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
-    z = logits.to(accumulation_dtype(logits))
-    return z if softcap is None else softcap * torch.tanh(z / softcap)
-
-
 def _require_labels(logits: Tensor, labels: Tensor, ignore_index: int, *_: Any) -> None:
     require_labels(labels, logits.shape[-1], ignore_index)
-
-
-def require_labels(labels: Tensor, vocab: int, ignore_index: int) -> None:
-    """Labels on the CPU must be classes, or `ignore_index`."""
-    if not labels.numel():
-        return
-    lowest, highest = labels.aminmax()
-    if lowest.item() >= 0 and highest.item() < vocab:
-        return
-    wrong = labels[((labels < 0) | (labels >= vocab)) & (labels != ignore_index)]
-    if wrong.numel():
-        raise ValueError(f"labels must lie in [0, {vocab}) or be ignore_index, {ignore_index}, got {wrong[0].item()}")
 
 
 def _forward(
@@ -444,26 +373,3 @@ def cross_entropy(
         raise ValueError(f"logits must have shape (..., vocab) with at least one class, got {tuple(logits.shape)}")
     require_loss_arguments("logits", logits, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)
     return call(cross_entropy_op, logits, labels, ignore_index, label_smoothing, z_loss, softcap, reduction)[0]
-
-
-def require_loss_arguments(
-    name: str, tokens: Tensor, labels: Tensor, ignore_index: int, label_smoothing: float, z_loss: float,
-    softcap: float | None, reduction: str,
-) -> None:  # fmt: skip
-    """What the two cross entropies ask of their common arguments; `tokens`, called `name`, has a row for each label."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}")
-    require_same_device(**{name: tokens}, labels=labels)
-    require_shape("labels", labels, tokens.shape[:-1])
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-    if not 0.0 <= z_loss < math.inf:
-        raise ValueError(f"z_loss must be at least 0 and finite, got {z_loss}")
-    if softcap is not None and not 0.0 < softcap < math.inf:
-        raise ValueError(f"softcap must be positive and finite, or None, got {softcap}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")

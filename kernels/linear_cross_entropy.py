@@ -35,21 +35,18 @@ from torch.autograd.function import once_differentiable
 from . import flops
 from .cpu import multiplies, runs_natively
 from .cross_entropy import (
-    Objective,
     gradient_kernel,
-    gradient_pytorch,
     losses_kernel,
-    losses_pytorch,
     plan_cross_entropy,
     plan_cross_entropy_backward,
     reduce_losses,
-    require_labels,
-    require_loss_arguments,
 )
+from .cross_entropy_pytorch import gradient_pytorch, losses_pytorch
 from .launch import INTERPRETED, Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, call, register, register_autocast, register_autograd
 from .linear import require_dtype
 from .matmul import multiply, plan_linear
+from .objective import Objective, require_labels, require_loss_arguments
 from .rows import accumulation_dtype
 from .validate import (
     require_floating,
@@ -84,7 +81,7 @@ def _chunks(tokens: int, limit: int) -> Iterator[slice]:
 def plan_add_weight_gradient(
     dlogits: Tensor, hidden: Tensor, dweight: Tensor, *, first: bool, tf32: bool = False, gpu: Gpu
 ) -> list[LaunchPlan]:
-    """dweight (V, H), float32, += dlogits^T @ hidden, or = in the `first` chunk."""
+    """dweight (V, H) += dlogits^T @ hidden, or = in the `first` chunk. float32, but for a chunk that is alone."""
     residual = None if first else dweight
     return plan_linear(dlogits.t(), hidden.t(), None, residual, dweight, allow_tf32=tf32, gpu=gpu)
 

@@ -9,9 +9,7 @@ u is number `produced` of the stream of the row's seed (SplitMix64). Weights are
 top-p may fall to the other side where a sum is within 2^-22 of it. NaN or +inf among a row's scores makes it greedy, and the first NaN is
 the largest.
 
-Nothing is sorted. A border is a score: `_border` bisects between two of them over the integers that are ordered as floats are, and after
-each round both ends move to scores that are there, so that ties end it like distinct scores do. A row is cut into tiles, and a
-round reads only those tiles whose largest score lies above its middle: few, for a border near the top of the row.
+Nothing is sorted (`sampling_draw.py`).
 
 Two launches: `scores_kernel`, whose programs own a few tiles of a row, writes s and the largest of each tile; `token_kernel`, a program a
 row, does the rest. Short rows take the second alone. Greedy rows read the logits once and write a number a tile; others also write and
@@ -30,53 +28,14 @@ from torch import Tensor
 from . import sampling_pytorch
 from .launch import Gpu, LaunchPlan, as_rows, cdiv, gpu_of, next_power_of_2
 from .library import call, register
-from .sampling_pytorch import (
-    FREQUENCY,
-    GOLDEN,
-    LOG_MIN_P,
-    MIN_TOKENS,
-    MULTIPLIERS,
-    NUMBERS,
-    PRESENCE,
-    PRODUCED,
-    REPETITION,
-    SEED,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    UNIT,
-    signed,
-)  # fmt: skip
+from .sampling_draw import LOWEST, draw, ordered, ordered_float, real
+from .sampling_pytorch import FREQUENCY, MIN_TOKENS, NUMBERS, PRESENCE, PRODUCED, REPETITION, TEMPERATURE
 from .triton_compat import tl, triton
 from .validate import require_floating, require_kernel_dtype, require_same_device, require_shape
 
-_NUMBERS = tl.constexpr(NUMBERS)
-_TEMPERATURE, _TOP_P, _LOG_MIN_P = tl.constexpr(TEMPERATURE), tl.constexpr(TOP_P), tl.constexpr(LOG_MIN_P)
-_REPETITION, _PRESENCE, _FREQUENCY = tl.constexpr(REPETITION), tl.constexpr(PRESENCE), tl.constexpr(FREQUENCY)
-_SEED, _PRODUCED, _TOP_K, _MIN_TOKENS = (tl.constexpr(i) for i in (SEED, PRODUCED, TOP_K, MIN_TOKENS))
-_UNIT = tl.constexpr(UNIT)
-_NO_WEIGHT = tl.constexpr(28.0)  # so far below the largest score 2^40 exp(s - max(s)) is less than one
-_LOWEST = tl.constexpr(0x7F800000 ^ -1)  # -inf, ordered
-_GOLDEN = tl.constexpr(signed(GOLDEN))
-_FIRST_MULTIPLIER, _SECOND_MULTIPLIER = (tl.constexpr(signed(multiplier)) for multiplier in MULTIPLIERS)
-
-
-@triton.jit
-def _real(p_row, i: tl.constexpr):
-    return tl.load(p_row + i).to(tl.float64, bitcast=True)
-
-
-@triton.jit
-def _ordered(b_s):
-    """Floats as integers in the same order; NaN is the largest, and both zeros are one."""
-    b_bits = (b_s + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(b_s == b_s, tl.where(b_bits < 0, b_bits ^ 0x7FFFFFFF, b_bits), 0x7FFFFFFF)
-
-
-@triton.jit
-def _float(b_x):
-    """The float that `_ordered` made an integer."""
-    return tl.where(b_x < 0, b_x ^ 0x7FFFFFFF, b_x).to(tl.float32, bitcast=True)
+_NUMBERS, _TEMPERATURE, _REPETITION, _PRESENCE, _FREQUENCY, _PRODUCED, _MIN_TOKENS = (
+    tl.constexpr(i) for i in (NUMBERS, TEMPERATURE, REPETITION, PRESENCE, FREQUENCY, PRODUCED, MIN_TOKENS)
+)
 
 
 @triton.jit
@@ -99,18 +58,18 @@ def _scores(
     if p_counts is not None:
         b_counts = tl.load(p_counts + first + o_v, mask=mask, other=0)
         seen = (b_counts > 0) | (tl.load(p_in_prompt + first + o_v, mask=mask, other=0) != 0)
-        repetition = _real(p_row, _REPETITION).to(tl.float32)
+        repetition = real(p_row, _REPETITION).to(tl.float32)
         b_repeated = tl.where(b_s < 0, b_s * repetition, tl.div_rn(b_s, repetition + tl.zeros([TILE], tl.float32)))
-        b_s = tl.where(seen, b_repeated, b_s) - _real(p_row, _FREQUENCY).to(tl.float32) * b_counts.to(tl.float32)
-        b_s -= _real(p_row, _PRESENCE).to(tl.float32) * (b_counts > 0).to(tl.float32)
+        b_s = tl.where(seen, b_repeated, b_s) - real(p_row, _FREQUENCY).to(tl.float32) * b_counts.to(tl.float32)
+        b_s -= real(p_row, _PRESENCE).to(tl.float32) * (b_counts > 0).to(tl.float32)
     if p_ending is not None:
         early = tl.load(p_row + _PRODUCED) < tl.load(p_row + _MIN_TOKENS)
         b_s = tl.where(early & (tl.load(p_ending + first + o_v, mask=mask, other=0) != 0), float("-inf"), b_s)
     if RANDOM:
-        temperature = _real(p_row, _TEMPERATURE)
+        temperature = real(p_row, _TEMPERATURE)
         temperature = tl.where(temperature > 0, temperature, 1.0).to(tl.float32)
         b_s = tl.div_rn(b_s, temperature + tl.zeros([TILE], tl.float32))
-    return _ordered(b_s)
+    return ordered(b_s)
 
 
 @triton.jit
@@ -140,142 +99,8 @@ def scores_kernel(
     first = tl.program_id(0) * TILES
     for i_tile in range(first, tl.minimum(first + TILES, T)):
         _write_tile(
-            p_logits,
-            p_row,
-            p_bias,
-            p_in_prompt,
-            p_counts,
-            p_ending,
-            p_scores,
-            p_largest + i * BLOCK_T,
-            row * V,
-            i_tile,
-            V,
-            TILE,
-        )
-
-
-@triton.jit
-def _weight(b_s, highest):
-    """w of ordered scores, below the float `highest`."""
-    return tl.floor(tl.exp(_float(b_s) - highest) * _UNIT)
-
-
-@triton.jit
-def _sum(b_w):
-    """The sum of a tile's weights, which is exact in float64: at most 2^12 of at most 2^40."""
-    return tl.sum(b_w.to(tl.float64)).to(tl.int64)
-
-
-@triton.jit
-def _border(p_scores, p_weights, p_largest, low, high, wanted, T, TILE: tl.constexpr):
-    """The smallest score that has less than `wanted` above it: tokens, or, with `p_weights`, weight.
-
-    It lies between `low` and the score `high`, which has.
-    """
-    o_t = tl.arange(0, TILE)
-    while low < high:
-        middle = (low & high) + ((low ^ high) >> 1)
-        above = tl.full([], 0, tl.int64)
-        next_above, next_below = high, low
-        for i_tile in range(T):
-            largest = tl.load(p_largest + i_tile)
-            if largest > middle:
-                b_s = tl.load(p_scores + i_tile * TILE + o_t)
-                b_above = b_s > middle
-                if p_weights is not None:
-                    above += _sum(tl.where(b_above, tl.load(p_weights + i_tile * TILE + o_t), 0.0))
-                else:
-                    above += tl.sum(b_above.to(tl.int32))
-                next_above = tl.minimum(next_above, tl.min(tl.where(b_above, b_s, high), 0))
-                next_below = tl.maximum(next_below, tl.max(tl.where(b_above, low, b_s), 0))
-            else:
-                next_below = tl.maximum(next_below, largest)
-        enough = above.to(tl.float64) < wanted
-        high = tl.where(enough, next_below, high)
-        low = tl.where(enough, low, next_above)
-    return high
-
-
-@triton.jit
-def _mix(x):
-    """SplitMix64's finalizer; masks make its shifts those of unsigned numbers."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _FIRST_MULTIPLIER
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _SECOND_MULTIPLIER
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
-
-
-@triton.jit
-def _uniform(seed, index):
-    bits = _mix(_mix(seed) + (index + 1) * _GOLDEN)
-    return ((bits >> 11) & 0x1FFFFFFFFFFFFF).to(tl.float64) * 1.1102230246251565e-16  # 2^-53
-
-
-@triton.jit
-def _drawn(
-    p_row, p_scores, p_weights, p_largest, p_mass, i_largest, largest, V, T,
-    LIMITED: tl.constexpr, MIN_P: tl.constexpr, TILE: tl.constexpr, BLOCK_T: tl.constexpr,
-):  # fmt: skip
-    """A token of a row whose largest score is finite; `p_mass` gets the weight of each tile."""
-    o_t = tl.arange(0, TILE)
-    highest = _float(largest)
-    kept = tl.full([], _LOWEST, tl.int32)
-    if LIMITED:
-        top_k = tl.load(p_row + _TOP_K)
-        if top_k < V:
-            # as many tokens as tiles that have a larger one lie above this
-            wanted = top_k.to(tl.float64)
-            kept = _border(p_largest, None, p_largest + i_largest, kept, largest, wanted, 1, BLOCK_T)
-            kept = _border(p_scores, None, p_largest, kept, largest, wanted, T, TILE)
-
-    total, count = tl.full([], 0, tl.int64), tl.full([], 0, tl.int64)  # of what top-k keeps
-    for i_tile in range(T):
-        mass = tl.full([], 0, tl.int64)
-        if tl.load(p_largest + i_tile) >= kept:
-            b_s = tl.load(p_scores + i_tile * TILE + o_t)
-            b_w = tl.where(b_s >= kept, _weight(b_s, highest), 0.0)
-            tl.store(p_weights + i_tile * TILE + o_t, b_w)
-            mass = _sum(b_w)
-            if LIMITED:
-                count += tl.sum((b_s >= kept).to(tl.int32))
-        total += mass
-        tl.store(p_mass + i_tile, mass)
-    tl.debug_barrier()
-
-    border = kept
-    if LIMITED:
-        top_p = _real(p_row, _TOP_P)
-        if top_p < 1:
-            # of ties at the border of top-k only so many count as there is room for, as if sorted; without top-k it is -inf
-            within_k = total - (count - top_k) * _weight(kept, highest).to(tl.int64)
-            lowest = tl.maximum(kept, _ordered(highest - _NO_WEIGHT))
-            border = _border(p_scores, p_weights, p_largest, lowest, largest, top_p * within_k.to(tl.float64), T, TILE)
-    if MIN_P:
-        border = tl.maximum(border, _ordered(highest + _real(p_row, _LOG_MIN_P).to(tl.float32)))
-    if border > kept:
-        total = tl.full([], 0, tl.int64)
-        for i_tile in range(T):
-            mass = tl.full([], 0, tl.int64)
-            if tl.load(p_largest + i_tile) >= border:
-                b_s = tl.load(p_scores + i_tile * TILE + o_t)
-                mass = _sum(tl.where(b_s >= border, tl.load(p_weights + i_tile * TILE + o_t), 0.0))
-            total += mass
-            tl.store(p_mass + i_tile, mass)
-        tl.debug_barrier()
-
-    # less than the total: a product by at most 1 - 2^-53 never rounds up to it
-    u = _uniform(tl.load(p_row + _SEED), tl.load(p_row + _PRODUCED))
-    target = (u * total.to(tl.float64)).to(tl.int64)
-    reached, before, i_drawn = tl.full([], 0, tl.int64), tl.full([], 0, tl.int64), tl.full([], 0, tl.int32)
-    for i_tile in range(T):
-        reached += tl.load(p_mass + i_tile)
-        passed = reached <= target
-        i_drawn += passed.to(tl.int32)
-        before = tl.where(passed, reached, before)
-    b_s = tl.load(p_scores + i_drawn * TILE + o_t)
-    b_w = tl.where(b_s >= border, tl.load(p_weights + i_drawn * TILE + o_t), 0.0)
-    b_reached = tl.cumsum(b_w.to(tl.float64), 0)
-    return i_drawn * TILE + tl.sum((b_reached <= (target - before).to(tl.float64)).to(tl.int32))
+            p_logits, p_row, p_bias, p_in_prompt, p_counts, p_ending, p_scores, p_largest + i * BLOCK_T, row * V, i_tile, V, TILE
+        )  # fmt: skip
 
 
 @triton.jit
@@ -301,7 +126,7 @@ def token_kernel(
         tl.debug_barrier()  # what a thread has written, others read
 
     o_t = tl.arange(0, BLOCK_T)
-    b_largest = tl.load(p_largest + o_t, mask=o_t < T, other=_LOWEST)
+    b_largest = tl.load(p_largest + o_t, mask=o_t < T, other=LOWEST)
     largest, i_tile = _first_largest(b_largest, BLOCK_T)
     if p_scores is not None:
         b_s = tl.load(p_scores + i_tile * TILE + tl.arange(0, TILE))
@@ -311,9 +136,9 @@ def token_kernel(
     token = i_tile * TILE + o_v
     if p_scores is not None:
         tl.store(p_largest + o_t, b_largest)  # beyond the tiles too, where a draw reads it
-        if (_real(p_row, _TEMPERATURE) > 0) & (tl.abs(_float(largest)) < float("inf")):
+        if (real(p_row, _TEMPERATURE) > 0) & (tl.abs(ordered_float(largest)) < float("inf")):
             tl.debug_barrier()
-            token = _drawn(
+            token = draw(
                 p_row, p_scores, p_weights, p_largest, p_mass, i_tile, largest, V, T, LIMITED, MIN_P, TILE, BLOCK_T
             )
 

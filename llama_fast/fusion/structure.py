@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import FusedAttention, FusedCausalLM, FusedDecoderLayer, FusedLayerNorm, FusedMLP, FusedRMSNorm, identity
+from .causal_lm import FusedCausalLM
+from .layers import FusedAttention, FusedDecoderLayer, FusedLayerNorm, FusedMLP, FusedRMSNorm, identity
 from .neighbours import (
     ACTIVATION_SETTINGS,
     ACTIVATIONS,

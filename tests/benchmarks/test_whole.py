@@ -18,7 +18,8 @@ from llama_fast.benchmarks.suite.record import Result
 from llama_fast.decoder.config import DecoderConfig
 from llama_fast.decoder.tokenizer import Tokenizer
 from llama_fast.engine.llm import EMBEDDED_MODEL
-from llama_fast.fusion.layers import FusedAttention, FusedCausalLM, FusedDecoderLayer, FusedMLP, FusedRMSNorm
+from llama_fast.fusion.causal_lm import FusedCausalLM
+from llama_fast.fusion.layers import FusedAttention, FusedDecoderLayer, FusedMLP, FusedRMSNorm
 from llama_fast.kernels.launch import INTERPRETED
 from llama_fast.profiler.measure.limits import Limits
 from llama_fast.profiler.measure.sides import EngineSide, Generation, sharing_weights

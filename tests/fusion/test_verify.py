@@ -12,7 +12,7 @@ from transformers import OlmoConfig, OlmoForCausalLM
 import llama_fast
 from llama_fast import ops
 from llama_fast.fusion import layers
-from llama_fast.fusion.layers import FusedCausalLM
+from llama_fast.fusion.causal_lm import FusedCausalLM
 from llama_fast.fusion.swap import Fused
 from tests.fusion.models import SIZES, generate, logits, make, random_ids
 from tests.parity import not_interpreted

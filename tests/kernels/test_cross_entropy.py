@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from llama_fast import ops
 from llama_fast.kernels import reference
 from llama_fast.kernels.cross_entropy import (
-    Objective,
     cross_entropy_backward_op,
     cross_entropy_op,
     plan_cross_entropy,
     plan_cross_entropy_backward,
 )
 from llama_fast.kernels.launch import gpu_of
+from llama_fast.kernels.objective import Objective
 from tests.parity import DTYPES, assert_parity, assert_same_bits, not_interpreted, not_on_cpu, on_cpu, triton_only
 
 REDUCTIONS = ["mean", "sum", "none"]

@@ -12,7 +12,7 @@ from llama_fast.kernels.native import codegen, inspection
 from llama_fast.kernels.native.front_end import Specialization
 from llama_fast.kernels.native.llvmlite_compat import has_llvmlite
 from llama_fast.kernels.native.machine import AVX2, AVX512, MACHINES, NEON
-from llama_fast.kernels.rms_norm import plan_rms_norm_backward
+from llama_fast.kernels.rms_norm_backward import plan_rms_norm_backward
 from tests.parity import compiles_kernels
 
 pytestmark = [compiles_kernels, pytest.mark.skipif(not has_llvmlite(), reason="llvmlite is not installed")]
