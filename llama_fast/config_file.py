@@ -33,6 +33,8 @@ def read_config(path: str | Path, kind: type[T], settings: Sequence[str] = ()) -
         raise ConfigError(f"{path} is no TOML: {error}") from None
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist: it must be a configuration in TOML") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path} is a folder, and must be a configuration in TOML") from None
     for setting in settings:
         _apply(table, setting)
     try:

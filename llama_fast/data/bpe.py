@@ -126,8 +126,17 @@ def copy_tokenizer(source: str | Path, folder: str | Path) -> Tokenizer:
     """Copies the tokenizer of a model's folder, or the `tokenizer.json` in it and what stands beside that, to `folder`.
 
     Raises:
-        ValueError: `source` has no `tokenizer.json`, or one that cannot be read.
+        ValueError: as `tokenizer_files`.
         OSError: `folder` cannot be written.
+    """
+    return _write(Path(folder), {file.name: file.read_bytes() for file in tokenizer_files(source)})
+
+
+def tokenizer_files(source: str | Path) -> list[Path]:
+    """What `copy_tokenizer` copies.
+
+    Raises:
+        ValueError: `source` has no `tokenizer.json`, or one that cannot be read.
     """
     source = Path(source)
     if source.name == TOKENIZER_FILE:
@@ -136,8 +145,8 @@ def copy_tokenizer(source: str | Path, folder: str | Path) -> Tokenizer:
         raise ValueError(f"{source} is a .gguf file: its tokenizer is used where it is, it has no files to copy")
     if not has_tokenizer(source):
         raise no_tokenizer(source)
-    Tokenizer(source)  # what is wrong with it is said before anything is written
-    return _write(Path(folder), {name: (source / name).read_bytes() for name in _FILES if (source / name).is_file()})
+    Tokenizer(source)  # says what is wrong with it
+    return [source / name for name in _FILES if (source / name).is_file()]
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -1,10 +1,16 @@
 """What `llama-fast data` is told: one TOML file. Every table and key is a field here, with its default."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Format = Literal["auto", "text", "markdown", "html", "jsonl", "csv", "parquet", "arrow"]
 Mask = Literal["email", "phone", "card"]
+
+
+def _require(is_right: bool, name: str, expected: str, value: Any) -> None:
+    if not is_right:
+        raise ValueError(f"{name} must be {expected}, and is {value!r}")
 
 
 @dataclass(frozen=True)
@@ -27,24 +33,26 @@ class Source:
     """The language the source is known to be in, as "en". A detector, where one is asked for, goes before it."""
     hold_out: tuple[str, ...] = ()
     """Files that no training may see, as patterns of their names: cleaned, and kept in a folder of their own."""
-    weight: float = 1.0
-    """This source's share of the tokens, relative to the other sources' weights. Used if any source has one."""
+    weight: float | None = None
+    """This source's share of the tokens, relative to the other sources' weights: 1 beside one that has a weight. If none has, all is taken."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.collection is None):
             raise ValueError(f"source {self.name!r} needs either a path or a collection")
-        if not self.weight > 0:
-            raise ValueError(f"weight must be above 0, and is {self.weight}; leave the source out instead")
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise ValueError(
+                f"weight must be a number above 0, and is {self.weight}; to use nothing of a source, leave it out"
+            )
 
 
 @dataclass(frozen=True)
 class Clean:
-    """Changes of text that remove no document, in this order."""
+    """Changes of text, in this order. Of documents only pages without text are removed."""
 
-    unicode: bool = True
-    """NFC, and what was decoded with the wrong encoding is repaired (ftfy)."""
     html: bool = True
     """Pages become their main text: by trafilatura where it is installed, else by leaving out tags, menus and scripts."""
+    unicode: bool = True
+    """NFC, and what was decoded with the wrong encoding is repaired (ftfy)."""
     boilerplate: bool = True
     """Lines of cookie banners, privacy notes and share buttons go."""
     repeated_lines: bool = True
@@ -99,6 +107,11 @@ class Filters:
     gopher_quality: GopherQuality = GopherQuality()
     gopher_repetition: GopherRepetition = GopherRepetition()
 
+    def __post_init__(self) -> None:
+        _require(self.min_chars <= self.max_chars, "min_chars", f"at most max_chars, {self.max_chars}", self.min_chars)
+        confidence = self.min_language_confidence
+        _require(0 <= confidence <= 1, "min_language_confidence", "from 0 to 1", confidence)
+
 
 @dataclass(frozen=True)
 class EvaluationSet:
@@ -119,6 +132,13 @@ class Decontaminate:
     """What sources hold out counts as an evaluation set too."""
     ngram: int = 13
 
+    def __post_init__(self) -> None:
+        _require(self.ngram >= 1, "ngram", "at least 1", self.ngram)
+        names = [each.name for each in self.against]
+        for name in names:  # it is that of a file, and of a reason for removing
+            _require(name not in ("", ".", "..") and "/" not in name, "against: a name", "one of a file", name)
+            _require(names.count(name) == 1, "against: a name", "of one evaluation set alone", name)
+
 
 @dataclass(frozen=True)
 class Dedup:
@@ -132,6 +152,10 @@ class Dedup:
     hashes: int = 8
     """Per bucket. Two documents with a share s of shingles in common are found with probability 1-(1-s^hashes)^buckets."""
 
+    def __post_init__(self) -> None:
+        for name in ("ngram", "buckets", "hashes"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -143,7 +167,11 @@ class Tokenizer:
     special_tokens: tuple[str, ...] = ()
     """Beside those of beginning and end."""
     chat_template: str | None = None
-    """A file with a Jinja template, kept with the tokenizer."""
+    """A file with a Jinja template, kept with the tokenizer that is trained."""
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.chat_template is not None:
+            raise ValueError("a tokenizer with a path brings its own chat_template: leave one of the two out")
 
 
 @dataclass(frozen=True)
@@ -152,6 +180,9 @@ class Mixture:
 
     max_epochs: float = 1.0
     """How often a document may come at most. 1: nothing is repeated, and the source that is shortest for its weight decides."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.max_epochs < math.inf, "max_epochs", "a number above 0", self.max_epochs)
 
 
 @dataclass(frozen=True)
@@ -164,6 +195,9 @@ class Executor:
     slurm: dict[str, Any] = field(default_factory=dict)
     """Arguments of datatrove's SlurmPipelineExecutor: time, partition, cpus_per_task, ..."""
     ray: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, "workers", "at least 1, or 0 for the number of CPUs", self.workers)
 
 
 @dataclass(frozen=True)
@@ -183,11 +217,18 @@ class Config:
     mixture: Mixture = Mixture()
     executor: Executor = field(default_factory=Executor)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of all sources, if any has one; else of none."""
+        if all(source.weight is None for source in self.sources):
+            return {}
+        return {source.name: 1.0 if source.weight is None else source.weight for source in self.sources}
+
     def __post_init__(self) -> None:
+        _require(bool(self.out.strip()), "out", "a folder", self.out)
         names = [source.name for source in self.sources]
         if not names:
             raise ValueError("sources is empty: name at least one")
         if len(set(names)) < len(names):
             raise ValueError(f"two sources have one name: {', '.join(sorted(names))}")
-        if not 1 <= self.tasks < 100_000:
-            raise ValueError(f"tasks must be 1 to 99,999, and is {self.tasks}")
+        _require(1 <= self.tasks < 100_000, "tasks", "1 to 99,999", self.tasks)

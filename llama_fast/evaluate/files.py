@@ -9,7 +9,7 @@ stop = ["\\n"]
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -52,13 +52,16 @@ def read_task(
 def _of_shards(folder: Path, limit: int | None) -> list[str]:
     tokenizer = Tokenizer(folder.parent / "tokenizer")
     shards = Shards(folder, tokenizer)
-    return [tokenizer.decode(document.tolist()) for document in shards[:limit]]
+    documents = [tokenizer.decode(document.tolist()) for document in shards[:limit]]
+    if not any(documents):
+        raise ValueError(f"{folder} holds no text")
+    return [text for text in documents if text]
 
 
 def read_text(path: Path) -> str:
     """A whole text, its line ends as they are. Raises ValueError if it is empty or no UTF-8."""
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
     if not text:
@@ -107,10 +110,11 @@ def _described(path: Path, limit: int | None, windows: Windows, training: str | 
             raise ValueError(f"{path} has {min(other)!r} beside 'text': documents are predicted, not answered")
         documents = [_string(data, number, line, description["text"]) for number, line in lines]
         return TextTask(name=name, documents=documents, windows=windows, training=training)
+    named = _fields(path, description["prompt"])
     options = {key: description[key] for key in _OPTIONS if key in description}
     return PromptTask(
         **options | {"name": name},
-        prompts=[_filled(data, number, line, description["prompt"]) for number, line in lines],
+        prompts=[_filled(data, number, line, description["prompt"], named) for number, line in lines],
         references=[_references(data, number, line, description["reference"]) for number, line in lines],
     )
 
@@ -144,14 +148,37 @@ def _string(path: Path, number: int, line: Mapping[str, Any], field: str) -> str
     value = _field(path, number, line, field)
     if not isinstance(value, str) or not value:
         raise ValueError(f"{path}, line {number}: {field} must be a text that is not empty, got {value!r}")
-    return value
+    return _unicode(path, number, value)
 
 
-def _filled(path: Path, number: int, line: Mapping[str, Any], template: str) -> str:
-    for _, field, _, _ in Formatter().parse(template):
-        if field is not None:
-            _field(path, number, line, field)
-    return template.format_map(line)
+def _unicode(path: Path, number: int, text: str) -> str:
+    r"""The text. JSON can write half a character, as \ud83d."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}, line {number} holds half a character, {text[error.start]!r}") from None
+    return text
+
+
+def _fields(path: Path, template: str) -> list[str]:
+    """The names in the braces of a prompt."""
+    try:
+        parsed = [(name, rest) for _, name, *rest in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: prompt cannot be filled: {error}; {{{{ and }}}} are braces that name no field"
+        ) from None
+    for name, rest in parsed:
+        if not name or any(rest):
+            raise ValueError(
+                f"{path}: prompt must name a field between braces, and no more; {{{{ and }}}} are braces that name none"
+            )
+    return [name for name, _ in parsed]
+
+
+def _filled(path: Path, number: int, line: Mapping[str, Any], template: str, named: Sequence[str]) -> str:
+    values = {name: _field(path, number, line, name) for name in named}
+    return _unicode(path, number, Formatter().vformat(template, (), values))
 
 
 def _references(path: Path, number: int, line: Mapping[str, Any], field: str) -> list[str]:
@@ -159,4 +186,4 @@ def _references(path: Path, number: int, line: Mapping[str, Any], field: str) ->
     several = value if isinstance(value, list) else [value]
     if not several or not all(isinstance(each, str) and each for each in several):
         raise ValueError(f"{path}, line {number}: {field} must be a text or a list of texts, none empty, got {value!r}")
-    return several
+    return [_unicode(path, number, each) for each in several]

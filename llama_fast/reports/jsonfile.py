@@ -11,15 +11,17 @@ T = TypeVar("T")
 SCHEMA = 1
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes a dataclass. Figures keep 6 digits, more than any clock has; an interrupted run leaves no half of a file.
+def write_json(path: str | Path, value: Any, *, exact: bool = False) -> None:
+    """Writes a dataclass. Figures keep 6 digits, more than any clock has, or all; an interrupted run leaves no half of a file.
 
     Raises:
         OSError: the folder is not there, or the disk is full.
     """
-    exact = json.dumps({"schema": SCHEMA} | asdict(value))
-    rounded = json.loads(exact, parse_float=lambda digits: float(f"{float(digits):.6g}"))
-    write_whole(Path(path), json.dumps(rounded, separators=(",", ":")))
+    written = json.dumps({"schema": SCHEMA} | asdict(value), separators=(",", ":"))
+    if not exact:
+        rounded = json.loads(written, parse_float=lambda digits: float(f"{float(digits):.6g}"))
+        written = json.dumps(rounded, separators=(",", ":"))
+    write_whole(Path(path), written)
 
 
 def write_whole(path: Path, text: str) -> None:

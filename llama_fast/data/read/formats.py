@@ -45,7 +45,10 @@ def read_file(made: Input) -> Iterator[Document | Fault]:
     """The documents of a file, in their order. Documents without any text are not counted as faults: filters name them."""
     last = 0
     try:
-        with fsspec.core.url_to_fs(made.address)[0].open(made.address, "rb") as raw:
+        filesystem, inside = fsspec.core.url_to_fs(made.address)
+        if not filesystem.isfile(inside):
+            raise _Broken("is no file, or a link to one that does not exist")
+        with filesystem.open(inside, "rb") as raw:
             for part in _READERS[made.format](_decompressed(raw, made), made):
                 if isinstance(part, Fault):
                     last = part.line or last
@@ -55,7 +58,7 @@ def read_file(made: Input) -> Iterator[Document | Fault]:
                     yield _document(part, made)
     except _Broken as error:
         yield Fault(made.file, error.line, str(error))
-    except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
+    except (EOFError, OSError, UnicodeError, zlib.error, pa.ArrowException) as error:
         where = f"after line {last}: " if last else ""
         yield Fault(made.file, last + 1 if last else None, f"{where}cannot be read: {_short(error)}")
 
@@ -87,11 +90,14 @@ def _decode(content: bytes, made: Input) -> str:
         encoding = declared[1].decode()
     try:
         text = content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+        text.encode()  # some encodings can write half a character
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise _Broken(f"is no {encoding}: byte {content[error.start]:#04x} in line {line}", line) from None
     except LookupError:
         raise _Broken(f"is in an unknown encoding: {encoding}") from None
+    except UnicodeError as error:
+        raise _Broken(f"cannot be read as {encoding}: {_short(error)}") from None
     return text.replace("\r\n", "\n")
 
 
@@ -131,7 +137,10 @@ def _jsonl(stream: IO[bytes], made: Input) -> Iterator[_Part | Fault]:
 def _csv(stream: IO[bytes], made: Input) -> Iterator[_Part | Fault]:
     csv.field_size_limit(sys.maxsize)
     encoding = "utf-8-sig" if made.source.encoding.lower() in ("utf-8", "utf8") else made.source.encoding
-    lines = io.TextIOWrapper(stream, encoding=encoding, newline="")
+    try:
+        lines = io.TextIOWrapper(stream, encoding=encoding, newline="")
+    except LookupError:
+        raise _Broken(f"is in an unknown encoding: {encoding}") from None
     separator = "\t" if ".tsv" in made.file.lower() else ","
     rows = csv.reader(lines, delimiter=separator, strict=True)
     begins = 1
@@ -161,8 +170,16 @@ def _parquet(stream: IO[bytes], made: Input) -> Iterator[_Part | Fault]:
 
 
 def _arrow(stream: IO[bytes], made: Input) -> Iterator[_Part | Fault]:
-    batches = pa.ipc.open_stream(stream)
-    _require_column(batches.schema, made)
+    """Of either of Arrow's formats: `datasets` writes streams, most others files, which begin with a mark."""
+    whole = pa.BufferReader(stream.read()) if made.compression else pa.PythonFile(stream, mode="r")
+    is_file = whole.read(6) == b"ARROW1"
+    whole.seek(0)
+    if is_file:
+        opened = pa.ipc.open_file(whole)
+        batches: Any = map(opened.get_batch, range(opened.num_record_batches))
+    else:
+        batches = opened = pa.ipc.open_stream(whole)
+    _require_column(opened.schema, made)
     yield from _rows(batches, made)
 
 
@@ -174,8 +191,13 @@ def _require_column(schema: Any, made: Input) -> None:
 def _rows(batches: Any, made: Input) -> Iterator[_Part | Fault]:
     number = 0
     for batch in batches:
-        for text in batch.column(made.source.text).to_pylist():
+        for value in batch.column(made.source.text):
             number += 1
+            try:
+                text = value.as_py()
+            except UnicodeDecodeError as error:
+                yield Fault(made.file, number, f"is no utf-8: byte {error.object[error.start]:#04x}")
+                continue
             if isinstance(text, str):
                 yield _Part(text, number)
             else:

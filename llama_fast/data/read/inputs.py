@@ -33,8 +33,12 @@ class Input:
 
     @property
     def is_held_out(self) -> bool:
+        return any(self.matches(pattern) for pattern in self.source.hold_out)
+
+    def matches(self, pattern: str) -> bool:
+        """Whether its name does, with or without the folders."""
         names = (self.file, PurePath(self.file).name)
-        return any(fnmatch(name.lower(), pattern.lower()) for pattern in self.source.hold_out for name in names)
+        return any(fnmatch(name.lower(), pattern.lower()) for name in names)
 
 
 def list_inputs(source: Source, folder: str | None = None) -> list[Input]:
@@ -107,14 +111,22 @@ def _is_about_a_dataset(made: Input) -> bool:
 
 
 def fingerprint(made: Input) -> str:
-    """What changes when the file's content does: a hash of a local file, what the store says of a remote one."""
+    """What changes when the file's content does: a hash of a local file, what the store says of a remote one.
+
+    Of what cannot be read, such as a link to nowhere, it is empty: `read_file` says why.
+    """
     filesystem, inside = fsspec.core.url_to_fs(made.address)
     if "file" not in filesystem.protocol:
         about = filesystem.info(inside)
         names = ("size", "etag", "ETag", "blob_id", "checksum", "mtime", "LastModified")
         return " ".join(f"{name}={about[name]}" for name in names if about.get(name) is not None)
     digest = xxhash.xxh3_128()
-    with filesystem.open(inside, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    if not filesystem.isfile(inside):  # a pipe would be waited for
+        return ""
+    try:
+        with filesystem.open(inside, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return ""
     return str(digest.hexdigest())

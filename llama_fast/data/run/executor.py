@@ -4,15 +4,18 @@ import contextlib
 import copy
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import multiprocess
+import multiprocess.connection
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -31,8 +34,8 @@ def execute(steps: Sequence[PipelineStep], *, tasks: int, work: Path, settings: 
         workers: processes at a time on this machine.
 
     Raises:
-        ValueError: the executor cannot be used here, or has given up.
-        OSError: of a task, such as a full disk.
+        ValueError: the executor cannot be used here, or has given up; a task was killed.
+        ValueError, OSError: of a task, such as a full disk.
     """
     work.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = dict(pipeline=list(steps), tasks=tasks, logging_dir=str(work))
@@ -54,27 +57,66 @@ def execute(steps: Sequence[PipelineStep], *, tasks: int, work: Path, settings: 
 
 
 class _Local(LocalPipelineExecutor):  # type: ignore[misc]
-    """One process is this one. Several say nothing on the terminal (each task has a log file), and leave Ctrl-C to us."""
+    """One process is this one. Several are one for each task: datatrove's pool waits for ever for a worker that was killed."""
 
     def run(self) -> None:
+        ranks = self.get_incomplete_ranks()
         if self.workers == 1:
-            for rank in self.get_incomplete_ranks():
+            for rank in ranks:
                 copy.deepcopy(self)._run_for_rank(rank)
             return
-        before = multiprocess.get_start_method(allow_none=True)
-        multiprocess.set_forkserver_preload([f"{__package__}.worker", "llama_fast.data.steps.filters"])
-        multiprocess.set_start_method("forkserver", force=True)  # datatrove's manager too: forked, it would outlive us
+        context = multiprocess.get_context("forkserver")
+        context.set_forkserver_preload([f"{__package__}.worker", "llama_fast.data.steps.filters"])
+        running: dict[Any, tuple[int, Any]] = {}
         try:
-            super().run()
+            while ranks or running:
+                while ranks and len(running) < self.workers:
+                    ours, theirs = context.Pipe(duplex=False)
+                    task = context.Process(target=self._task, args=(ranks[0], theirs))
+                    task.start()
+                    theirs.close()  # so that ours ends when the task does
+                    running[ours] = (ranks.pop(0), task)
+                for ended in multiprocess.connection.wait(running):
+                    self._finish(ended, *running[ended])
+                    running.pop(ended)
         finally:
-            multiprocess.set_start_method(before, force=True)
+            for _, task in running.values():
+                task.kill()
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        if multiprocess.parent_process() is None:
-            return super()._run_for_rank(rank, local_rank, node_rank)
+    def _task(self, rank: int, result: Any) -> None:
+        """In a process of its own, which says nothing on the terminal (each task has a log file), and leaves Ctrl-C to ours."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with _only_logged_in_files():
-            return super()._run_for_rank(rank, local_rank, node_rank)
+        try:
+            with _only_logged_in_files():
+                self._run_for_rank(rank)
+            result.send(None)
+        except Exception as error:
+            result.send(_portable(error))
+
+    def _finish(self, result: Any, rank: int, task: Any) -> None:
+        try:
+            error = result.recv()
+        except EOFError:
+            task.join()
+            raise ValueError(
+                f"the process of task {rank} ended with status {task.exitcode} before its task did. Killed (-9) it is where memory "
+                f"runs out: set executor.workers below {self.workers}, and run the same command again"
+            ) from None
+        task.join()
+        if error:
+            raise error
+
+
+def _portable(error: Exception) -> Exception:
+    """An error as another process can read it: not every one can be made again of what it was pickled as."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        kind = ValueError if isinstance(error, OSError | ValueError) else RuntimeError
+        return kind("".join(traceback.format_exception_only(error)).strip())
+    if not isinstance(error, OSError | ValueError):  # a mistake of ours: where it was made
+        error.add_note("".join(traceback.format_exception(error)))
+    return error
 
 
 @contextlib.contextmanager

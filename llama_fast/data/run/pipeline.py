@@ -10,24 +10,23 @@
 A step that is complete is not run again, and one that was killed goes on where a task ended.
 """
 
+import itertools
 import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import xxhash
 from datatrove.pipeline.base import PipelineStep
 
-from ..bpe import BpeConfig, copy_tokenizer, train_tokenizer
-from ..config import Config, Source
+from ..bpe import copy_tokenizer, train_tokenizer
+from ..config import Config
 from ..documents import Fault, Function
 from ..read.formats import read_file
-from ..read.inputs import Input, fingerprint, list_inputs
+from ..read.inputs import Input
 from ..report import record
 from ..shard_writer import ShardWriter
 from ..steps import clean, filters
@@ -39,6 +38,7 @@ from ..steps.mask import masking
 from ..steps.mixture import CountTokens, Mix, epochs, tokens_of_sources
 from . import state, summary
 from .executor import execute, processors
+from .given import Given
 
 STEPS = ("collect", "clean", "dedup", "tokenizer", "tokenize")
 FOLDERS = {
@@ -75,15 +75,23 @@ class Run:
         self.out = Path(config.out).absolute()  # fsspec takes a relative path for the folder that had the name before
         self.work = self.out / "work"
         self._state = Path(config.out, "state.json")
-        self._inputs: list[Input] = []
-        self._known: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
+        self._given = Given(config)
 
     def run(self, steps: Sequence[str] = STEPS, *, redo: str | None = None) -> None:
         """Runs these steps where they are not complete. `redo` names one that is forgotten first, with those after it."""
+        if redo and redo not in steps:
+            raise ValueError(
+                f"--redo {redo} would throw away what is not made again: the steps that run are {', '.join(steps)}"
+            )
+        for name in steps:  # what is wrong with a late step is said before hours of early ones
+            self._given.about(name)
         self.out.mkdir(parents=True, exist_ok=True)
         with state.only_one(Path(self.config.out)):
             if redo:
                 self._forget(redo)
+            for name in steps:
+                if state.read_state(self._state).find(name) is None:
+                    self._wipe(name)
             for name in steps:
                 self._step(name)
 
@@ -94,12 +102,14 @@ class Run:
                 f"step {missing[0]} is not complete in {self.config.out}, and {name} goes on from it: run it first"
             )
         for each in STEPS[: STEPS.index(name)]:  # what went before must have been made by the same settings
-            state.begin(self._state, each, *self._about(each))
-        begun = state.begin(self._state, name, *self._about(name))
+            state.begin(self._state, each, *self._given.about(each))
+        (self.work / name).mkdir(parents=True, exist_ok=True)
+        begun = state.begin(self._state, name, *self._given.about(name))
         if begun.complete:
             self._require_whole(name)
             return
         getattr(self, f"_{name}")()
+        self._require_nothing_lost()
         state.end(self._state, name)
 
     def _is_complete(self, name: str) -> bool:
@@ -115,51 +125,37 @@ class Run:
                 f"{folder} has {there} of {self.config.tasks} files, though step {name} was complete: do it again with --redo {name}"
             )
 
+    def _require_nothing_lost(self) -> None:
+        """Raises ValueError if a step was given fewer documents than the one before it has written."""
+        for before, after in itertools.pairwise(self.records()):
+            if before.documents_out != after.documents_in:
+                raise ValueError(
+                    f"{after.stage}: {after.name} has read {after.documents_in:,} documents, and {before.stage}: {before.name} "
+                    f"had written {before.documents_out:,}: files in {self.config.out} were changed; do it again with --redo {before.stage}"
+                )
+
     def _forget(self, name: str) -> None:
         later = STEPS[STEPS.index(name) :]
         state.forget(self._state, list(later))
         for step in later:
-            for folder in (*FOLDERS[step], f"work/{step}"):
-                shutil.rmtree(self.out / folder, ignore_errors=True)
+            self._wipe(step)
 
-    # what each step was told and given
+    def _wipe(self, name: str) -> None:
+        """Removes what a step has left that is not in the state: its marks would pass for tasks that are complete.
 
-    def _about(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """Settings and inputs of a step. Every input is read for its hash, once."""
-        if name not in self._known:
-            self._known[name] = getattr(self, f"_about_{name}")()
-        return self._known[name]
-
-    def _about_collect(self) -> tuple[dict[str, Any], dict[str, str]]:
-        sources = [{k: v for k, v in asdict(source).items() if k != "weight"} for source in self.config.sources]
-        return (
-            {"tasks": self.config.tasks, "sources": sources},
-            {made.file: fingerprint(made) for made in self._all_inputs()},
-        )
-
-    def _about_clean(self) -> tuple[dict[str, Any], dict[str, str]]:
-        chosen = self.config
-        settings = {"clean": chosen.clean, "filters": chosen.filters, "decontaminate": chosen.decontaminate}
-        return settings, {made.file: fingerprint(made) for _, inputs in self._evaluation_sets() for made in inputs}
-
-    def _about_dedup(self) -> tuple[dict[str, Any], dict[str, str]]:
-        return {"dedup": asdict(self.config.dedup)}, {}
-
-    def _about_tokenizer(self) -> tuple[dict[str, Any], dict[str, str]]:
-        chosen = self.config.tokenizer
-        files = [*([chosen.chat_template] if chosen.chat_template else []), *_tokenizer_files(chosen.path)]
-        return {"tokenizer": asdict(chosen)}, {
-            file: xxhash.xxh3_128_hexdigest(Path(file).read_bytes()) for file in files
-        }
-
-    def _about_tokenize(self) -> tuple[dict[str, Any], dict[str, str]]:
-        weights = {source.name: source.weight for source in self.config.sources}
-        return {"seed": self.config.seed, "mixture": asdict(self.config.mixture), "weights": weights}, {}
+        The marks go last, so that what was interrupted is gone on with. Where there are none, the folders are somebody else's.
+        """
+        marks = self.work / name
+        there = [self.out / folder for folder in FOLDERS[name] if (self.out / folder).exists()]
+        if there and not marks.is_dir():
+            raise ValueError(f"{there[0]} is there, and no run of `llama-fast data` made it: choose another `out`")
+        for folder in (*there, *([marks] if marks.is_dir() else [])):
+            shutil.rmtree(folder)
 
     # the steps
 
     def _collect(self) -> None:
-        inputs = self._all_inputs()
+        inputs = self._given.inputs()
         if all(made.is_held_out for made in inputs):
             raise ValueError("all files of all sources are held out: nothing is left to train on")
         for folder, held_out in (("collect", False), ("collect_held_out", True)):
@@ -180,7 +176,7 @@ class Run:
                 f"The first: {where} {first.reason}. {Path(self.config.out, 'report.md')} names them; mend them, or allow more"
             )
         if not good:
-            raise ValueError(f"the {len(self._all_inputs())} files of all sources hold no documents")
+            raise ValueError(f"the {len(self._given.inputs())} files of all sources hold no documents")
 
     def _clean(self) -> None:
         changes = self._changes()
@@ -190,9 +186,6 @@ class Run:
             read = ReadDocuments(self.out / "collect_held_out")
             self._execute("clean", "held_out", [read, *steps, WriteDocuments(self.out / "held_out")])
         chosen = [*changes, *filters.steps(self.config.filters), *self._decontamination()]
-        for name, make in chosen:  # what is wrong with a filter's settings is said here, not in a process of many
-            if name == "language":
-                make()
         records = self._records("clean", "clean")
         steps = [
             Step("clean", i, name, make, records, counted="masked" if name == "mask" else None)
@@ -220,7 +213,7 @@ class Run:
     def _decontamination(self) -> list[tuple[str, Callable[[], Function]]]:
         ngram, index = self.config.decontaminate.ngram, self.work / "clean" / "evaluation"
         shutil.rmtree(index, ignore_errors=True)
-        sets = [(name, _texts(inputs)) for name, inputs in self._evaluation_sets()]
+        sets = [(name, _texts(inputs)) for name, inputs in self._given.evaluation_sets()]
         if self.config.decontaminate.held_out and (self.out / "held_out").is_dir():
             sets.append(("what is held out", (each.text for each in read_documents(self.out / "held_out"))))
         for name, texts in sets:
@@ -241,21 +234,19 @@ class Run:
         if chosen.path:
             copy_tokenizer(chosen.path, folder)
             return
-        options: dict[str, Any] = {}
-        if chosen.chat_template:
-            options["chat_template"] = Path(chosen.chat_template).read_text(encoding="utf-8")
-        bpe = BpeConfig(vocab_size=chosen.vocab_size, special_tokens=chosen.special_tokens, **options)
         expected = self._documents("dedup")
         if expected == 0:
             raise ValueError(
                 f"no document is left to train a tokenizer on: {Path(self.config.out, 'report.md')} says which step removed them"
             )
         train_tokenizer(
-            self._shown("tokenizer", expected, (each.text for each in read_documents(self.out / "dedup"))), folder, bpe
+            self._shown("tokenizer", expected, (each.text for each in read_documents(self.out / "dedup"))),
+            folder,
+            self._given.bpe(),
         )
 
     def _tokenize(self) -> None:
-        documents = self._mixed() if any(source.weight != 1.0 for source in self.config.sources) else self.out / "dedup"
+        documents = self._mixed() if self.config.weights else self.out / "dedup"
         tokenizer = Path(self.config.out, "tokenizer")  # as it is written: the shards name it
         self._execute(
             "tokenize", "shards", [ReadDocuments(documents), ShardWriter(str(self.out / "shards"), tokenizer)]
@@ -269,8 +260,7 @@ class Run:
         counts, mixture, documents = self.work / "tokenize" / "tokens", self.out / "mixture", self.out / "dedup"
         count = CountTokens(self.out / "tokenizer", counts)
         self._execute("tokenize", "count tokens", [ReadDocuments(documents), count])
-        weights = {source.name: source.weight for source in self.config.sources}
-        times = epochs(tokens_of_sources(counts), weights, self.config.mixture.max_epochs)
+        times = epochs(tokens_of_sources(counts), self.config.weights, self.config.mixture.max_epochs)
         mix = Mix(times, self.config.seed, self._records("tokenize", "mixture"))
         self._execute("tokenize", "mixture", [ReadDocuments(documents), mix, WriteDocuments(mixture)])
         return mixture
@@ -329,18 +319,7 @@ class Run:
                 last = now
                 self.progress(what, count, expected, int(count == expected), 1)
 
-    # what is known of inputs and outputs
-
-    def _all_inputs(self) -> list[Input]:
-        if not self._inputs:
-            self._inputs = [made for source in self.config.sources for made in _files_of(source)]
-        return self._inputs
-
-    def _evaluation_sets(self) -> list[tuple[str, list[Input]]]:
-        return [
-            (each.name, list_inputs(Source(each.name, each.path, format=each.format, text=each.text)))
-            for each in self.config.decontaminate.against
-        ]
+    # what is known of outputs
 
     def _records(self, stage: str, name: str) -> Path:
         return summary.folder(self.work, stage, name)
@@ -356,22 +335,6 @@ class Run:
     def _documents(self, stage: str) -> int:
         steps = [step for step in self.records() if step.stage == stage]
         return steps[-1].documents_out if steps else 0
-
-
-def _files_of(source: Source) -> list[Input]:
-    """A collection is fetched into the cache first, where it is a folder."""
-    if source.collection is None:
-        return list_inputs(source)
-    from ..sources import collect
-
-    return list_inputs(source, str(collect(source.collection)))
-
-
-def _tokenizer_files(path: str | None) -> list[str]:
-    if path is None:
-        return []
-    folder = Path(path)
-    return [str(file) for file in sorted(folder.glob("*.json")) if file.is_file()] if folder.is_dir() else [path]
 
 
 def _texts(inputs: Sequence[Input]) -> Iterator[str]:

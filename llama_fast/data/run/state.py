@@ -37,6 +37,10 @@ def read_state(path: Path) -> State:
     return read_json(path, State) if path.exists() else State()
 
 
+def _write(path: Path, state: State) -> None:
+    write_json(path, state, exact=True)  # a setting that was rounded would be another one
+
+
 def begin(path: Path, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> StepState:
     """Notes that a step begins, or finds it begun.
 
@@ -48,7 +52,7 @@ def begin(path: Path, name: str, settings: Mapping[str, Any], inputs: Mapping[st
     before = state.find(name)
     if before is None:
         state.steps.append(now)
-        write_json(path, state)
+        _write(path, state)
         return now
     if changes := list(_changes(before, now)):
         more = f", and {len(changes) - _SHOWN} more changes" if len(changes) > _SHOWN else ""
@@ -65,7 +69,7 @@ def end(path: Path, name: str) -> None:
     step = state.find(name)
     assert step is not None
     step.complete = True
-    write_json(path, state)
+    _write(path, state)
 
 
 def forget(path: Path, names: list[str]) -> None:
@@ -73,7 +77,7 @@ def forget(path: Path, names: list[str]) -> None:
     state = read_state(path)
     state.steps = [step for step in state.steps if step.name not in names]
     if path.exists():
-        write_json(path, state)
+        _write(path, state)
 
 
 def _changes(before: StepState, now: StepState) -> Iterator[str]:

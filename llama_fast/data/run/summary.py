@@ -51,11 +51,10 @@ def report(config: Config, named: str, *, complete: bool) -> record.Report:
 def _mixture(config: Config, tokens: dict[str, int]) -> list[record.SourceShare]:
     if not tokens:
         return []
-    weights = {source.name: source.weight for source in config.sources}
-    times = epochs(tokens, weights, config.mixture.max_epochs)
+    times = epochs(tokens, config.weights, config.mixture.max_epochs)
     return [
         record.SourceShare(name, weight, tokens[name], round(tokens[name] * times[name]))
-        for name, weight in weights.items()
+        for name, weight in config.weights.items()
     ]
 
 

@@ -11,7 +11,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import orjson
-import zstandard
+import pyarrow as pa
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers import JsonlWriter
 
@@ -244,11 +244,20 @@ def _beating(documents: Iterator[Document], folder: Path | None, rank: int) -> I
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file, or of a folder of such files in their order."""
+    """The documents of a file, or of a folder of such files in their order.
+
+    Raises:
+        ValueError: a file was cut off. Arrow's streams say so; zstandard's own end there as if that were all.
+    """
     for file in sorted(path.glob(DOCUMENTS)) if path.is_dir() else [path]:
-        with io.BufferedReader(zstandard.open(file, "rb")) as lines:
-            for line in lines:
-                yield Document(**orjson.loads(line))
+        try:
+            with io.BufferedReader(pa.input_stream(str(file), compression="zstd")) as lines:
+                for line in lines:
+                    yield Document(**orjson.loads(line))
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise ValueError(
+                f"{file} was cut or changed ({error}): do the step that wrote it again with --redo"
+            ) from None
 
 
 class WriteDocuments(JsonlWriter):  # type: ignore[misc]

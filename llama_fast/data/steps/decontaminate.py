@@ -16,11 +16,11 @@ from ..documents import Document, Function, Removed
 from .words import HASH, WORDS
 
 
-def write_index(folder: Path, name: str, texts: Iterable[str], *, ngram: int) -> int:
+def write_index(folder: Path, name: str, texts: Iterable[str], *, ngram: int) -> None:
     """Hashes of all n-grams of words of an evaluation set.
 
-    Returns:
-        How many there are.
+    Raises:
+        ValueError: no text is long enough to have one, so that nothing would be found.
     """
     config = NGramsDecontConfig(n_grams=ngram, hash_config=HASH)
     hash_of = create_hash_func(config.hash_config)
@@ -28,10 +28,13 @@ def write_index(folder: Path, name: str, texts: Iterable[str], *, ngram: int) ->
     for text in texts:
         words = WORDS.word_tokenize(simplify_text(text, config.norm_config))
         hashes.update(hash_of(" ".join(each)) for each in ngrams(words, ngram))
+    if not hashes:
+        raise ValueError(
+            f"no text of {name} has {ngram} words, so none would be found again: set decontaminate.ngram lower, or leave it out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     array = np.array(sorted(hashes), dtype=config.hash_config.np_descr)
     (folder / f"{name}.index.hashes").write_bytes(array.tobytes())
-    return len(hashes)
 
 
 def decontamination(folder: Path, *, ngram: int) -> Function:

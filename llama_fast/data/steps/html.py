@@ -6,8 +6,9 @@ from importlib.util import find_spec
 
 from ..documents import Document, Removed
 
-_LEFT_OUT = frozenset({"script", "style", "noscript", "template", "svg", "nav", "header", "footer", "aside", "form", "button", "head"})  # fmt: skip
-_BLOCKS = frozenset({"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "blockquote", "pre", "table", "ul", "ol", "dt", "dd", "hr", "title"})  # fmt: skip
+# not "head" nor "form": the end of a head may be left out, and some servers put all of a page into one form
+_LEFT_OUT = frozenset({"script", "style", "noscript", "template", "svg", "nav", "header", "footer", "aside", "button", "select", "title"})  # fmt: skip
+_BLOCKS = frozenset({"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "blockquote", "pre", "table", "ul", "ol", "dt", "dd", "hr"})  # fmt: skip
 
 
 def html(document: Document) -> Document | Removed:

@@ -6,6 +6,7 @@ from pathlib import Path
 import xxhash
 from datatrove.pipeline.base import PipelineStep
 
+from ...decoder.tokenizer import Tokenizer
 from ...reports.jsonfile import read_json, write_json
 from ..documents import Document
 from ..report.record import Count, Step
@@ -24,9 +25,8 @@ class CountTokens(PipelineStep):  # type: ignore[misc]
         self.tokenizer, self.folder = tokenizer, folder
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> None:
-        import tokenizers
-
-        backend = tokenizers.Tokenizer.from_file(str(self.tokenizer / "tokenizer.json"))
+        backend = Tokenizer(self.tokenizer).backend  # without the padding and truncation that its file may ask for
+        backend.encode_special_tokens = True  # as `ShardWriter` does
         counted: dict[str, int] = {}
         for document in data:
             source = document.metadata["source"]
