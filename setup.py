@@ -34,6 +34,7 @@ setup(
         "llama_fast.profiler.measure",
         "llama_fast.profiler.report",
         "llama_fast.reports",
+        "llama_fast.tasks",
         "llama_fast.train",
         "llama_fast.benchmarks",
         "llama_fast.benchmarks.engines",

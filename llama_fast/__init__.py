@@ -8,11 +8,17 @@ if TYPE_CHECKING:
     from .engine import LLM, SamplingParams
     from .fusion import fuse, unfuse
     from .profiler.run import profile
+    from .tasks import answer, complete, summarize, translate
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__", "fuse", "native", "ops", "profile", "unfuse"]
+__all__ = [
+    "LLM", "SamplingParams", "__version__", "answer", "complete", "fuse", "native", "ops", "profile", "summarize", "translate", "unfuse",
+]  # fmt: skip
 
-_HOMES = {"LLM": ".engine", "SamplingParams": ".engine", "profile": ".profiler.run"}
+_HOMES = {
+    "LLM": ".engine", "SamplingParams": ".engine", "profile": ".profiler.run",
+    **dict.fromkeys(("answer", "complete", "summarize", "translate"), ".tasks"),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from .eval import app as eval_app
 from .generate import generate
 from .inspect import inspect
 from .profile import app as profile_app
+from .tasks import answer, complete, summarize, translate
 from .train import app as train_app
 
 app = typer.Typer(
@@ -45,5 +46,5 @@ app.add_typer(profile_app, name="profile")
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
-for command in (demo, generate, chat, env, inspect):
+for command in (demo, generate, chat, summarize, translate, answer, complete, env, inspect):
     app.command(cls=Command)(command)

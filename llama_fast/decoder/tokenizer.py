@@ -154,6 +154,10 @@ class Tokenizer:
         """A token as the vocabulary spells it, None for an id that it does not have."""
         return self._tokenizer.id_to_token(token_id)
 
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
     def chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> list[int]:

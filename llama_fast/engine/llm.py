@@ -64,6 +64,9 @@ class LLM:
         read_late: whether the host reads a step's tokens after it has launched the next; None: on a GPU.
         progress: show a progress bar while loading, and a line when a graph is captured, on a terminal's stderr.
 
+    Attributes:
+        longest: tokens that a sequence may have: `max_context`, or what the cache holds where that is less.
+
     Raises:
         ValueError: the model is not found or not understood, or does not fit the device; the message says what to do.
     """
@@ -107,8 +110,7 @@ class LLM:
         blocks, self._ledger = plan_memory(
             config, self.dtype, cache_dtype, self.device, packs=packs, **sizes | {"max_context": self.max_context}
         )
-        # the longest sequence: a token past it would have no place
-        self._longest = min(self.max_context, blocks * block_size)
+        self.longest = min(self.max_context, blocks * block_size)
         # where what a key is depends on how long its sequence is, equal beginnings are not equal
         self._prefixes_are_reusable = config.rope.rope_type not in ("dynamic", "longrope")
         late = self.device.type == "cuda" if read_late is None else read_late
@@ -122,7 +124,7 @@ class LLM:
             sampler = Sampler(config.vocab_size, max_batch, eos_ids=eos_ids, device=self.device)
             runner = Runner(self.decoder, cache, sampler, natively=natively, reads_late=late, phase=self._phase)
             if record_steps and (self.device.type == "cuda" or (natively and not late)):
-                runner.record_steps(longest=self._longest, console=self._console)
+                runner.record_steps(longest=self.longest, console=self._console)
         pool = BlockPool(blocks, block_size, neighbours=on_cpu)
         scheduler = Scheduler(pool, max_batch=max_batch, step_tokens=step_tokens)
         self._core = EngineCore(scheduler, runner, text_of=self._text_of, reads_late=late, phase=self._phase)
@@ -248,13 +250,13 @@ class LLM:
         if not isinstance(params, SamplingParams):
             raise ValueError(f"params must be SamplingParams, got {params!r}")
         ids = token_ids_of(prompt, lambda text: self.tokenizer.encode(text), self.config.vocab_size)
-        if len(ids) > self._longest:
-            what = "context" if self._longest == self.max_context else "KV cache (give a larger max_cache_tokens)"
-            raise ValueError(f"the prompt has {len(ids)} tokens, and the {what} holds {self._longest}")
+        if len(ids) > self.longest:
+            what = "context" if self.longest == self.max_context else "KV cache (give a larger max_cache_tokens)"
+            raise ValueError(f"the prompt has {len(ids)} tokens, and the {what} holds {self.longest}")
         params = params.for_vocabulary(self.config.vocab_size)
         bad_words = spelled(params.bad_words, self.tokenizer, self.config.vocab_size) if params.bad_words else ()
         params.check_vocabulary(self.config.vocab_size, self._eos_ids, bad_words)
-        room = self._longest - len(ids)
+        room = self.longest - len(ids)
         most = room if params.max_tokens is None else min(params.max_tokens, room)
         runs: dict[TokenSequence, Run] = {}
         tokenizer = self.tokenizer if params.stop_strings else self._tokenizer

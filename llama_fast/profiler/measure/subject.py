@@ -99,7 +99,7 @@ class Subject:
         longest = self.sizes.prompt_tokens + self.sizes.new_tokens
         if self.llm is not None:
             longest = min(
-                self.llm._longest,
+                self.llm.longest,
                 self.llm._core.runner.cache.blocks * self.llm._core.runner.cache.block_size // self.sizes.batch[0],
             )
         elif self.config is not None:
@@ -157,7 +157,7 @@ def open_subject(
             f"dtype and device belong to a model that is loaded here: this {type(model).__name__} has its own"
         )
     elif isinstance(model, LLM):
-        subject = _of_engine(model, str(model.tokenizer.folder), Sizes.checked(model._longest, **sizes))
+        subject = _of_engine(model, str(model.tokenizer.folder), Sizes.checked(model.longest, **sizes))
         _check_rows(model, subject.sizes)
     elif isinstance(model, nn.Module) and hasattr(model, "generate"):
         subject = _of_transformers(model, sizes)
