@@ -159,6 +159,17 @@ def test_backward_twice_gives_the_same(reduction, device):
         assert torch.equal(c, before)
 
 
+def test_backward_leaves_what_the_op_returned(device):
+    """Who calls the op itself sees the gradients, for an upstream gradient of one."""
+    hidden, weight, labels, bias = (t.requires_grad_(t.is_floating_point()) for t in operands((20,), 8, 50, device))
+    loss, _, _, *gradients = linear_cross_entropy_op(
+        hidden, weight, labels, bias, -100, 0.0, 0.0, None, "mean", 64, True, True, True
+    )
+    kept = [gradient.clone() for gradient in gradients]
+    loss.backward()
+    assert all(torch.equal(gradient, before) for gradient, before in zip(gradients, kept, strict=True))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_same_bits_every_run(reduction, device):
     hidden, weight, labels, bias = operands((50,), 8, 90, device)
