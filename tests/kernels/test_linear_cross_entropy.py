@@ -145,12 +145,29 @@ def test_a_loss_scale_saves_float16_gradients(device):
         assert error < 5e-3
 
 
-def test_backward_twice_gives_the_same(device):
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_backward_twice_gives_the_same(reduction, device):
+    """Each time its own tensors, for its own upstream gradient: the first ones stay as they were."""
     hidden, weight, labels, bias = (t.requires_grad_(t.is_floating_point()) for t in operands((20,), 8, 50, device))
-    loss = ops.linear_cross_entropy(hidden, weight, labels, bias=bias)
+    loss = ops.linear_cross_entropy(hidden, weight, labels, bias=bias, reduction=reduction).sum()
     first = torch.autograd.grad(loss, (hidden, weight, bias), retain_graph=True)
-    for a, b in zip(first, torch.autograd.grad(loss, (hidden, weight, bias)), strict=True):
-        assert torch.equal(a, b)
+    kept = [gradient.clone() for gradient in first]
+    again = torch.autograd.grad(loss, (hidden, weight, bias), torch.full_like(loss, 2.0), retain_graph=True)
+    for before, a, b, c in zip(kept, first, again, torch.autograd.grad(loss, (hidden, weight, bias)), strict=True):
+        assert torch.equal(a, before)
+        assert torch.equal(b, 2 * before)
+        assert torch.equal(c, before)
+
+
+def test_backward_leaves_what_the_op_returned(device):
+    """Who calls the op itself sees the gradients, for an upstream gradient of one."""
+    hidden, weight, labels, bias = (t.requires_grad_(t.is_floating_point()) for t in operands((20,), 8, 50, device))
+    loss, _, _, *gradients = linear_cross_entropy_op(
+        hidden, weight, labels, bias, -100, 0.0, 0.0, None, "mean", 64, True, True, True
+    )
+    kept = [gradient.clone() for gradient in gradients]
+    loss.backward()
+    assert all(torch.equal(gradient, before) for gradient, before in zip(gradients, kept, strict=True))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
