@@ -167,6 +167,8 @@ class _Run:
                 self._attempt(self.saver.finish)
                 self._save()
                 self.saver.finish()
+        if self.sums is not None and self.progress.step > first:
+            self._say_what_sums_took(self.sums.seconds, time.perf_counter() - start, self.progress.step - first)
         return Outcome(self.progress, signal.Signals(asked) if asked else None)
 
     def _is_done(self) -> bool:
@@ -295,6 +297,10 @@ class _Run:
             self.show(
                 f"the steps before were done on {self.before}: it goes on right, but not to the bits it would have had there"
             )
+
+    def _say_what_sums_took(self, seconds: float, elapsed: float, steps: int) -> None:
+        each, whole = duration(seconds / steps), duration(elapsed / steps)
+        self.show(f"exact sums over ranks took {each} of the {whole} of a step, with waiting for each other")
 
     def _say_how_it_goes(self, losses: list[float], metrics: StepMetrics, each: float) -> None:
         left = each * (self.config.schedule.steps - metrics.step)
