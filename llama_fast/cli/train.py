@@ -25,24 +25,30 @@ def run(
 ) -> None:
     """Train a model, or go on with a run where it was interrupted.
 
+    On several processes: `torchrun --nproc-per-node 2 -m llama_fast.train CONFIG`, with the same options.
+
     `llama-fast train export RUN FOLDER` has its own --help.
     """
     from ..config_file import read_config
     from ..train.config import TrainConfig
     from ..train.loop import Diverged, train
+    from ..train.ranks import number_of_this, told_by_this
 
     try:
         outcome = train(read_config(config, TrainConfig, settings or []), show=_show)
     except KeyboardInterrupt:
+        if number_of_this():
+            raise typer.Exit(2) from None
         raise fail("interrupted before the checkpoint was written: the run goes on from the one before it") from None
     except (Diverged, OSError, ValueError) as error:
-        raise fail(str(error)) from None
+        raise fail(told_by_this(str(error))) from None
+    show = _silent if number_of_this() else _show
     progress = outcome.progress
     best = "" if progress.best is None else f", best {progress.best:.4f} bits per byte at step {progress.best_step}"
     if outcome.interrupted is not None:
-        _show(f"saved after step {progress.step}{best}; the same command goes on")
+        show(f"saved after step {progress.step}{best}; the same command goes on")
         raise typer.Exit(128 + outcome.interrupted)
-    _show(f"done after step {progress.step}{best}")
+    show(f"done after step {progress.step}{best}")
 
 
 @app.command(cls=Command)
@@ -67,3 +73,7 @@ def export(
 
 def _show(line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _silent(line: str) -> None:
+    pass

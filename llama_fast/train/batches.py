@@ -68,9 +68,14 @@ class Batches:
 
     def step(self, cursor: int) -> Iterator[MicroBatch]:
         """The micro-batches of the step that begins with row `cursor`."""
-        for first in range(cursor, cursor + self.config.rows_per_step, self.config.rows):
-            pieces = [piece for row in range(first, first + self.config.rows) for piece in self.pieces(row)]
-            yield micro_batch(self.shards, pieces, self.device)
+        for number in range(self.config.micro_batches):
+            yield self.micro_batch(cursor, number)
+
+    def micro_batch(self, cursor: int, number: int) -> MicroBatch:
+        """One of the step's micro-batches, counted from 0."""
+        first = cursor + number * self.config.rows
+        pieces = [piece for row in range(first, first + self.config.rows) for piece in self.pieces(row)]
+        return micro_batch(self.shards, pieces, self.device)
 
     def pieces(self, row: int) -> list[Piece]:
         """What stands in a row, counted from the start of the run."""

@@ -1,10 +1,11 @@
 """A run's checkpoints: everything that the next step depends on, in a folder a step that is there whole or not at all.
 
-    checkpoints/step-00000100/   .metadata, __0_0.distcp   weights and the optimizer's states, by torch.distributed.checkpoint
+    checkpoints/step-00000100/   .metadata, __0_0.distcp   weights and the optimizer's states, by torch.distributed.checkpoint: a file of
+                                                           each rank, which any number of ranks can read
                                  config.json               the decoder, as Hugging Face writes it
                                  progress.json             `Progress`, and what the run is of
 
-It is written as `step-00000100.tmp` and renamed when all of it is on the disk. There is no state of random numbers: all that is random is a
+It is written as `step-00000100.tmp`, beside the steps that follow, and renamed when all of it is on the disk. There is no state of random numbers: all that is random is a
 function of the seed and the step.
 """
 
@@ -13,15 +14,19 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from shutil import disk_usage
+from threading import Thread
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
@@ -29,6 +34,10 @@ from ..decoder.config import DecoderConfig
 from ..reports.units import size
 from .model import TrainedDecoder
 from .optimizer import Optimizers
+from .ranks import ALONE, Layout, Ranks
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""By "model" or "optimizer", and their names there."""
 
 
 @dataclass
@@ -64,38 +73,115 @@ def folders(run: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def save(
-    run: Path, model: TrainedDecoder, optimizers: Optimizers, progress: Progress, *, data: Mapping[str, str]
-) -> Path:
-    """Writes the checkpoint of this step. `data` says what the run learns from: `restore` compares it.
+class Saver:
+    """Writes a run's checkpoints, one at a time, while the run goes on; removes what a run that was killed has left of one.
 
-    Raises:
-        OSError: the disk is full, or cannot be written; nothing is left of the checkpoint.
+    The thread is a daemon, as that of PyTorch's `async_save` is not: who leaves at once does not wait for it.
+
+    Attributes:
+        step: of the last checkpoint that was begun.
     """
-    folder = run / "checkpoints" / f"step-{progress.step:08d}"
-    if folder.exists():
-        return folder
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+
+    def __init__(self, run: Path, ranks: Ranks) -> None:
+        self._folder, self._ranks = run / "checkpoints", ranks
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+        self.step = 0
+        if ranks.is_first:
+            for unfinished in self._folder.glob("step-*.tmp"):
+                shutil.rmtree(unfinished)
+
+    def start(
+        self, model: TrainedDecoder, optimizers: Optimizers, progress: Progress, note: Mapping[str, Any], *, keep: int
+    ) -> None:
+        """Copies weights and states, and begins to write them; nothing if this step's checkpoint is there. Call `finish` before.
+
+        Args:
+            note: what `restore` compares and returns, by name.
+            keep: the last so many checkpoints, and the best one, are left.
+
+        Raises:
+            OSError: on all ranks; the disk is full, or cannot be written. Nothing is left of the checkpoint.
+        """
+        self.step = progress.step
+        folder = self._folder / f"step-{progress.step:08d}"
+        tensors = _tensors(model, optimizers)
+        is_there, problem = self._ranks.of_the_first(
+            (folder.exists(), None if folder.exists() else _prepared(folder, model, tensors, progress, note))
+            if self._ranks.is_first
+            else (False, None)
+        )
+        if problem is not None:
+            raise problem
+        if not is_there:
+            copies = {part: {name: _copied(each) for name, each in named.items()} for part, named in tensors.items()}
+            self._thread = Thread(target=self._write, args=(folder, copies, keep, progress.best_step), daemon=True)
+            self._thread.start()
+
+    def check(self) -> None:
+        """Raises what went wrong with the checkpoint that is being written, as soon as that is known: OSError, on some ranks or all."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def finish(self) -> None:
+        """Waits until it is written. Raises as `check` does."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _write(self, folder: Path, tensors: Tensors, keep: int, best: int | None) -> None:
+        unfinished = _unfinished(folder)
+        try:
+            _write_tensors(unfinished, tensors, self._ranks)
+            if self._ranks.is_first:
+                _sync(unfinished)
+                os.replace(unfinished, folder)
+                _sync(folder.parent)
+                remove_old(folder.parent.parent, keep=keep, best=best)
+        except BaseException as error:
+            self._error = error
+            if self._ranks.is_first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".tmp")
+
+
+def _prepared(
+    folder: Path, model: TrainedDecoder, tensors: Tensors, progress: Progress, note: Mapping[str, Any]
+) -> OSError | None:
+    """Makes the folder that is to be renamed, with all but the tensors in it. Returns why that, or the rest, cannot be."""
+    unfinished = _unfinished(folder)
     try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        needed, free = _size(tensors), disk_usage(unfinished).free
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC, f"a checkpoint takes {size(needed)}, and {size(free)} are free in {folder.parent}"
+            )
         _write(unfinished / "config.json", model.config.to_huggingface())
-        _write(unfinished / "progress.json", {"progress": asdict(progress), "data": dict(data)})
-        _write_tensors(unfinished, _tensors(model, optimizers))
-        _sync(unfinished)
-        os.replace(unfinished, folder)
-        _sync(folder.parent)
-    except BaseException:
+        _write(unfinished / "progress.json", {"progress": asdict(progress), **note})
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError):
+            return error
         raise
-    return folder
+    return None
 
 
-def restore(folder: Path, model: TrainedDecoder, optimizers: Optimizers, *, data: Mapping[str, str]) -> Progress:
-    """Puts weights and states back where they were.
+def restore(
+    folder: Path, model: TrainedDecoder, optimizers: Optimizers, ranks: Ranks, *, data: Mapping[str, str]
+) -> tuple[Progress, Layout]:
+    """Puts weights and states back where they were, whichever ranks have written them.
+
+    Returns:
+        Where the run stood, and on which ranks.
 
     Raises:
-        ValueError: the checkpoint is of a model of another shape, of other data, or of another optimizer.
+        ValueError: the checkpoint is of a model of another shape, of other data, or of another optimizer, or it is damaged.
     """
     stored = decoder_config(folder)
     if stored != model.config:
@@ -113,19 +199,19 @@ def restore(folder: Path, model: TrainedDecoder, optimizers: Optimizers, *, data
                 f"{folder} was trained on another {name}: name another run.out for a new run, or give the {name} it began with"
             )
     tensors = _tensors(model, optimizers)
-    there = set(FileSystemReader(folder).read_metadata().state_dict_metadata)
+    there = set(_metadata(folder).state_dict_metadata)
     here = {f"{part}.{name}" for part, named in tensors.items() for name in named}
     if there != here:
         other = sorted(there ^ here)[0]
         raise ValueError(f"{folder} was trained with another optimizer.kind: one of the two has {other}")
-    _load(folder, tensors)
-    return Progress(**note["progress"])
+    _load(folder, tensors, ranks)
+    return Progress(**note["progress"]), Layout(**note["layout"])
 
 
 def load_weights(folder: Path) -> TrainedDecoder:
     """The model of a checkpoint, without its optimizer."""
     model = TrainedDecoder(decoder_config(folder))
-    _load(folder, {"model": model.state_dict()})
+    _load(folder, {"model": model.state_dict()}, ALONE)
     return model
 
 
@@ -140,35 +226,56 @@ def decoder_config(folder: Path) -> DecoderConfig:
     return DecoderConfig.from_huggingface(_read(folder / "config.json"))
 
 
-def _tensors(model: TrainedDecoder, optimizers: Optimizers) -> dict[str, Mapping[str, Tensor]]:
+def _tensors(model: TrainedDecoder, optimizers: Optimizers) -> Tensors:
     return {"model": model.state_dict(), "optimizer": optimizers.states()}
 
 
-def _write_tensors(folder: Path, tensors: dict[str, Mapping[str, Tensor]]) -> None:
+def _size(tensors: Tensors) -> int:
+    """Bytes, of all ranks together."""
+    return sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _write_tensors(folder: Path, tensors: Tensors, ranks: Ranks) -> None:
     """What fails is told as an OSError: PyTorch's own error is no Exception, and says "unexpected pos" of a full disk."""
-    needed, free = (
-        sum(tensor.nbytes for named in tensors.values() for tensor in named.values()),
-        disk_usage(folder).free,
-    )
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"a checkpoint takes {size(needed)}, and {size(free)} are free in {folder.parent}")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            save_tensors(tensors, checkpoint_id=folder, no_dist=True)
+        with _quiet():
+            save_tensors(dict(tensors), checkpoint_id=folder, process_group=ranks.group, no_dist=ranks.group is None)
     except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values()]
-        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
-            raise KeyboardInterrupt from None
+        cause = next(cause for cause, _ in error.failures.values())
         raise OSError(
-            errno.EIO, f"the checkpoint was not written ({causes[0]}); {size(needed)} are needed in {folder.parent}: is it full?"
+            errno.EIO, f"the checkpoint was not written ({cause}); {size(_size(tensors))} are needed in {folder.parent}: is it full?"
         ) from error  # fmt: skip
 
 
-def _load(folder: Path, tensors: Mapping[str, Any]) -> None:
+def _load(folder: Path, tensors: Tensors, ranks: Ranks) -> None:
+    try:
+        with _quiet():
+            load(dict(tensors), checkpoint_id=folder, process_group=ranks.group, no_dist=ranks.group is None)
+    except CheckpointException as error:
+        raise _damaged(folder, next(cause for cause, _ in error.failures.values())) from None
+
+
+def _metadata(folder: Path) -> Metadata:
+    try:
+        return FileSystemReader(folder).read_metadata()
+    except (EOFError, UnpicklingError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, cause: BaseException) -> ValueError:
+    return ValueError(f"{folder} is damaged ({cause}): remove it, and the run goes on from the checkpoint before it")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PyTorch's warning that a process which is alone saves alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        load(dict(tensors), checkpoint_id=folder, no_dist=True)
+        yield
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

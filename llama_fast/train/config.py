@@ -188,6 +188,17 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class RanksConfig:
+    """How the ranks of `torchrun` share the work; see `ranks`.
+
+    Attributes:
+        tensor_parallel: so many compute one micro-batch together; the rest of their number take micro-batches in turn.
+    """
+
+    tensor_parallel: int = 1
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Where the run lives, how it computes, and how often it looks up from it.
 
@@ -195,8 +206,8 @@ class RunConfig:
         out: the run's folder. One that is there already is gone on with from its last checkpoint.
         seed: of the weights and of the order of documents.
         dtype: what layers compute in; weights, gradients and the optimizer's states are float32 always.
-        exact: sum gradients so that the same micro-batches give the same bits however many processes share them. None: on a CPU.
-            It keeps log2(micro_batches) gradients more at a time.
+        exact: sum gradients so that the same micro-batches give the same bits however many ranks share them, a power of two. None: on
+            a CPU. It keeps log2(micro_batches / ranks) gradients more at a time.
         evaluate_every, save_every: steps; 0: only at the end.
         validation_tokens: at most so many of the validation shards are read each time, whole documents.
         spike_factor: a step whose loss is more than so many times the median of the 100 before it is skipped; 0: none is.
@@ -245,10 +256,15 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
     def __post_init__(self) -> None:
         if self.run.patience and self.data.validation is None:
             raise ValueError("run.patience counts evaluations: give data.validation")
+        if self.optimizer.kind == "muon" and self.ranks.tensor_parallel > 1:
+            raise ValueError(
+                "optimizer.kind muon takes matrices whose rows alone are shared out: ranks.tensor_parallel must be 1"
+            )
 
     def to_toml(self) -> str:
         """Every setting with its value, for `read_config`; what is None is left out."""

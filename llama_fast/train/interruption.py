@@ -1,4 +1,7 @@
-"""A run that is asked to stop: SIGTERM or Ctrl-C let it finish its step and save; a second Ctrl-C ends it at once."""
+"""A run that is asked to stop: SIGTERM or Ctrl-C let it finish its step and save; a second Ctrl-C ends it at once.
+
+`torchrun` hands a second Ctrl-C on as SIGTERM: so after a Ctrl-C any signal ends it.
+"""
 
 import signal
 import threading
@@ -31,6 +34,6 @@ class Interruption:
             signal.signal(each, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.asked == signal.SIGINT:
+        if self.asked == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number)

@@ -14,11 +14,13 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from ..data.bpe import copy_tokenizer, fingerprint
 from ..data.shards import Shards
@@ -26,14 +28,15 @@ from ..decoder.tokenizer import Tokenizer
 from ..environment import default_device
 from ..reports.jsonfile import write_whole
 from ..reports.units import duration, size
-from . import checkpoints
-from .batches import Batches
+from . import checkpoints, tensor_parallel
+from .batches import Batches, MicroBatch
 from .checkpoints import Progress
 from .config import TrainConfig
 from .interruption import Interruption
 from .metrics import MetricsFile, StepMetrics
 from .model import TrainedDecoder, load_trained
 from .optimizer import GradientSum, Optimizers, clip, gradient_norm, learning_rate_share
+from .ranks import Ranks, joined
 from .validation import Validation, continued
 
 MOST_SKIPPED = 10
@@ -68,22 +71,27 @@ def train(config: TrainConfig, *, show: Show = print) -> Outcome:
         OSError: a file cannot be read or written.
         Diverged: MOST_SKIPPED steps in a row were skipped.
     """
-    return _Run(config, show).run()
+    device = default_device()
+    with joined(config.ranks.tensor_parallel, device) as ranks:
+        return _Run(config, show if ranks.is_first else _silent, ranks, device).run()
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, show: Show) -> None:
-        self.config, self.show = config, show
+    def __init__(self, config: TrainConfig, show: Show, ranks: Ranks, device: torch.device) -> None:
+        self.config, self.show, self.ranks, self.device = config, show, ranks, device
         run = config.run
-        self.device = default_device()
         self.tokenizer = Tokenizer(config.data.tokenizer)
         shards = Shards(config.data.train, self.tokenizer)
         self.batches = Batches(shards, config.batch, seed=run.seed, device=self.device)
         self.validation = self._validation()
+        self.exact = self.device.type == "cpu" if run.exact is None else run.exact
         self.model = self._model().to(self.device)
+        if ranks.mesh is not None and ranks.tensor_parallel > 1:
+            tensor_parallel.cut(self.model, ranks.mesh["tp"])
+        self.sums = ranks.shard(self.model, list(self.model.model.layers), exact=self.exact)
         self.parameters = list(self.model.parameters())
         self.optimizers = Optimizers(self.model, config.optimizer)
-        self.exact = self.device.type == "cpu" if run.exact is None else run.exact
+        self.layout = ranks.layout(exact=self.exact)
         self.data = {"tokenizer": fingerprint(self.tokenizer), "training text": _hash(shards)}
         self.progress = Progress()
         self._open()
@@ -118,36 +126,50 @@ class _Run:
     def _open(self) -> None:
         """Makes the run's folder, or goes on from its last checkpoint."""
         out = self.config.run.out
-        there = checkpoints.folders(out)
+        there = self.ranks.of_the_first(list(checkpoints.folders(out).values()))
+        self.before = self.layout
         if there:
-            self.progress = checkpoints.restore(
-                list(there.values())[-1], self.model, self.optimizers, data=self.data
-            )  # fmt: skip
+            self.progress, self.before = checkpoints.restore(
+                there[-1], self.model, self.optimizers, self.ranks, data=self.data
+            )
+        self.saver = checkpoints.Saver(out, self.ranks)
+        self.metrics = self._folder() if self.ranks.is_first else None
+
+    def _folder(self) -> MetricsFile:
+        out = self.config.run.out
         out.mkdir(parents=True, exist_ok=True)
         if self.config.data.tokenizer.resolve() != (out / "tokenizer").resolve():
             copy_tokenizer(self.config.data.tokenizer, out / "tokenizer")
         write_whole(out / "config.toml", self.config.to_toml())
-        self.metrics = MetricsFile(out / "metrics.csv", step=self.progress.step)
+        return MetricsFile(out / "metrics.csv", step=self.progress.step)
 
     def run(self) -> Outcome:
         self._say_what_it_is()
         first, start, losses = self.progress.step, time.perf_counter(), []
-        with Interruption() as interruption:
-            while not self._is_done() and interruption.asked is None:
+        asked = 0
+        with Interruption() as interruption, self._last_checkpoint_kept():
+            while not self._is_done() and not (asked := self.ranks.largest(interruption.asked or 0)):
                 metrics = self._step()
+                self._attempt(self.saver.check)
                 losses.append(metrics.loss)
                 if _is_due(self.progress.step, self.config.run.evaluate_every) or self._is_done():
                     metrics = replace(metrics, bits_per_byte=self._evaluate())
-                self.metrics.append(metrics)
+                if self.metrics is not None:
+                    self.metrics.append(metrics)
                 if _is_due(self.progress.step, self.config.run.log_every) or self._is_done():
                     self._say_how_it_goes(losses, metrics, (time.perf_counter() - start) / (metrics.step - first))
                     losses = []
                 is_best = self.progress.best_step == self.progress.step
                 if is_best or _is_due(self.progress.step, self.config.run.save_every):
-                    self._try_to_save()
+                    self._attempt(self.saver.finish)
+                    self._attempt(self._save)
             if self.progress.step:
+                self._attempt(self.saver.finish)
                 self._save()
-        return Outcome(self.progress, None if self._is_done() else interruption.asked)
+                self.saver.finish()
+        if self.sums is not None and self.progress.step > first:
+            self._say_what_sums_took(self.sums.seconds, time.perf_counter() - start, self.progress.step - first)
+        return Outcome(self.progress, signal.Signals(asked) if asked else None)
 
     def _is_done(self) -> bool:
         gave_up = 0 < self.config.run.patience <= self.progress.worse_in_a_row
@@ -157,30 +179,36 @@ class _Run:
         start, reading = time.perf_counter(), _Stopwatch()
         progress, batch, loss = self.progress, self.config.batch, self.config.loss
         targets = max(1, self.batches.targets(progress.rows))
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        losses: dict[int, Tensor] = {}
         gradients = GradientSum(self.parameters, exact=self.exact)
-        for micro in reading.timed(self.batches.step(progress.rows)):
+        for number, micro in reading.timed(self._micro_batches()):
             summed = self.model(micro.packed, micro.labels, label_smoothing=loss.label_smoothing, z_loss=loss.z_loss)
-            part = summed / targets
+            part = summed * 0.0 if number is None else summed / targets
             part.backward()
             gradients.add()
-            total += part.detach().double()
+            if number is not None:
+                losses[number] = part.detach()
         gradients.finish()
-        norm = gradient_norm(self.parameters)
+        total = self.ranks.gathered(losses, batch.micro_batches, self.device).sum().item()
+        norm = gradient_norm(self.parameters, self.ranks)
         share = learning_rate_share(progress.step, self.config.schedule)
-        fault = self._fault(total.item(), norm.item())
+        fault = self._fault(total, norm.item())
         if fault is None:
             self._update(norm, share)
             progress.skipped_in_a_row = 0
-            progress.recent = [*progress.recent, total.item()][-RECENT:]
+            progress.recent = [*progress.recent, total][-RECENT:]
         else:
             self._skip(fault)
         progress.step += 1
         progress.rows += batch.rows_per_step
         return StepMetrics(
-            step=progress.step, loss=total.item(), gradient_norm=norm.item(), learning_rate=self.config.optimizer.lr * share,
+            step=progress.step, loss=total, gradient_norm=norm.item(), learning_rate=self.config.optimizer.lr * share,
             skipped=fault is not None, tokens=batch.tokens, seconds=time.perf_counter() - start, data_seconds=reading.seconds,
         )  # fmt: skip
+
+    def _micro_batches(self) -> Iterator[tuple[int | None, MicroBatch]]:
+        for number in self.ranks.turns(self.config.batch.micro_batches):
+            yield number, self.batches.micro_batch(self.progress.rows, number or 0)
 
     def _fault(self, loss: float, norm: float) -> str | None:
         """Why the weights must not change by this gradient, None if they may."""
@@ -213,7 +241,7 @@ class _Run:
         progress, run = self.progress, self.config.run
         bits = None
         if self.validation is not None:
-            bits = self.validation.bits_per_byte(self.model)
+            bits = self.validation.bits_per_byte(self.model, self.ranks)
             better = progress.best is None or bits < progress.best
             if better:
                 progress.best, progress.best_step, progress.worse_in_a_row = bits, progress.step, 0
@@ -224,17 +252,25 @@ class _Run:
             self.show(f"  {continued(self.model, self.tokenizer, run.sample, tokens=run.sample_tokens)!r}")
         return bits
 
-    def _try_to_save(self) -> None:
-        """Where it fails, the run goes on, and tries again when the next checkpoint is due."""
+    def _attempt(self, part: Callable[[], None]) -> None:
+        """Where a checkpoint fails, the run goes on, and tries again when the next one is due."""
         try:
-            self._save()
+            part()
         except OSError as error:
-            self.show(f"step {self.progress.step}: no checkpoint: {error}")
+            self.show(f"no checkpoint of step {self.saver.step}: {error}")
+
+    @contextmanager
+    def _last_checkpoint_kept(self) -> Iterator[None]:
+        """Where the run ends by its own decision, the checkpoint that is being written is finished."""
+        try:
+            yield
+        except Diverged:
+            self._attempt(self.saver.finish)
+            raise
 
     def _save(self) -> None:
-        out = self.config.run.out
-        checkpoints.save(out, self.model, self.optimizers, self.progress, data=self.data)
-        checkpoints.remove_old(out, keep=self.config.run.keep, best=self.progress.best_step)
+        note = {"data": self.data, "layout": asdict(self.layout)}
+        self.saver.start(self.model, self.optimizers, self.progress, note, keep=self.config.run.keep)
 
     def _say_what_it_is(self) -> None:
         config, count = self.config, sum(parameter.numel() for parameter in self.parameters)
@@ -246,6 +282,25 @@ class _Run:
         )
         if self.progress.step:
             self.show(f"goes on after step {self.progress.step}")
+        self._say_who_shares_it()
+
+    def _say_who_shares_it(self) -> None:
+        layout = self.layout
+        if self.ranks.mesh is not None:
+            bits = (
+                "the bits of one process"
+                if layout.gives_the_bits_of_one
+                else "right, but not to the bits of one process"
+            )
+            self.show(f"on {layout}: {bits}")
+        if not layout.gives_the_bits_of(self.before):
+            self.show(
+                f"the steps before were done on {self.before}: it goes on right, but not to the bits it would have had there"
+            )
+
+    def _say_what_sums_took(self, seconds: float, elapsed: float, steps: int) -> None:
+        each, whole = duration(seconds / steps), duration(elapsed / steps)
+        self.show(f"exact sums over ranks took {each} of the {whole} of a step, with waiting for each other")
 
     def _say_how_it_goes(self, losses: list[float], metrics: StepMetrics, each: float) -> None:
         left = each * (self.config.schedule.steps - metrics.step)
@@ -271,6 +326,10 @@ class _Stopwatch:
             if item is None:
                 return
             yield item
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -30,6 +30,7 @@ from ..decoder.checkpoint_layout import huggingface_slots
 from ..decoder.config import DecoderConfig
 from ..decoder.model import Decoder, Embedding
 from ..decoder.rotary import RotaryTable
+from .ranks import local
 
 Recompute = Literal["none", "selective", "full"]
 """What a layer computes again in its backward pass: nothing; all but products and attention; all from its input on."""
@@ -72,8 +73,8 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        y: Tensor = ops.linear(x, self.weight.to(x.dtype), bias, residual=residual)
+        bias = None if self.bias is None else local(self.bias).to(x.dtype)
+        y: Tensor = ops.linear(x, local(self.weight).to(x.dtype), bias, residual=residual)
         return y
 
 
@@ -86,7 +87,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        return ops.rms_norm(x, self.weight.to(x.dtype), self.eps, residual=residual)
+        return ops.rms_norm(x, local(self.weight).to(x.dtype), self.eps, residual=residual)
 
 
 class Attention(nn.Module):
@@ -218,7 +219,7 @@ class TrainedDecoder(nn.Module):
     def head_weight(self) -> Tensor:
         """(vocab, hidden), of the dtype it computes in."""
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return weight.to(self.dtype)
+        return local(weight).to(self.dtype)
 
     @torch.no_grad()
     def initialise(

@@ -6,8 +6,14 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .config import OptimizerConfig, ScheduleConfig
+from .ranks import ALONE, Ranks, first_row, local
+from .sharded_muon import ShardedMuon
+
+_BLOCK = 1 << 20
+"""Elements of a gradient that are float64 at a time."""
 
 
 class GradientSum:
@@ -42,7 +48,7 @@ class GradientSum:
 
     def _merge(self, later: list[Tensor]) -> list[Tensor]:
         _, earlier = self._sums.pop()
-        torch._foreach_add_(earlier, later)
+        torch._foreach_add_([local(each) for each in earlier], [local(each) for each in later])
         return earlier
 
 
@@ -52,20 +58,29 @@ def _taken(parameter: nn.Parameter) -> Tensor:
     return gradient
 
 
-def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+def gradient_norm(parameters: Sequence[nn.Parameter], ranks: Ranks = ALONE) -> Tensor:
     """The norm of all gradients, a float64 scalar: of the sum of each row's squares, in the order of parameters and rows."""
-    rows = []
+    squares = torch.zeros(sum(map(len, parameters)), dtype=torch.float64, device=parameters[0].device)
+    start = 0
     for parameter in parameters:
         assert parameter.grad is not None
-        gradient = parameter.grad.double()
-        rows.append(gradient.reshape(len(gradient), -1).square().sum(1))
-    return torch.cat(rows).sum().sqrt()
+        first, rows = first_row(parameter), local(parameter.grad)
+        if first is not None and len(rows):
+            squares[start + first : start + first + len(rows)] = _squares(rows.reshape(len(rows), -1))
+        start += len(parameter)
+    return ranks.add(squares).sum().sqrt()
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """The sum of each row's squares in float64."""
+    block = max(1, _BLOCK // rows.shape[1])
+    return torch.cat([part.double().square_().sum(1) for part in torch.split(rows, block)])
 
 
 def clip(parameters: Sequence[nn.Parameter], norm: Tensor, longest: float) -> None:
     """Shortens gradients of this norm to `longest` where they are longer."""
     factor = (longest / (norm + 1e-6)).clamp(max=1.0).float()
-    torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], factor)
+    torch._foreach_mul_([local(parameter.grad) for parameter in parameters if parameter.grad is not None], factor)
 
 
 class Optimizers:
@@ -78,7 +93,8 @@ class Optimizers:
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        names = [name for name, _ in model.named_parameters()]
+        named = dict(model.named_parameters())
+        names = list(named)
         matched = {name: _rule(config, name) for name in names}
         for i, group in enumerate(config.groups):
             if i not in matched.values():
@@ -86,18 +102,15 @@ class Optimizers:
                     f"optimizer.groups.{i}: {group.match!r} matches no parameter that none before it matches; there are, for "
                     f"example, {', '.join(dict.fromkeys([names[0], *names[-2:], names[1]]))}"
                 )
-        by_muon = {
-            name for name in names if config.kind == "muon" and _is_inner_matrix(name, model.get_parameter(name))
-        }
+        by_muon = {name for name in names if config.kind == "muon" and _is_inner_matrix(name, named[name])}
         settings: dict[tuple[bool, int | None], list[str]] = {}
         for name in names:
             settings.setdefault((name in by_muon, matched[name]), []).append(name)
-        self._names = names
-        self._model = model
+        self._named = named
         self.parts: list[torch.optim.Optimizer] = []
         for muon in (True, False):
             groups = [
-                _group(model, config, muon, rule, its) for (its_muon, rule), its in settings.items() if its_muon == muon
+                _group(named, config, muon, rule, its) for (its_muon, rule), its in settings.items() if its_muon == muon
             ]
             if groups:
                 self.parts.append(_muon(groups, config) if muon else _adamw(groups, config))
@@ -119,8 +132,7 @@ class Optimizers:
         return dict(self._states())
 
     def _states(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self._names:
-            parameter = self._model.get_parameter(name)
+        for name, parameter in self._named.items():
             for part in self.parts:
                 for key, state in part.state.get(parameter, {}).items():
                     yield f"{name}/{key}", state
@@ -136,13 +148,13 @@ def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _group(
-    model: nn.Module, config: OptimizerConfig, muon: bool, rule: int | None, names: list[str]
+    named: Mapping[str, nn.Parameter], config: OptimizerConfig, muon: bool, rule: int | None, names: list[str]
 ) -> dict[str, object]:
     exception = None if rule is None else config.groups[rule]
     decay = None if exception is None else exception.weight_decay
     peak = (config.muon_lr if muon else config.lr) * (1.0 if exception is None else exception.lr_factor)
     return dict(
-        params=[model.get_parameter(name) for name in names],
+        params=[named[name] for name in names],
         weight_decay=config.weight_decay if decay is None else decay,
         lr=peak,
         peak_lr=peak,
@@ -150,7 +162,8 @@ def _group(
 
 
 def _muon(groups: list[dict[str, object]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    optimizer = torch.optim.Muon(groups, momentum=config.momentum)
+    sharded = any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])  # type: ignore[attr-defined]
+    optimizer = (ShardedMuon if sharded else torch.optim.Muon)(groups, momentum=config.momentum)
     for parameter in _parameters(optimizer):
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

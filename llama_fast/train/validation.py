@@ -7,9 +7,10 @@ import torch
 
 from ..data.shards import Shards
 from ..decoder.tokenizer import Tokenizer
-from .batches import MicroBatch, Piece, micro_batch
+from .batches import Piece, micro_batch
 from .config import BatchConfig
 from .model import Packed, TrainedDecoder
+from .ranks import ALONE, Ranks
 
 
 class Validation:
@@ -32,20 +33,25 @@ class Validation:
             )
 
     @torch.no_grad()
-    def bits_per_byte(self, model: TrainedDecoder) -> float:
-        nats = math.fsum(model(batch.packed, batch.labels).item() for batch in self._batches())
-        return nats / math.log(2) / self.bytes
+    def bits_per_byte(self, model: TrainedDecoder, ranks: Ranks = ALONE) -> float:
+        batches, nats = list(self._batches()), {}
+        for number in ranks.turns(len(batches)):
+            batch = micro_batch(self.shards, batches[number or 0], self.device, ignored=self.shards.eos_id)
+            loss = model(batch.packed, batch.labels).item()
+            if number is not None:
+                nats[number] = loss
+        return math.fsum(ranks.gathered(nats, len(batches), batch.labels.device).tolist()) / math.log(2) / self.bytes
 
-    def _batches(self) -> Iterator[MicroBatch]:
+    def _batches(self) -> Iterator[list[Piece]]:
         """As many pieces at a time as a micro-batch of training has room for."""
         room = self.config.rows * self.config.sequence_length
         waiting: list[Piece] = []
         for piece in self._pieces():
             if waiting and sum(each.count for each in waiting) + piece.count > room:
-                yield micro_batch(self.shards, waiting, self.device, ignored=self.shards.eos_id)
+                yield waiting
                 waiting = []
             waiting.append(piece)
-        yield micro_batch(self.shards, waiting, self.device, ignored=self.shards.eos_id)
+        yield waiting
 
     def _pieces(self) -> Iterator[Piece]:
         for document, length in enumerate(self._lengths.tolist()):

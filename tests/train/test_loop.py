@@ -5,11 +5,12 @@ import os
 import resource
 import shutil
 import signal
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 
 from llama_fast.config_file import read_config
 from llama_fast.train import checkpoints
@@ -171,7 +172,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again(config, monkeypatch)
     monkeypatch.setattr(checkpoints, "save_tensors", full)
     assert train(made, show=said.append).progress.step == 6
     (line,) = (line for line in said if "no checkpoint" in line)
-    assert line.startswith("step 2: ") and "1.02 MB are needed in " in line and line.endswith("is it full?")
+    assert line.startswith("no checkpoint of step 2: ") and "1.02 MB are needed in " in line and line.endswith("is it full?")
     assert sorted(path.name for path in (made.run.out / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
 
@@ -183,18 +184,35 @@ def test_a_full_disk_is_foreseen(config, monkeypatch):
     assert list((made.run.out / "checkpoints").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_ends_a_save_leaves_nothing_of_it(config, monkeypatch, kind):
-    """A second Ctrl-C, which PyTorch wraps in an error of its own."""
+def test_a_second_interrupt_does_not_wait_for_the_checkpoint(config, monkeypatch):
+    """Both come while the first checkpoint is written, which takes for ever."""
+    written = threading.Event()
 
-    def stopped(*arguments, **options):
-        raise kind if kind is SystemExit else CheckpointException("write", {0: (kind(), [])})
+    def slow(*arguments, **options):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # two at once would be one
+        written.wait()
+        raise OSError("too late")
 
-    monkeypatch.setattr(checkpoints, "save_tensors", stopped)
-    made = config("run.evaluate_every=0")
-    with pytest.raises(kind):
+    monkeypatch.setattr(checkpoints, "save_tensors", slow)
+    made = config("run.evaluate_every=0", "schedule.steps=20")
+    with pytest.raises(KeyboardInterrupt):
         train(made, show=quiet)
-    assert list((made.run.out / "checkpoints").iterdir()) == []
+    assert [path.name for path in (made.run.out / "checkpoints").iterdir()] == ["step-00000002.tmp"]
+    written.set()
+
+
+@pytest.mark.parametrize("part", [".metadata", "__0_0.distcp"])
+def test_a_damaged_checkpoint_is_named(config, part):
+    made = config("schedule.steps=2", "run.save_every=1", "run.evaluate_every=0")
+    train(made, show=quiet)
+    file = made.run.out / "checkpoints" / "step-00000002" / part
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"step-00000002 is damaged .*: remove it, and the run goes on"):
+        train(longer(made, 3), show=quiet)
+    shutil.rmtree(file.parent)
+    assert train(made, show=quiet).progress.step == 2
 
 
 def test_an_unfinished_checkpoint_is_none(config):
@@ -205,6 +223,7 @@ def test_an_unfinished_checkpoint_is_none(config):
     (there / "step-00000004").mkdir()
     assert checkpoints.folders(made.run.out) == {}
     assert train(made, show=quiet).progress.step == 2
+    assert not (there / "step-00000003.tmp").exists()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ def test_the_sum_is_pairwise():
     assert (summed(gradients, exact=False) == 1).all()
 
 
-def test_norm_and_clipping():
+@pytest.mark.parametrize("block", [1 << 20, 7])
+def test_norm_and_clipping(monkeypatch, block):
+    """A row that is longer than a block is one."""
+    monkeypatch.setattr("llama_fast.train.optimizer._BLOCK", block)
     parameters = [torch.nn.Parameter(torch.zeros(3, 4)), torch.nn.Parameter(torch.zeros(4))]
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
