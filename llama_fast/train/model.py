@@ -172,7 +172,8 @@ class Layer(nn.Module):
         if key is None or not self.mlp_dropout.share:
             y: Tensor = self.mlp(normed, x, key)
             return y
-        return x + self.mlp_dropout(self.mlp(normed, None, key), key)
+        y = x + self.mlp_dropout(self.mlp(normed, None, key), key)
+        return y
 
 
 class Backbone(nn.Module):
@@ -246,6 +247,15 @@ class TrainedDecoder(nn.Module):
         y = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
         return y
 
+    def compile_layers(self) -> None:
+        """Gives each layer to `torch.compile`."""
+        for layer in self.model.layers:
+            layer.compile()
+
+    def learnt(self) -> dict[str, Tensor]:
+        """The parameters that training changes, by name; they are the model's own, not copies."""
+        return {name: each.detach() for name, each in self.named_parameters() if each.requires_grad}
+
     def logits(self, packed: Packed) -> Tensor:
         """(tokens, vocab)."""
         return ops.linear(self.hidden(packed), self.head_weight)
@@ -275,7 +285,7 @@ class TrainedDecoder(nn.Module):
                 scale = into_residual if name.endswith(("o_proj.weight", "down_proj.weight")) else std
                 if name == "model.embed_tokens.weight" and embedding_std is not None:
                     scale = embedding_std
-                parameter.copy_(torch.randn(parameter.shape, generator=_generator(seed, name)) * scale)
+                parameter.copy_(torch.randn(parameter.shape, generator=random_generator(seed, name)) * scale)
 
     @torch.no_grad()
     def fill(self, decoder: Decoder) -> None:
@@ -302,7 +312,8 @@ def load_trained(
     return model
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def random_generator(seed: int, name: str) -> torch.Generator:
+    """Random numbers for what has this name."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
