@@ -60,12 +60,18 @@ def export(
     step: Annotated[
         int | None, typer.Option(min=1, help="Which checkpoint; the last one by default.", show_default=False)
     ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Only the adapter of a run with [lora], as PEFT's folder.")
+    ] = False,
 ) -> None:
-    """Write the model of a run, with its tokenizer, to a folder that `llama-fast generate` and transformers load."""
+    """Write the model of a run, with its tokenizer, to a folder that `llama-fast generate` and transformers load.
+
+    The adapters of a run with [lora] are merged into it.
+    """
     from ..train.export import export as write
 
     try:
-        taken = write(run_folder, folder, step=step)
+        taken = write(run_folder, folder, step=step, adapter=adapter)
     except (OSError, ValueError) as error:
         raise fail(str(error)) from None
     _show(f"{taken.name} written to {folder}")

@@ -97,6 +97,18 @@ class Shards(Sequence[Tokens]):
         """How many tokens each document has, (documents,)."""
         return np.concatenate([np.diff(ends, prepend=np.uint64(0)) for ends in self._ends]).astype(np.int64)
 
+    def is_learnt(self, i: int, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Which of a document's tokens from `start` to below `stop` are learnt: all but its first, which nothing stands before."""
+        return np.arange(start, stop) > 0
+
+    def count_learnt(self, i: int, start: int, stop: int) -> int:
+        """How many they are."""
+        return max(0, stop - max(start, 1))
+
+    def judged(self, i: int) -> Tokens:
+        """The tokens of a document whose text a model is judged by: all."""
+        return self[i]
+
     @overload
     def __getitem__(self, i: int) -> Tokens: ...
     @overload

@@ -1,15 +1,17 @@
 """Text to tokens and back: `tokenizer.json`, the files beside it, and chat templates."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import jinja2.ext
 import tokenizers
-from jinja2.nodes import Node
+from jinja2.nodes import Node, Output, TemplateData
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -69,6 +71,7 @@ class Tokenizer:
         self._decoder = self._tokenizer.decoder
         self._text_lengths: dict[int, int | None] = {}
         self.byte_ids = self._byte_ids()
+        self._config = config
         self._template = _chat_template(self.folder, config)
 
     @property
@@ -154,10 +157,6 @@ class Tokenizer:
         """A token as the vocabulary spells it, None for an id that it does not have."""
         return self._tokenizer.id_to_token(token_id)
 
-    @property
-    def has_chat_template(self) -> bool:
-        return self._template is not None
-
     def chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> list[int]:
@@ -177,18 +176,70 @@ class Tokenizer:
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> str:
         """The text that `chat` encodes."""
-        if self._template is None:
+        return self._render(self._template, messages, dict(add_generation_prompt=add_generation_prompt) | variables)
+
+    def render_answers(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+        """A conversation as the template writes it, and where the assistant's words stand in it, as places of characters.
+
+        They are what the template has within `{% generation %}`. In a template without it they are what a message of the assistant
+        adds to what stands before it, up to where it is asked to speak.
+
+        Raises:
+            ValueError: as `render_chat`; or the template has no such marks, and writes a conversation otherwise when it goes on.
+        """
+        text = self.render_chat(messages, add_generation_prompt=False)
+        marked = self._render(self._marking_template, messages, dict(add_generation_prompt=False))
+        if marked == text:
+            return text, list(self._added_by_answers(messages, text))
+        if re.sub(_MARKS, "", marked) != text:
+            raise ValueError("the messages hold U+FDD0 or U+FDD1, which are no characters: leave them out")
+        return text, list(_marked_spans(marked))
+
+    def _added_by_answers(self, messages: Sequence[Mapping[str, Any]], text: str) -> Iterator[tuple[int, int]]:
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                asked = self.render_chat(messages[:i])
+                told = self.render_chat(messages[: i + 1], add_generation_prompt=False)
+                if not (told.startswith(asked) and text.startswith(told)):
+                    raise ValueError(
+                        f"the chat template of {self.folder} writes messages otherwise when the conversation goes on: mark the "
+                        "assistant's words in it with {% generation %} and {% endgeneration %}"
+                    )
+                yield len(asked), len(told)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    @cached_property
+    def _marking_template(self) -> jinja2.Template | None:
+        """The template, which puts the assistant's words between marks where it has them in a `{% generation %}` block."""
+        return _chat_template(self.folder, self._config, _MarkedGenerationBlock)
+
+    def _render(
+        self, template: jinja2.Template | None, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+    ) -> str:
+        if template is None:
             raise ValueError(f"{self.folder} has no chat template: it is not a chat model; give it plain text")
+        if not isinstance(messages, Sequence) or isinstance(messages, str):
+            raise ValueError(f"messages must be a list, got {messages!r}")
         for i, message in enumerate(messages):
             if not isinstance(message, Mapping) or "role" not in message:
                 raise ValueError(f"messages[{i}] must have a 'role' (and a 'content'), got {message!r}")
         known = {"tools": None, "documents": None, **self._named, **variables}
         try:
-            return self._template.render(
-                messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt, **known
-            )
+            return template.render(messages=[dict(m) for m in messages], **known)
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template of {self.folder} refuses these messages: {error}") from error
+
+
+def _marked_spans(marked: str) -> Iterator[tuple[int, int]]:
+    """Where in the text without marks the marked parts stand."""
+    place = 0
+    for i, part in enumerate(re.split(_MARKS, marked)):
+        if i % 2:
+            yield place, place + len(part)
+        place += len(part)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -250,7 +301,21 @@ class _GenerationBlock(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> jinja2.Template | None:
+_MARKS = "[\ufdd0\ufdd1]"
+"""Two that Unicode keeps for a program's own use: no text has them."""
+
+
+class _MarkedGenerationBlock(_GenerationBlock):
+    """Writes what it holds between two marks."""
+
+    def parse(self, parser: Parser) -> list[Node]:
+        before, after = (Output([TemplateData(mark)]) for mark in _MARKS[1:3])
+        return [before, *super().parse(parser), after]
+
+
+def _chat_template(
+    folder: Path, config: Mapping[str, Any], generation: type[_GenerationBlock] = _GenerationBlock
+) -> jinja2.Template | None:
     """The template, in the environment that transformers gives templates."""
     path = folder / "chat_template.jinja"
     source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
@@ -263,7 +328,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> jinja2.Template |
         raise jinja2.TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = raise_exception

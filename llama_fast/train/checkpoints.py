@@ -215,6 +215,11 @@ def load_weights(folder: Path) -> TrainedDecoder:
     return model
 
 
+def load_learnt(folder: Path, model: TrainedDecoder) -> None:
+    """Puts what a checkpoint holds into the parameters that training changes."""
+    _load(folder, {"model": model.learnt()}, ALONE)
+
+
 def remove_old(run: Path, *, keep: int, best: int | None) -> None:
     """Leaves the last `keep` checkpoints, and that of the best step."""
     for step, folder in list(folders(run).items())[:-keep]:
@@ -227,7 +232,7 @@ def decoder_config(folder: Path) -> DecoderConfig:
 
 
 def _tensors(model: TrainedDecoder, optimizers: Optimizers) -> Tensors:
-    return {"model": model.state_dict(), "optimizer": optimizers.states()}
+    return {"model": model.learnt(), "optimizer": optimizers.states()}
 
 
 def _size(tensors: Tensors) -> int:

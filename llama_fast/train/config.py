@@ -24,6 +24,7 @@ class ModelConfig:
         init_std: of the random matrices; `embedding_std` of the embedding, the same by default.
         init_last_norm: what the last norm starts with. A small one keeps the first logits of a long embedding small, where it is the
             head too.
+        dropout: the share of the embedding, and of what each layer adds to it, that a step leaves out.
     """
 
     path: str | None = None
@@ -39,6 +40,7 @@ class ModelConfig:
     init_std: float = 0.02
     embedding_std: float | None = None
     init_last_norm: float = 1.0
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = ("hidden_size", "intermediate_size", "num_layers", "num_heads")
@@ -51,6 +53,7 @@ class ModelConfig:
             raise ValueError(f"{', '.join(missing)}: give them, or the path of a model to train further")
         if self.init_std <= 0 or (self.embedding_std is not None and self.embedding_std <= 0):
             raise ValueError("init_std and embedding_std must be positive")
+        _check_dropout(self.dropout)
 
     def decoder_config(self, tokenizer: Tokenizer, sequence_length: int) -> DecoderConfig:
         """The LLaMA of these sizes for a tokenizer. Raises ValueError where they do not fit each other."""
@@ -77,8 +80,41 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Adapters that are learnt instead of the model's own weights, as in PEFT: y = W x + alpha / rank * B A dropout(x).
+
+    Attributes:
+        path: the folder of an adapter, ours or PEFT's, to train further; then it has its own rank, alpha and targets.
+        targets: names of products of the layers, or what they end with.
+        dropout: the share of what an adapter reads that a step leaves out.
+    """
+
+    path: str | None = None
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("rank", "alpha", "targets") if getattr(self, name) != getattr(LoraConfig, name)]
+        if self.path is not None and given:
+            raise ValueError(f"an adapter that is trained further has its own: leave out path, or {', '.join(given)}")
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"rank must be at least 1 and alpha positive, got {self.rank} and {self.alpha}")
+        if not self.targets:
+            raise ValueError("targets must name a product of the layers, such as q_proj")
+        _check_dropout(self.dropout)
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    """Folders of shards, as `llama-fast data` writes them, and the tokenizer they were written with."""
+    """What is learnt from, and its tokenizer.
+
+    Attributes:
+        train, validation: folders of shards, as `llama-fast data` writes them, or files of conversations (.jsonl): see
+            `data.conversations`.
+        tokenizer: a folder, or a model's .gguf file: what the shards were written with.
+    """
 
     train: Path
     tokenizer: Path
@@ -205,7 +241,10 @@ class RunConfig:
     Attributes:
         out: the run's folder. One that is there already is gone on with from its last checkpoint.
         seed: of the weights and of the order of documents.
-        dtype: what layers compute in; weights, gradients and the optimizer's states are float32 always.
+        dtype: what layers compute in.
+        weights: what weights, gradients and the optimizer's states are kept in; with adapters, which are float32, the rest of the
+            model. In bfloat16, which has 8 bits, a weight does not change by less than a 256th of itself.
+        compile: give the layers to `torch.compile`.
         exact: sum gradients so that the same micro-batches give the same bits however many ranks share them, a power of two. None: on
             a CPU. It keeps log2(micro_batches / ranks) gradients more at a time.
         evaluate_every, save_every: steps; 0: only at the end.
@@ -219,6 +258,8 @@ class RunConfig:
     out: Path
     seed: int = 0
     dtype: DType = "float32"
+    weights: DType = "float32"
+    compile: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
     exact: bool | None = None
     log_every: int = 10
@@ -236,6 +277,8 @@ class RunConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
+        if self.weights == "bfloat16" and self.dtype != "bfloat16":
+            raise ValueError("weights in bfloat16 are for layers that compute in it: give dtype, too")
         if self.spike_factor and self.spike_factor <= 1:
             raise ValueError(f"spike_factor must be above 1, or 0 for none, got {self.spike_factor}")
 
@@ -257,6 +300,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         if self.run.patience and self.data.validation is None:
@@ -265,10 +309,17 @@ class TrainConfig:
             raise ValueError(
                 "optimizer.kind muon takes matrices whose rows alone are shared out: ranks.tensor_parallel must be 1"
             )
+        if self.lora is not None and self.model.path is None:
+            raise ValueError("lora is for a model that has learnt already: give model.path")
 
     def to_toml(self) -> str:
         """Every setting with its value, for `read_config`; what is None is left out."""
         return "\n".join(_toml(self, "")).lstrip() + "\n"
+
+
+def _check_dropout(share: float) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"dropout must be from 0 to below 1, got {share}")
 
 
 def _toml(value: Any, where: str) -> Iterator[str]:
@@ -278,7 +329,7 @@ def _toml(value: Any, where: str) -> Iterator[str]:
         what, name = getattr(value, each.name), f"{where}.{each.name}" if where else each.name
         if is_dataclass(what):
             inner += [f"\n[{name}]", *_toml(what, name)]
-        elif isinstance(what, tuple) and what:
+        elif isinstance(what, tuple) and what and is_dataclass(what[0]):
             for one in what:
                 inner += [f"\n[[{name}]]", *_toml(one, name)]
         elif what is not None:

@@ -23,20 +23,21 @@ import torch
 from torch import Tensor
 
 from ..data.bpe import copy_tokenizer, fingerprint
-from ..data.shards import Shards
+from ..data.conversations import Conversations
 from ..decoder.tokenizer import Tokenizer
 from ..environment import default_device
 from ..reports.jsonfile import write_whole
 from ..reports.units import duration, size
 from . import checkpoints, tensor_parallel
-from .batches import Batches, MicroBatch
+from .batches import Batches, Documents, MicroBatch, open_documents
 from .checkpoints import Progress
 from .config import TrainConfig
 from .interruption import Interruption
 from .metrics import MetricsFile, StepMetrics
-from .model import TrainedDecoder, load_trained
 from .optimizer import GradientSum, Optimizers, clip, gradient_norm, learning_rate_share
 from .ranks import Ranks, joined
+from .start import fingerprint as base_fingerprint
+from .start import first_model
 from .validation import Validation, continued
 
 MOST_SKIPPED = 10
@@ -81,45 +82,30 @@ class _Run:
         self.config, self.show, self.ranks, self.device = config, show, ranks, device
         run = config.run
         self.tokenizer = Tokenizer(config.data.tokenizer)
-        shards = Shards(config.data.train, self.tokenizer)
-        self.batches = Batches(shards, config.batch, seed=run.seed, device=self.device)
+        documents = open_documents(config.data.train, self.tokenizer, config.batch)
+        self.batches = Batches(documents, config.batch, seed=run.seed, device=self.device)
         self.validation = self._validation()
         self.exact = self.device.type == "cpu" if run.exact is None else run.exact
-        self.model = self._model().to(self.device)
+        model = first_model(config, self.tokenizer)
+        self.data = {"tokenizer": fingerprint(self.tokenizer), "training text": _hash(documents)}
+        if config.lora is not None:
+            self.data["model.path"] = base_fingerprint(model)
+        self.model = model.to(self.device)
+        if run.compile:
+            self.model.compile_layers()
         if ranks.mesh is not None and ranks.tensor_parallel > 1:
             tensor_parallel.cut(self.model, ranks.mesh["tp"])
         self.sums = ranks.shard(self.model, list(self.model.model.layers), exact=self.exact)
-        self.parameters = list(self.model.parameters())
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizers = Optimizers(self.model, config.optimizer)
         self.layout = ranks.layout(exact=self.exact)
-        self.data = {"tokenizer": fingerprint(self.tokenizer), "training text": _hash(shards)}
         self.progress = Progress()
         self._open()
-
-    def _model(self) -> TrainedDecoder:
-        config, run = self.config.model, self.config.run
-        length = self.config.batch.sequence_length
-        if config.path is None:
-            decoder = config.decoder_config(self.tokenizer, length)
-            model = TrainedDecoder(decoder, dtype=run.torch_dtype, recompute=run.recompute)
-            model.initialise(
-                seed=run.seed, std=config.init_std, embedding_std=config.embedding_std, last_norm=config.init_last_norm
-            )
-            return model
-        model = load_trained(config.path, dtype=run.torch_dtype, recompute=run.recompute)
-        if model.config.vocab_size < self.tokenizer.vocab_size:
-            raise ValueError(
-                f"{config.path} has {model.config.vocab_size:,} tokens, and {self.tokenizer.folder} {self.tokenizer.vocab_size:,}: "
-                "tokenise with the model's own tokenizer"
-            )
-        if model.config.max_positions < length:
-            raise ValueError(f"batch.sequence_length must be at most {model.config.max_positions}, got {length}")
-        return model
 
     def _validation(self) -> Validation | None:
         if self.config.data.validation is None:
             return None
-        shards = Shards(self.config.data.validation, self.tokenizer)
+        shards = open_documents(self.config.data.validation, self.tokenizer, self.config.batch)
         tokens = self.config.run.validation_tokens
         return Validation(shards, self.tokenizer, self.config.batch, tokens=tokens, device=self.device)
 
@@ -182,7 +168,9 @@ class _Run:
         losses: dict[int, Tensor] = {}
         gradients = GradientSum(self.parameters, exact=self.exact)
         for number, micro in reading.timed(self._micro_batches()):
-            summed = self.model(micro.packed, micro.labels, label_smoothing=loss.label_smoothing, z_loss=loss.z_loss)
+            summed = self.model(
+                micro.packed, micro.labels, key=micro.key, label_smoothing=loss.label_smoothing, z_loss=loss.z_loss
+            )
             part = summed * 0.0 if number is None else summed / targets
             part.backward()
             gradients.add()
@@ -200,10 +188,11 @@ class _Run:
         else:
             self._skip(fault)
         progress.step += 1
+        tokens = self.batches.tokens(progress.rows)
         progress.rows += batch.rows_per_step
         return StepMetrics(
             step=progress.step, loss=total, gradient_norm=norm.item(), learning_rate=self.config.optimizer.lr * share,
-            skipped=fault is not None, tokens=batch.tokens, seconds=time.perf_counter() - start, data_seconds=reading.seconds,
+            skipped=fault is not None, tokens=tokens, seconds=time.perf_counter() - start, data_seconds=reading.seconds,
         )  # fmt: skip
 
     def _micro_batches(self) -> Iterator[tuple[int | None, MicroBatch]]:
@@ -280,6 +269,8 @@ class _Run:
             f"{count:,} parameters; {config.schedule.steps:,} steps of {config.batch.tokens:,} tokens, {epochs:.3g} epochs; "
             f"weights {size(4 * count)}, the optimizer's states {size(states)}"
         )
+        if isinstance(self.batches.documents, Conversations):
+            self.show(str(self.batches.documents))
         if self.progress.step:
             self.show(f"goes on after step {self.progress.step}")
         self._say_who_shares_it()
@@ -336,6 +327,6 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _hash(shards: Shards) -> str:
+def _hash(documents: Documents) -> str:
     """Of the length of every document: another text has others."""
-    return hashlib.sha256(shards.lengths().tobytes()).hexdigest()
+    return hashlib.sha256(documents.lengths().tobytes()).hexdigest()

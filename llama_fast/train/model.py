@@ -8,7 +8,10 @@
 
 What a checkpoint holds does not depend on how the matrices are stored elsewhere, heads can be cut, and adapters find the names they know.
 Parameters are float32, and each layer casts them to the dtype it computes in where it uses them: so every gradient is summed in
-float32, also that of an embedding which is the head too.
+float32, also that of an embedding which is the head too. Whoever wants them in bfloat16 calls `to(torch.bfloat16)`.
+
+Rows of tokens shorter than a tile are filled up with a sequence of their own, whose hidden states are cut off again: kernels are chosen by
+how many rows there are, and so a sequence has the same bits alone as beside others.
 """
 
 import hashlib
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -30,8 +34,11 @@ from ..decoder.checkpoint_layout import huggingface_slots
 from ..decoder.config import DecoderConfig
 from ..decoder.model import Decoder, Embedding
 from ..decoder.rotary import RotaryTable
+from .dropout import Dropout, name_sites
 from .ranks import local
 
+FEWEST_TOKENS = 128
+"""The queries of an attention tile on a CPU; products of up to 16 rows have kernels of their own, too."""
 Recompute = Literal["none", "selective", "full"]
 """What a layer computes again in its backward pass: nothing; all but products and attention; all from its input on."""
 
@@ -63,6 +70,18 @@ class Packed:
         made = (positions, counts.repeat_interleave(counts), starts.int())
         return cls(ids, *(tensor.to(ids.device) for tensor in made))
 
+    def filled_up(self) -> "Packed":
+        """With one sequence more where there are fewer tokens than `FEWEST_TOKENS`."""
+        missing = FEWEST_TOKENS - len(self.ids)
+        if missing <= 0:
+            return self
+        return Packed(
+            F.pad(self.ids, (0, missing)),
+            torch.cat((self.positions, torch.arange(missing, device=self.ids.device))),
+            F.pad(self.lengths, (0, missing), value=missing),
+            F.pad(self.cu_seqlens, (0, 1), value=FEWEST_TOKENS),
+        )
+
 
 class Linear(nn.Module):
     """A product with a weight (out_features, in_features) that is cast to the dtype of what it multiplies."""
@@ -72,7 +91,8 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, key: Tensor | None = None) -> Tensor:
+        """(tokens, out_features), with `residual` added. `key` is for what is random in the classes made from this one."""
         bias = None if self.bias is None else local(self.bias).to(x.dtype)
         y: Tensor = ops.linear(x, local(self.weight).to(x.dtype), bias, residual=residual)
         return y
@@ -104,22 +124,22 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.head_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.head_norm else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, key: Tensor | None) -> Tensor:
         """(tokens, hidden) of normalised x (tokens, hidden)."""
         q, k, v = (
-            project(x).view(len(x), -1, self.head_dim).transpose(0, 1)
+            project(x, key=key).view(len(x), -1, self.head_dim).transpose(0, 1)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = ops.rope(q[None], k[None], cos[None], sin[None])
         attended = ops.attention(q[0], k[0], v, window=self.window, cu_seqlens_q=cu_seqlens)
-        y: Tensor = self.o_proj(attended.transpose(0, 1).reshape(len(x), -1))
+        y: Tensor = self.o_proj(attended.transpose(0, 1).reshape(len(x), -1), key=key)
         return y
 
 
 class MLP(nn.Module):
-    """SwiGLU, and the sum with the residual in the epilogue of its last product."""
+    """SwiGLU, and the sum with the residual, if it is given, in the epilogue of its last product."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -128,35 +148,43 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden, inner, bias=config.mlp_bias)
         self.down_proj = Linear(inner, hidden, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        y: Tensor = self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)), residual)
+    def forward(self, x: Tensor, residual: Tensor | None, key: Tensor | None) -> Tensor:
+        inner = ops.swiglu(self.gate_proj(x, key=key), self.up_proj(x, key=key))
+        y: Tensor = self.down_proj(inner, residual, key)
         return y
 
 
 class Layer(nn.Module):
-    """One decoder layer."""
+    """One decoder layer. `dropout` is the share of what it adds to the residual that is left out."""
 
-    def __init__(self, config: DecoderConfig, window: int | None) -> None:
+    def __init__(self, config: DecoderConfig, window: int | None, dropout: float) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config, window)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
+        self.attention_dropout, self.mlp_dropout = Dropout(dropout), Dropout(dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, cu_seqlens)
-        normed, x = self.post_attention_layernorm(attended, x)
-        y: Tensor = self.mlp(normed, x)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, key: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, cu_seqlens, key)
+        normed, x = self.post_attention_layernorm(self.attention_dropout(attended, key), x)
+        if key is None or not self.mlp_dropout.share:
+            y: Tensor = self.mlp(normed, x, key)
+            return y
+        y = x + self.mlp_dropout(self.mlp(normed, None, key), key)
         return y
 
 
 class Backbone(nn.Module):
     """Embedding, layers and last norm: what Hugging Face's names call `model`."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, dropout: float) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, window) for window in config.windows)
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(Layer(config, window, dropout) for window in config.windows)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
 
@@ -167,41 +195,50 @@ class TrainedDecoder(nn.Module):
         config: of a family whose files keep q, k, v and gate, up apart.
         dtype: what it computes in, float32 or bfloat16.
         recompute: what layers compute again in the backward pass instead of keeping it.
+        dropout: the share of the embedding, and of what each layer adds to it, that is left out where a `key` is given.
 
     Raises:
         ValueError: the family is Phi-3 or StableLM.
     """
 
     def __init__(
-        self, config: DecoderConfig, *, dtype: torch.dtype = torch.float32, recompute: Recompute = "none"
-    ) -> None:
+        self, config: DecoderConfig, *, dtype: torch.dtype = torch.float32, recompute: Recompute = "none",
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if config.model_type == "phi3" or config.layer_norm:
             raise ValueError(
                 f"models of the family {config.model_type} are not trained here: LLaMA, Mistral and Qwen are"
             )
         self.config, self.dtype, self.recompute = config, dtype, recompute
-        self.model = Backbone(config)
+        self.model = Backbone(config, dropout)
         self.lm_head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
         self._rotary = RotaryTable(config)
+        name_sites(self)
 
-    def forward(self, packed: Packed, labels: Tensor, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
-        """The sum of the losses of all labels (tokens,) int64 that are not -100: nats, a float32 scalar."""
+    def forward(
+        self, packed: Packed, labels: Tensor, *, key: Tensor | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> Tensor:  # fmt: skip
+        """The sum of the losses of all labels (tokens,) int64 that are not -100: nats, a float32 scalar.
+
+        `key`, an int64 scalar, is what dropout is a function of: without it nothing is left out.
+        """
         return ops.linear_cross_entropy(
-            self.hidden(packed), self.head_weight, labels,
+            self.hidden(packed, key), self.head_weight, labels,
             label_smoothing=label_smoothing, z_loss=z_loss, reduction="sum",
         )  # fmt: skip
 
-    def hidden(self, packed: Packed) -> Tensor:
+    def hidden(self, packed: Packed, key: Tensor | None = None) -> Tensor:
         """The normalised hidden states (tokens, hidden), of the dtype it computes in."""
-        x = self.model.embed_tokens(packed.ids).to(self.dtype)
+        tokens, packed = len(packed.ids), packed.filled_up()
+        x = self.model.dropout(self.model.embed_tokens(packed.ids).to(self.dtype), key)
         cos, sin = self._rotary.rows(packed.positions, packed.lengths)
         for layer in self.model.layers:
-            x = self._layer(layer, x, cos, sin, packed.cu_seqlens)
+            x = self._layer(layer, x, cos, sin, packed.cu_seqlens, key)
         normed: Tensor = self.model.norm(x)
-        return normed
+        return normed[:tokens]
 
-    def _layer(self, layer: nn.Module, *arguments: Tensor) -> Tensor:
+    def _layer(self, layer: nn.Module, *arguments: Tensor | None) -> Tensor:
         if self.recompute == "none" or not torch.is_grad_enabled():
             y: Tensor = layer(*arguments)
             return y
@@ -210,6 +247,15 @@ class TrainedDecoder(nn.Module):
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
         y = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
         return y
+
+    def compile_layers(self) -> None:
+        """Gives each layer to `torch.compile`."""
+        for layer in self.model.layers:
+            layer.compile()
+
+    def learnt(self) -> dict[str, Tensor]:
+        """The parameters that training changes, by name; they are the model's own, not copies."""
+        return {name: each.detach() for name, each in self.named_parameters() if each.requires_grad}
 
     def logits(self, packed: Packed) -> Tensor:
         """(tokens, vocab)."""
@@ -240,7 +286,7 @@ class TrainedDecoder(nn.Module):
                 scale = into_residual if name.endswith(("o_proj.weight", "down_proj.weight")) else std
                 if name == "model.embed_tokens.weight" and embedding_std is not None:
                     scale = embedding_std
-                parameter.copy_(torch.randn(parameter.shape, generator=_generator(seed, name)) * scale)
+                parameter.copy_(torch.randn(parameter.shape, generator=random_generator(seed, name)) * scale)
 
     @torch.no_grad()
     def fill(self, decoder: Decoder) -> None:
@@ -257,15 +303,18 @@ class TrainedDecoder(nn.Module):
         return decoder
 
 
-def load_trained(path_or_id: str | Path, *, dtype: torch.dtype, recompute: Recompute = "none") -> TrainedDecoder:
+def load_trained(
+    path_or_id: str | Path, *, dtype: torch.dtype, recompute: Recompute = "none", dropout: float = 0.0
+) -> TrainedDecoder:
     """The model of a folder, a .gguf file or the hub's name, to train further. Raises ValueError as `decoder.checkpoint.find` does."""
     decoder = load(find(path_or_id), device="cpu", dtype=torch.float32)
-    model = TrainedDecoder(decoder.config, dtype=dtype, recompute=recompute)
+    model = TrainedDecoder(decoder.config, dtype=dtype, recompute=recompute, dropout=dropout)
     model.fill(decoder)
     return model
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def random_generator(seed: int, name: str) -> torch.Generator:
+    """Random numbers for what has this name."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

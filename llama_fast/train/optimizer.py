@@ -94,10 +94,11 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         named = dict(model.named_parameters())
-        names = list(named)
+        names = [name for name, parameter in named.items() if parameter.requires_grad]
+        frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
         matched = {name: _rule(config, name) for name in names}
         for i, group in enumerate(config.groups):
-            if i not in matched.values():
+            if i not in matched.values() and not any(fnmatchcase(name, config.groups[i].match) for name in frozen):
                 raise ValueError(
                     f"optimizer.groups.{i}: {group.match!r} matches no parameter that none before it matches; there are, for "
                     f"example, {', '.join(dict.fromkeys([names[0], *names[-2:], names[1]]))}"

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ..data.shards import Shards
 from ..decoder.tokenizer import Tokenizer
-from .batches import Piece, micro_batch
+from .batches import Documents, Piece, micro_batch
 from .config import BatchConfig
 from .model import Packed, TrainedDecoder
 from .ranks import ALONE, Ranks
@@ -17,16 +16,16 @@ class Validation:
     """Documents to predict: the first of `shards`, whole ones, with at most `tokens` together, but one at least.
 
     A document longer than a row is read in pieces, and each piece from its own first token on: less context than
-    `llama-fast eval` gives it, so a little more bits. As there, the end token costs nothing.
+    `llama-fast eval` gives it, so a little more bits. As there, the end token costs nothing. Of conversations the assistant's words count.
     """
 
     def __init__(
-        self, shards: Shards, tokenizer: Tokenizer, config: BatchConfig, *, tokens: int, device: torch.device | str = "cpu"
+        self, shards: Documents, tokenizer: Tokenizer, config: BatchConfig, *, tokens: int, device: torch.device | str = "cpu"
     ) -> None:  # fmt: skip
         self.shards, self.config, self.device = shards, config, device
         lengths = shards.lengths()
         self._lengths = lengths[: max(1, int((lengths.cumsum() <= tokens).sum()))]
-        self.bytes = sum(len(tokenizer.decode(shards[i].tolist()).encode()) for i in range(len(self._lengths)))
+        self.bytes = sum(len(tokenizer.decode(shards.judged(i).tolist()).encode()) for i in range(len(self._lengths)))
         if not self.bytes:
             raise ValueError(
                 f"{shards.folder} has no text in its first {len(self._lengths)} documents to validate with"
