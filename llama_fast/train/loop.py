@@ -2,7 +2,8 @@
 
     out/config.toml     every setting
     out/tokenizer/      the tokenizer
-    out/metrics.csv     a line for each step
+    out/metrics.csv     a line for each step, and out/samples.jsonl: see `metrics`
+    out/report.html     its curves, samples and settings, written anew at each evaluation
     out/checkpoints/    see `checkpoints`
 
 The loss of a step is the mean over all its target tokens, however they are spread over micro-batches: it is known beforehand how many there
@@ -13,7 +14,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
@@ -24,16 +25,18 @@ from ..data.bpe import copy_tokenizer, fingerprint
 from ..data.shards import Shards
 from ..decoder.tokenizer import Tokenizer
 from ..environment import default_device
+from ..profiler.measure.work import training_flops
 from ..reports.jsonfile import write_whole
-from ..reports.units import duration, size
-from . import checkpoints
+from . import checkpoints, progress_lines
 from .batches import Batches
 from .checkpoints import Progress
 from .config import TrainConfig
 from .interruption import Interruption
-from .metrics import MetricsFile, StepMetrics
+from .metrics import Journal, Sample, StepMetrics, require_tensorboard
 from .model import TrainedDecoder, load_trained
 from .optimizer import GradientSum, Optimizers, clip, gradient_norm, learning_rate_share
+from .report.page import write_report
+from .speed import peak, peak_memory
 from .validation import Validation, continued
 
 MOST_SKIPPED = 10
@@ -68,7 +71,14 @@ def train(config: TrainConfig, *, show: Show = print) -> Outcome:
         OSError: a file cannot be read or written.
         Diverged: MOST_SKIPPED steps in a row were skipped.
     """
-    return _Run(config, show).run()
+    run = _Run(config, show)
+    try:
+        return run.run()
+    except Diverged:
+        run.report()
+        raise
+    finally:
+        run.journal.close()
 
 
 class _Run:
@@ -76,6 +86,8 @@ class _Run:
         self.config, self.show = config, show
         run = config.run
         self.device = default_device()
+        if run.tensorboard:
+            require_tensorboard()
         self.tokenizer = Tokenizer(config.data.tokenizer)
         shards = Shards(config.data.train, self.tokenizer)
         self.batches = Batches(shards, config.batch, seed=run.seed, device=self.device)
@@ -85,6 +97,7 @@ class _Run:
         self.optimizers = Optimizers(self.model, config.optimizer)
         self.exact = self.device.type == "cpu" if run.exact is None else run.exact
         self.data = {"tokenizer": fingerprint(self.tokenizer), "training text": _hash(shards)}
+        self.peak = peak(self.device, run.torch_dtype)
         self.progress = Progress()
         self._open()
 
@@ -127,26 +140,30 @@ class _Run:
         if self.config.data.tokenizer.resolve() != (out / "tokenizer").resolve():
             copy_tokenizer(self.config.data.tokenizer, out / "tokenizer")
         write_whole(out / "config.toml", self.config.to_toml())
-        self.metrics = MetricsFile(out / "metrics.csv", step=self.progress.step)
+        self.journal = Journal(out, step=self.progress.step, tensorboard=self.config.run.tensorboard)
 
     def run(self) -> Outcome:
         self._say_what_it_is()
-        first, start, losses = self.progress.step, time.perf_counter(), []
+        first, start, since = self.progress.step, time.perf_counter(), list[StepMetrics]()
         with Interruption() as interruption:
             while not self._is_done() and interruption.asked is None:
                 metrics = self._step()
-                losses.append(metrics.loss)
-                if _is_due(self.progress.step, self.config.run.evaluate_every) or self._is_done():
+                since.append(metrics)
+                evaluated = _is_due(self.progress.step, self.config.run.evaluate_every) or self._is_done()
+                if evaluated:
                     metrics = replace(metrics, bits_per_byte=self._evaluate())
-                self.metrics.append(metrics)
-                if _is_due(self.progress.step, self.config.run.log_every) or self._is_done():
-                    self._say_how_it_goes(losses, metrics, (time.perf_counter() - start) / (metrics.step - first))
-                    losses = []
+                self.journal.append(metrics)
+                if metrics.step == first + 1 or _is_due(metrics.step, self.config.run.log_every) or self._is_done():
+                    self._say_how_it_goes(since, (time.perf_counter() - start) / (metrics.step - first))
+                    since = []
+                if evaluated:
+                    self.report()
                 is_best = self.progress.best_step == self.progress.step
                 if is_best or _is_due(self.progress.step, self.config.run.save_every):
                     self._try_to_save()
             if self.progress.step:
                 self._save()
+        self.report()
         return Outcome(self.progress, None if self._is_done() else interruption.asked)
 
     def _is_done(self) -> bool:
@@ -177,10 +194,19 @@ class _Run:
             self._skip(fault)
         progress.step += 1
         progress.rows += batch.rows_per_step
+        seconds = time.perf_counter() - start
         return StepMetrics(
             step=progress.step, loss=total.item(), gradient_norm=norm.item(), learning_rate=self.config.optimizer.lr * share,
-            skipped=fault is not None, tokens=batch.tokens, seconds=time.perf_counter() - start, data_seconds=reading.seconds,
+            skipped=fault is not None, tokens=batch.tokens, seconds=seconds, data_seconds=reading.seconds,
+            memory=peak_memory(self.device), mfu=self._mfu(batch.tokens / seconds),
         )  # fmt: skip
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        """See `speed`."""
+        if self.peak is None:
+            return None
+        flops = training_flops(self.model.config, self.config.batch.sequence_length)
+        return tokens_per_s * flops / self.peak.flops_per_s
 
     def _fault(self, loss: float, norm: float) -> str | None:
         """Why the weights must not change by this gradient, None if they may."""
@@ -221,7 +247,9 @@ class _Run:
                 progress.worse_in_a_row += 1
             self.show(f"step {progress.step}: {bits:.4f} bits per byte" + (", the best" if better else ""))
         if run.sample is not None:
-            self.show(f"  {continued(self.model, self.tokenizer, run.sample, tokens=run.sample_tokens)!r}")
+            sample = Sample(progress.step, continued(self.model, self.tokenizer, run.sample, tokens=run.sample_tokens))
+            self.journal.add_sample(sample)
+            self.show(f"  {sample.text!r}")
         return bits
 
     def _try_to_save(self) -> None:
@@ -236,25 +264,25 @@ class _Run:
         checkpoints.save(out, self.model, self.optimizers, self.progress, data=self.data)
         checkpoints.remove_old(out, keep=self.config.run.keep, best=self.progress.best_step)
 
+    def report(self) -> None:
+        """Where it cannot be written, the run goes on."""
+        try:
+            write_report(self.config.run.out, self.config, parameters=sum(each.numel() for each in self.parameters))
+        except OSError as error:
+            self.show(f"step {self.progress.step}: no report: {error}")
+
     def _say_what_it_is(self) -> None:
-        config, count = self.config, sum(parameter.numel() for parameter in self.parameters)
-        epochs = config.schedule.steps * config.batch.rows_per_step / self.batches.rows_per_epoch
-        states = sum(state.nbytes for state in self.optimizers.states().values())
-        self.show(
-            f"{count:,} parameters; {config.schedule.steps:,} steps of {config.batch.tokens:,} tokens, {epochs:.3g} epochs; "
-            f"weights {size(4 * count)}, the optimizer's states {size(states)}"
-        )
+        lines = progress_lines.before(
+            self.config, self.model, rows_per_epoch=self.batches.rows_per_epoch, exact=self.exact, peak=self.peak, device=self.device
+        )  # fmt: skip
+        for line in lines:
+            self.show(line)
         if self.progress.step:
             self.show(f"goes on after step {self.progress.step}")
 
-    def _say_how_it_goes(self, losses: list[float], metrics: StepMetrics, each: float) -> None:
-        left = each * (self.config.schedule.steps - metrics.step)
-        self.show(
-            f"step {metrics.step}/{self.config.schedule.steps}  loss {sum(losses) / len(losses):.4f}  "
-            f"norm {metrics.gradient_norm:.3g}  lr {metrics.learning_rate:.2e}  {metrics.tokens / each:,.0f} tokens/s  "
-            + (f"{duration(left, 2)} left" if left else "done")
-            + (f"  {self.progress.skipped} skipped" if self.progress.skipped else "")
-        )
+    def _say_how_it_goes(self, since: Sequence[StepMetrics], each: float) -> None:
+        steps = self.config.schedule.steps
+        self.show(progress_lines.during(since, steps=steps, each=each, skipped=self.progress.skipped))
 
 
 class _Stopwatch:
