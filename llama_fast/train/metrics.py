@@ -110,7 +110,7 @@ def read_metrics(out: Path) -> list[StepMetrics]:
 
 def read_samples(out: Path) -> list[Sample]:
     path = out / "samples.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [Sample(**json.loads(line)) for line in lines if line.endswith("}")]
 
 

@@ -33,7 +33,9 @@ class Curve:
     last: str
 
 
-def curve(title: str, unit: str, points: Sequence[Point], *, steps: int, log: bool = False) -> Curve | None:
+def curve(
+    title: str, unit: str, points: Sequence[Point], *, steps: int, log: bool = False, from_zero: bool = False
+) -> Curve | None:
     """Of (step, value); values that are not finite are left out, and of a logarithmic curve those that are not positive.
 
     None if nothing is left. `steps` is where the x axis ends.
@@ -44,7 +46,7 @@ def curve(title: str, unit: str, points: Sequence[Point], *, steps: int, log: bo
     each_has = -(-len(points) // BUCKETS)
     buckets = [points[i : i + each_has] for i in range(0, len(points), each_has)]
     scale = math.log10 if log else float
-    values = [scale(y) for _, y in points]
+    values = [scale(y) for _, y in points] + [0.0] * from_zero
     ticks = log_ticks(min(values), max(values)) if log else linear_ticks(min(values), max(values))
     low, high = min([*values, ticks[0][0]]), max([*values, ticks[-1][0]])
     if high == low:

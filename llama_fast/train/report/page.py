@@ -49,7 +49,7 @@ def curves(config: TrainConfig, metrics: list[StepMetrics]) -> Iterator[Curve]:
         curve("Bits per byte", "validation text", [(s.step, _bits(s)) for s in metrics if s.bits_per_byte is not None], steps=steps),
         curve("Learning rate", "of AdamW", [(s.step, s.learning_rate) for s in metrics], steps=steps),
         curve("Gradient norm", "before clipping, logarithmic", [(s.step, s.gradient_norm) for s in learnt], steps=steps, log=True),
-        curve("Speed", "tokens a second", [(s.step, s.tokens / s.seconds) for s in metrics if s.seconds > 0], steps=steps),
+        curve("Speed", "tokens a second", [(s.step, s.tokens / s.seconds) for s in metrics if s.seconds > 0], steps=steps, from_zero=True),
     )  # fmt: skip
     return (each for each in found if each is not None)
 
