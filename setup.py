@@ -36,6 +36,7 @@ setup(
         "llama_fast.reports",
         "llama_fast.tasks",
         "llama_fast.train",
+        "llama_fast.train.report",
         "llama_fast.benchmarks",
         "llama_fast.benchmarks.engines",
         "llama_fast.benchmarks.report",
@@ -50,6 +51,7 @@ setup(
         "llama_fast.evaluate.report": ["*.css", "*.jinja"],
         "llama_fast.profiler.report": ["*.css", "*.jinja"],
         "llama_fast.reports": ["*.css", "*.jinja"],
+        "llama_fast.train.report": ["*.css", "*.jinja"],
         "llama_fast.benchmarks.report": ["*.css", "*.jinja"],
     },
 )

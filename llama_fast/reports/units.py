@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_SPANS = ((3599.5, 60, 1, ("min", "s")), (86370.0, 3600, 60, ("h", "min")), (float("inf"), 86400, 3600, ("d", "h")))
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -19,6 +20,15 @@ def duration(seconds: float, digits: int = 3) -> str:
     """1.23 ms, 45.6 µs."""
     scale, unit = _unit(seconds, _SECONDS, digits)
     return f"{number(seconds / scale, digits)} {unit}"
+
+
+def span(seconds: float) -> str:
+    """What people wait: 2 d 3 h, 1 h 40 min, 3 min 20 s, 12 s, 0.4 s."""
+    if seconds < 59.5:
+        return f"{number(seconds, 1 + (seconds >= 9.5))} s"
+    _, large, small, names = next(each for each in _SPANS if seconds < each[0])
+    whole, rest = divmod(round(seconds / small), large // small)
+    return f"{whole:,} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
 
 
 def size(count: float) -> str:

@@ -253,6 +253,7 @@ class RunConfig:
         patience: evaluations in a row without a better one after which the run ends; 0: never.
         keep: the last so many checkpoints, and the best one.
         sample: a text to go on with at each evaluation; None: none.
+        tensorboard: write out/tensorboard too.
     """
 
     out: Path
@@ -271,6 +272,7 @@ class RunConfig:
     keep: int = 2
     sample: str | None = None
     sample_tokens: int = 40
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("log_every", 1), ("keep", 1), ("validation_tokens", 1), ("evaluate_every", 0), ("save_every", 0), ("patience", 0)):  # fmt: skip

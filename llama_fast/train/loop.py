@@ -2,7 +2,8 @@
 
     out/config.toml     every setting
     out/tokenizer/      the tokenizer
-    out/metrics.csv     a line for each step
+    out/metrics.csv     a line for each step, and out/samples.jsonl: see `metrics`
+    out/report.html     its curves, samples and settings, written anew at each evaluation
     out/checkpoints/    see `checkpoints`
 
 The loss of a step is the mean over all its target tokens, however they are spread over micro-batches: it is known beforehand how many there
@@ -13,7 +14,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from statistics import median
@@ -26,16 +27,19 @@ from ..data.bpe import copy_tokenizer, fingerprint
 from ..data.conversations import Conversations
 from ..decoder.tokenizer import Tokenizer
 from ..environment import default_device
+from ..profiler.measure.work import training_flops
 from ..reports.jsonfile import write_whole
-from ..reports.units import duration, size
-from . import checkpoints, tensor_parallel
+from ..reports.units import duration
+from . import checkpoints, progress_lines, tensor_parallel
 from .batches import Batches, Documents, MicroBatch, open_documents
 from .checkpoints import Progress
 from .config import TrainConfig
 from .interruption import Interruption
-from .metrics import MetricsFile, StepMetrics
+from .metrics import Journal, Sample, StepMetrics, require_tensorboard
 from .optimizer import GradientSum, Optimizers, clip, gradient_norm, learning_rate_share
 from .ranks import Ranks, joined
+from .report.page import write_report
+from .speed import peak, peak_memory
 from .start import fingerprint as base_fingerprint
 from .start import first_model
 from .validation import Validation, continued
@@ -74,13 +78,22 @@ def train(config: TrainConfig, *, show: Show = print) -> Outcome:
     """
     device = default_device()
     with joined(config.ranks.tensor_parallel, device) as ranks:
-        return _Run(config, show if ranks.is_first else _silent, ranks, device).run()
+        run = _Run(config, show if ranks.is_first else _silent, ranks, device)
+        try:
+            return run.run()
+        except Diverged:
+            run.report()
+            raise
+        finally:
+            run.close()
 
 
 class _Run:
     def __init__(self, config: TrainConfig, show: Show, ranks: Ranks, device: torch.device) -> None:
         self.config, self.show, self.ranks, self.device = config, show, ranks, device
         run = config.run
+        if run.tensorboard:
+            require_tensorboard()
         self.tokenizer = Tokenizer(config.data.tokenizer)
         documents = open_documents(config.data.train, self.tokenizer, config.batch)
         self.batches = Batches(documents, config.batch, seed=run.seed, device=self.device)
@@ -99,6 +112,7 @@ class _Run:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizers = Optimizers(self.model, config.optimizer)
         self.layout = ranks.layout(exact=self.exact)
+        self.peak = peak(self.device, run.torch_dtype) if ranks.is_first else None
         self.progress = Progress()
         self._open()
 
@@ -119,32 +133,35 @@ class _Run:
                 there[-1], self.model, self.optimizers, self.ranks, data=self.data
             )
         self.saver = checkpoints.Saver(out, self.ranks)
-        self.metrics = self._folder() if self.ranks.is_first else None
+        self.journal = self._folder() if self.ranks.is_first else None
 
-    def _folder(self) -> MetricsFile:
+    def _folder(self) -> Journal:
         out = self.config.run.out
         out.mkdir(parents=True, exist_ok=True)
         if self.config.data.tokenizer.resolve() != (out / "tokenizer").resolve():
             copy_tokenizer(self.config.data.tokenizer, out / "tokenizer")
         write_whole(out / "config.toml", self.config.to_toml())
-        return MetricsFile(out / "metrics.csv", step=self.progress.step)
+        return Journal(out, step=self.progress.step, tensorboard=self.config.run.tensorboard)
 
     def run(self) -> Outcome:
         self._say_what_it_is()
-        first, start, losses = self.progress.step, time.perf_counter(), []
+        first, start, since = self.progress.step, time.perf_counter(), list[StepMetrics]()
         asked = 0
         with Interruption() as interruption, self._last_checkpoint_kept():
             while not self._is_done() and not (asked := self.ranks.largest(interruption.asked or 0)):
                 metrics = self._step()
                 self._attempt(self.saver.check)
-                losses.append(metrics.loss)
-                if _is_due(self.progress.step, self.config.run.evaluate_every) or self._is_done():
+                since.append(metrics)
+                evaluated = _is_due(self.progress.step, self.config.run.evaluate_every) or self._is_done()
+                if evaluated:
                     metrics = replace(metrics, bits_per_byte=self._evaluate())
-                if self.metrics is not None:
-                    self.metrics.append(metrics)
-                if _is_due(self.progress.step, self.config.run.log_every) or self._is_done():
-                    self._say_how_it_goes(losses, metrics, (time.perf_counter() - start) / (metrics.step - first))
-                    losses = []
+                if self.journal is not None:
+                    self.journal.append(metrics)
+                if metrics.step == first + 1 or _is_due(metrics.step, self.config.run.log_every) or self._is_done():
+                    self._say_how_it_goes(since, (time.perf_counter() - start) / (metrics.step - first))
+                    since = []
+                if evaluated:
+                    self.report()
                 is_best = self.progress.best_step == self.progress.step
                 if is_best or _is_due(self.progress.step, self.config.run.save_every):
                     self._attempt(self.saver.finish)
@@ -155,7 +172,12 @@ class _Run:
                 self.saver.finish()
         if self.sums is not None and self.progress.step > first:
             self._say_what_sums_took(self.sums.seconds, time.perf_counter() - start, self.progress.step - first)
+        self.report()
         return Outcome(self.progress, signal.Signals(asked) if asked else None)
+
+    def close(self) -> None:
+        if self.journal is not None:
+            self.journal.close()
 
     def _is_done(self) -> bool:
         gave_up = 0 < self.config.run.patience <= self.progress.worse_in_a_row
@@ -190,10 +212,19 @@ class _Run:
         progress.step += 1
         tokens = self.batches.tokens(progress.rows)
         progress.rows += batch.rows_per_step
+        seconds = time.perf_counter() - start
         return StepMetrics(
             step=progress.step, loss=total, gradient_norm=norm.item(), learning_rate=self.config.optimizer.lr * share,
-            skipped=fault is not None, tokens=tokens, seconds=time.perf_counter() - start, data_seconds=reading.seconds,
+            skipped=fault is not None, tokens=tokens, seconds=seconds, data_seconds=reading.seconds,
+            memory=peak_memory(self.device), mfu=self._mfu(tokens / seconds),
         )  # fmt: skip
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        """See `speed`."""
+        if self.peak is None:
+            return None
+        flops = training_flops(self.model.config, self.config.batch.sequence_length)
+        return tokens_per_s * flops / self.peak.flops_per_s
 
     def _micro_batches(self) -> Iterator[tuple[int | None, MicroBatch]]:
         for number in self.ranks.turns(self.config.batch.micro_batches):
@@ -238,7 +269,10 @@ class _Run:
                 progress.worse_in_a_row += 1
             self.show(f"step {progress.step}: {bits:.4f} bits per byte" + (", the best" if better else ""))
         if run.sample is not None:
-            self.show(f"  {continued(self.model, self.tokenizer, run.sample, tokens=run.sample_tokens)!r}")
+            sample = Sample(progress.step, continued(self.model, self.tokenizer, run.sample, tokens=run.sample_tokens))
+            if self.journal is not None:
+                self.journal.add_sample(sample)
+            self.show(f"  {sample.text!r}")
         return bits
 
     def _attempt(self, part: Callable[[], None]) -> None:
@@ -261,14 +295,21 @@ class _Run:
         note = {"data": self.data, "layout": asdict(self.layout)}
         self.saver.start(self.model, self.optimizers, self.progress, note, keep=self.config.run.keep)
 
+    def report(self) -> None:
+        """Where it cannot be written, the run goes on."""
+        if not self.ranks.is_first:
+            return
+        try:
+            write_report(self.config.run.out, self.config, parameters=sum(each.numel() for each in self.parameters))
+        except OSError as error:
+            self.show(f"step {self.progress.step}: no report: {error}")
+
     def _say_what_it_is(self) -> None:
-        config, count = self.config, sum(parameter.numel() for parameter in self.parameters)
-        epochs = config.schedule.steps * config.batch.rows_per_step / self.batches.rows_per_epoch
-        states = sum(state.nbytes for state in self.optimizers.states().values())
-        self.show(
-            f"{count:,} parameters; {config.schedule.steps:,} steps of {config.batch.tokens:,} tokens, {epochs:.3g} epochs; "
-            f"weights {size(4 * count)}, the optimizer's states {size(states)}"
-        )
+        lines = progress_lines.before(
+            self.config, self.model, rows_per_epoch=self.batches.rows_per_epoch, exact=self.exact, peak=self.peak, device=self.device
+        )  # fmt: skip
+        for line in lines:
+            self.show(line)
         if isinstance(self.batches.documents, Conversations):
             self.show(str(self.batches.documents))
         if self.progress.step:
@@ -293,14 +334,9 @@ class _Run:
         each, whole = duration(seconds / steps), duration(elapsed / steps)
         self.show(f"exact sums over ranks took {each} of the {whole} of a step, with waiting for each other")
 
-    def _say_how_it_goes(self, losses: list[float], metrics: StepMetrics, each: float) -> None:
-        left = each * (self.config.schedule.steps - metrics.step)
-        self.show(
-            f"step {metrics.step}/{self.config.schedule.steps}  loss {sum(losses) / len(losses):.4f}  "
-            f"norm {metrics.gradient_norm:.3g}  lr {metrics.learning_rate:.2e}  {metrics.tokens / each:,.0f} tokens/s  "
-            + (f"{duration(left, 2)} left" if left else "done")
-            + (f"  {self.progress.skipped} skipped" if self.progress.skipped else "")
-        )
+    def _say_how_it_goes(self, since: Sequence[StepMetrics], each: float) -> None:
+        steps = self.config.schedule.steps
+        self.show(progress_lines.during(since, steps=steps, each=each, skipped=self.progress.skipped))
 
 
 class _Stopwatch:

@@ -1,8 +1,19 @@
-"""metrics.csv: a line for each step, in a file that can be read while it grows."""
+"""What a run writes down while it goes, in files that can be read while they grow.
+
+    out/metrics.csv     a line for each step: the fields of `StepMetrics`
+    out/samples.jsonl   a line for each evaluation: {"step": 100, "text": "..."}
+    out/tensorboard/    the same for TensorBoard, where it is asked for
+
+A run that goes on from a checkpoint cuts all of them back to its step: what was done after it is done again.
+"""
 
 import csv
+import importlib.util
+import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..reports.jsonfile import write_whole
 
@@ -20,6 +31,8 @@ class StepMetrics:
         tokens: of the step.
         seconds: that it took, `data_seconds` of it for reading.
         bits_per_byte: of the validation shards, where they were read after this step.
+        memory: bytes, the most that the process had so far.
+        mfu: share of the machine's rate of products: see `speed`. None where that is not known.
     """
 
     step: int
@@ -31,25 +44,97 @@ class StepMetrics:
     seconds: float
     data_seconds: float
     bits_per_byte: float | None = None
+    memory: int | None = None
+    mfu: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How the model went on with `run.sample` after a step."""
+
+    step: int
+    text: str
 
 
 NAMES = tuple(field.name for field in fields(StepMetrics))
+_KINDS = {field.name: field.type for field in fields(StepMetrics)}
 
 
-class MetricsFile:
-    """The file of a run, cut back to the lines up to `step`: what was done after the checkpoint is done again."""
+class Journal:
+    """The files of a run, cut back to `step`.
 
-    def __init__(self, path: Path, *, step: int) -> None:
-        self._path = path
-        kept = [
-            line for line in _lines(path) if line.partition(",")[0].isdecimal() and int(line.partition(",")[0]) <= step
-        ]
-        write_whole(path, "".join(line + "\n" for line in [",".join(NAMES), *kept]))
+    Raises:
+        ValueError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, out: Path, *, step: int, tensorboard: bool = False) -> None:
+        self._metrics, self._samples = out / "metrics.csv", out / "samples.jsonl"
+        kept = [[row.get(name, "") for name in NAMES] for row in _rows(self._metrics) if int(row["step"]) <= step]
+        write_whole(self._metrics, "".join(",".join(row) + "\n" for row in [list(NAMES), *kept]))
+        samples = [sample for sample in read_samples(out) if sample.step <= step]
+        write_whole(self._samples, "".join(_line(sample) for sample in samples))
+        self._board = _board(out / "tensorboard", step) if tensorboard else None
 
     def append(self, metrics: StepMetrics) -> None:
-        with self._path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(asdict(metrics).values())
+        values = asdict(metrics)
+        with self._metrics.open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(values.values())
+        if self._board is not None:
+            for name, value in values.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, float(value), metrics.step)
+
+    def add_sample(self, sample: Sample) -> None:
+        with self._samples.open("a", encoding="utf-8") as file:
+            file.write(_line(sample))
+        if self._board is not None:
+            self._board.add_text("sample", sample.text, sample.step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def require_tensorboard() -> None:
+    """Raises ValueError where it is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("run.tensorboard needs the package tensorboard: pip install tensorboard, or leave it out")
+
+
+def read_metrics(out: Path) -> list[StepMetrics]:
+    """The steps of a run. What an older version has not written is None."""
+    return [
+        StepMetrics(**{name: _value(name, row.get(name, "")) for name in NAMES}) for row in _rows(out / "metrics.csv")
+    ]
+
+
+def read_samples(out: Path) -> list[Sample]:
+    path = out / "samples.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [Sample(**json.loads(line)) for line in lines if line.endswith("}")]
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """Whole lines: the last one may have been cut off."""
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from (row for row in csv.DictReader(file) if row["step"].isdecimal() and None not in row.values())
+
+
+def _value(name: str, text: str) -> Any:
+    if not text:
+        return None
+    kind = _KINDS[name]
+    return text == "True" if kind is bool else int(text) if kind in (int, int | None) else float(text)
+
+
+def _line(sample: Sample) -> str:
+    return json.dumps(asdict(sample), ensure_ascii=False) + "\n"
+
+
+def _board(folder: Path, step: int) -> Any:
+    """What was written after `step` is not shown."""
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -29,7 +29,7 @@ def file(corpus, tmp_path, monkeypatch):
 
 def test_a_run_and_its_export(file):
     said = invoke(file, "--set", "schedule.steps=4", "--set", 'run.sample="Once"')
-    assert "85,312 parameters; 4 steps of 384 tokens, 0.216 epochs" in said
+    assert "85,312 parameters; 4 steps of 384 tokens, 1,536 in all: 0.216 epochs" in said
     assert "step 2/4 loss " in said and "step 3: " in said and "'Once" in said
     assert "done after step 4, best " in said and "bits per byte at step 4" in said
     assert invoke("export", "run", "hf") == "step-00000004 written to hf"

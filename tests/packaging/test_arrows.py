@@ -36,7 +36,11 @@ ROOMS = table()
 def files(room: str) -> list[Path]:
     """`python -m` of a room is a command, and imports the command line."""
     folder = ROOT / (room if room in ("kernels", "benchmarks") else f"llama_fast/{room}")
-    return sorted(file for file in folder.rglob("*.py") if file.name != "__main__.py") if folder.is_dir() else [folder.with_suffix(".py")]
+    return (
+        sorted(file for file in folder.rglob("*.py") if file.name != "__main__.py")
+        if folder.is_dir()
+        else [folder.with_suffix(".py")]
+    )
 
 
 def imported(file: Path) -> set[str]:

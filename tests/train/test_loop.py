@@ -172,7 +172,11 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again(config, monkeypatch)
     monkeypatch.setattr(checkpoints, "save_tensors", full)
     assert train(made, show=said.append).progress.step == 6
     (line,) = (line for line in said if "no checkpoint" in line)
-    assert line.startswith("no checkpoint of step 2: ") and "1.02 MB are needed in " in line and line.endswith("is it full?")
+    assert (
+        line.startswith("no checkpoint of step 2: ")
+        and "1.02 MB are needed in " in line
+        and line.endswith("is it full?")
+    )
     assert sorted(path.name for path in (made.run.out / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
 

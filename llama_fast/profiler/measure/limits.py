@@ -60,7 +60,7 @@ def measure_limits(device: torch.device, *, quick: bool = False) -> Limits:
     with torch.inference_mode():
         # in 0.2 s a CPU that was idle may get no further than half of its bandwidth
         read, copy = _bandwidths(device, cache, max(seconds, 0.5))
-        matmul = {str(dtype).removeprefix("torch."): _matmul_rate(device, dtype, seconds) for dtype in DTYPES}
+        matmul = {str(dtype).removeprefix("torch."): matmul_rate(device, dtype, seconds) for dtype in DTYPES}
         return Limits(read, copy, matmul, _launch_seconds(device), _graph_node_seconds(device), cache)
 
 
@@ -86,7 +86,7 @@ def readers(x: Tensor) -> dict[str, Call]:
     return found
 
 
-def _matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
     """Of a product with random numbers (zeros would draw less power and run faster); on a CPU also of one in oneDNN's layout.
 
     On an AMD EPYC PyTorch's own float32 product had 222 GFLOP/s, and that one 506: the lower rate would be no limit.
