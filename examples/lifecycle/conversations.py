@@ -1,10 +1,10 @@
 """What the model is tuned on, and judged by: lines of 1623 to spell as today, stories to ask about and to sum up.
 
-    python conversations.py [--lines N] [--stories N]
+python conversations.py [--lines N] [--stories N]
 
-    tune.jsonl          conversations to learn from, shuffled
-    held_out.jsonl      some of held-out plays and worlds, to look at while it learns
-    translation.jsonl   lines of held-out plays for `translation.toml`, which is copied beside it
+tune.jsonl          conversations to learn from, shuffled
+held_out.jsonl      some of held-out plays and worlds, to look at while it learns
+translation.jsonl   lines of held-out plays for `translation.toml`, which is copied beside it
 """
 
 import argparse
@@ -68,7 +68,9 @@ def reading(rng: random.Random, *, held_out: bool) -> list[tuple[str, str]]:
 
 def chat(turns: list[tuple[str, str]]) -> dict:
     roles = ("user", "assistant")
-    return {"messages": [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]}
+    return {
+        "messages": [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
+    }
 
 
 def write(name: str, values: Iterable[dict]) -> None:

@@ -58,7 +58,7 @@ STAGES = {
     "data": Stage("llama-fast data run @data.toml", ("data",), ("raw",), goes_on=True),
     "planted": Stage("python @planted.py", ("planted.json", "training.txt"), ("raw", "data")),
     "pretrain": Stage(
-        "torchrun --standalone --nproc-per-node 2 -m llama_fast.train @pretrain.toml", ("pretrain",), ("data",), goes_on=True,
+        "llama-fast train @pretrain.toml", ("pretrain",), ("data",), goes_on=True,
         quick="--set schedule.steps=200 --set batch.rows=1 --set run.evaluate_every=50 --set run.validation_tokens=5000",
     ),
     "base": Stage("llama-fast train export pretrain base", ("base",), ("pretrain",)),
@@ -67,7 +67,7 @@ STAGES = {
         quick="--lines 2000 --stories 100",
     ),
     "tune": Stage(
-        "torchrun --standalone --nproc-per-node 2 -m llama_fast.train @tune.toml", ("tune",), ("base", "conversations"),
+        "llama-fast train @tune.toml", ("tune",), ("base", "conversations"),
         goes_on=True, quick="--set schedule.steps=80 --set batch.rows=1 --set run.evaluate_every=40",
     ),
     "tuned": Stage("llama-fast train export tune tuned", ("tuned",), ("tune",)),
@@ -96,9 +96,6 @@ def main() -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -137,10 +134,17 @@ class Run:
         self.write(name, key=key)
         print(f"== {name}\n$ {self.command(name)}", flush=True)
         start = time.perf_counter()
-        done = subprocess.run(self.arguments(name), cwd=self.folder, pass_fds=[lock.fileno()])
-        if done.returncode:
-            raise Stopped(f"stage {name} failed; the same command tries it again")
-        self.write(name, key=key, seconds=round(time.perf_counter() - start, 1))
+        if code := self.wait(subprocess.Popen(self.arguments(name), cwd=self.folder, pass_fds=[lock.fileno()])):
+            raise Stopped(f"stage {name} ended with status {code}; the same command goes on")
+        self.write(name, key=key, command=self.command(name), seconds=round(time.perf_counter() - start, 1))
+
+    def wait(self, child: subprocess.Popen) -> int:
+        """Its exit status. Ctrl-C interrupts both: a run that is trained leaves a checkpoint before it ends."""
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                pass
 
     def command(self, name: str) -> str:
         """As it is typed in the run's folder."""

@@ -40,7 +40,11 @@ def clean(planted: list[dict], kept: dict[str, str], held_out: set[str]) -> Iter
     lost = [name for name in ids if name not in kept and name not in held_out and name not in copied]
     yield {"what": "clean documents lost", "count": len(lost), "of": len(ids), "examples": lost[:5]}
     cut = [each["id"] for each in planted if each["id"].startswith("cut/")]
-    yield {"what": "documents read of a .gz that breaks off", "count": sum(name in kept for name in cut), "of": len(cut)}
+    yield {
+        "what": "documents read of a .gz that breaks off",
+        "count": sum(name in kept for name in cut),
+        "of": len(cut),
+    }
 
 
 def mended(planted: list[dict], kept: dict[str, str]) -> Iterator[dict]:
@@ -61,7 +65,12 @@ def copies(planted: list[dict], kept: dict[str, str]) -> Iterator[dict]:
         yield {"what": f"{dirt} copies found", "count": len(its) - len(twice), "of": len(its), "examples": twice[:5]}
     leaked = [each["id"] for each in planted if each.get("dirt") == "leak"]
     there = [name for name in leaked if name in kept]
-    yield {"what": "copies of held-out passages found", "count": len(leaked) - len(there), "of": len(leaked), "examples": there[:5]}
+    yield {
+        "what": "copies of held-out passages found",
+        "count": len(leaked) - len(there),
+        "of": len(leaked),
+        "examples": there[:5],
+    }
 
 
 if __name__ == "__main__":

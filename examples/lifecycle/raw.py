@@ -6,7 +6,7 @@ planted.jsonl has a line for each document: its `id`, what was done to it (`dirt
 can be mended the `text` that it should become again. `planted.py` reads it when the data pipeline is done.
 
     mojibake   decoded with the wrong encoding: “’” became “â€™”        page    a page of HTML with a menu, a script and a banner
-    control    control characters between the letters                   exact   a copy in capitals, with other spaces
+    control    control characters between the letters                   exact   a copy in small letters, with other spaces
     near       a copy with one word in a hundred changed                leak    the same of a passage that is held out
     broken     behind the place where a .gz file breaks off, or half a line of JSON
 """
@@ -30,8 +30,8 @@ SHARE = {"mojibake": 0.02, "control": 0.02, "page": 0.01, "exact": 0.03, "near":
 """Of the passages of plays, rounded up. LEAKS is a share of those held out."""
 LEAKS = 0.2
 CHANGED_WORDS = 0.01
-STORIES = {"stories": 6000, "cut": 200}
-"""Files of stories, and how many each has; the .gz of the second breaks off after 60 % of its bytes."""
+STORIES, CUT = 6000, 600
+"""In stories.jsonl.gz, and in cut.jsonl.gz, which breaks off after 60 % of its bytes."""
 CONTROL = "\x00\x07\x08\x0b\x1b\x7f\u200b\ufeff"
 PAGE = """<!doctype html>
 <html><head><meta charset="utf-8"><title>{title}</title><script>track("{title}");</script></head>
@@ -93,9 +93,9 @@ def is_held_out(document: Planted) -> bool:
 
 
 def stories(share: float) -> Iterator[Planted]:
-    for seed, (file, count) in enumerate(STORIES.items()):
-        texts = [each.text for each in write_documents("story", round(count * share), seed=seed)]
-        yield from (Planted(f"{file}/{number}", f"{file}.jsonl.gz", text) for number, text in enumerate(texts))
+    for seed, (file, count) in enumerate({"stories": round(STORIES * share), "cut": CUT}.items()):
+        for number, document in enumerate(write_documents("story", count, seed=seed)):
+            yield Planted(f"{file}/{number}", f"{file}.jsonl.gz", document.text)
 
 
 # --- dirt ------------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def dirty(documents: list[Planted], rng: random.Random) -> Iterator[Planted]:
         dirt = victims.get(document.id, "")
         if dirt in ("exact", "near"):
             yield document
-            text = shouted(document.text) if dirt == "exact" else changed(document.text, rng)
+            text = muttered(document.text) if dirt == "exact" else changed(document.text, rng)
             yield Planted(f"{dirt}/{document.id}", "copies.jsonl", text, dirt, document.id)
         elif dirt == "mojibake":
             meant = document.text.replace("'", "’").replace("--", "—")
@@ -120,10 +120,12 @@ def dirty(documents: list[Planted], rng: random.Random) -> Iterator[Planted]:
             yield replace(document, text=with_control(document.text, rng), dirt=dirt, meant=document.text)
         elif dirt == "page":
             name = document.id.replace("/", "-")
-            body = "".join(f"<p>{html.escape(part).replace(chr(10), '<br>')}</p>\n" for part in document.text.split("\n\n"))
+            body = "".join(
+                f"<p>{html.escape(part).replace(chr(10), '<br>')}</p>\n" for part in document.text.split("\n\n")
+            )
             page = PAGE.format(title=name, body=body)
             # the pipeline calls a document without an id by its file and line
-            yield Planted(f"pages/{name}.html:1", f"pages/{name}.html", page, dirt, meant=document.text)
+            yield Planted(f"raw/pages/{name}.html:1", f"pages/{name}.html", page, dirt, meant=document.text)
         else:
             yield document
 
@@ -133,8 +135,8 @@ def leaks(held_out: list[Planted], rng: random.Random) -> Iterator[Planted]:
         yield Planted(f"leak/{document.id}", "copies.jsonl", changed(document.text, rng), "leak", document.id)
 
 
-def shouted(text: str) -> str:
-    return "  " + text.upper().replace("\n", "\r\n")
+def muttered(text: str) -> str:
+    return "  " + text.lower().replace("\n", "\r\n")
 
 
 def changed(text: str, rng: random.Random) -> str:
