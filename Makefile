@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' -)
 # what the demo shows: nothing for the embedded model, smollm2, a folder, a .gguf file or the name of a model on the hub
 MODEL :=
+# quick: few tokens, and nothing is asked of their quality
+LIFECYCLE :=
 SMOLLM2 := $(VENV)/.smollm2
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
@@ -26,7 +28,7 @@ LOCK := .cache/lock/bin/python -m pip
 PEERS := .cache/peers
 PEERS_INSTALLED := $(PEERS)/llama_cpp/.installed $(PEERS)/openvino/.installed
 
-.PHONY: demo test bench data peers check install smollm2 lock lock-peers test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
+.PHONY: demo test bench data lifecycle peers check install smollm2 lock lock-peers test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
 
 demo: $(INSTALLED) $(if $(filter smollm2,$(MODEL)),$(SMOLLM2))  ## swap fused layers into a LLaMA, or MODEL: parity, throughput, latency
 	@$(BIN)/llama-fast demo $(if $(MODEL),--model "$(MODEL)")
@@ -56,6 +58,9 @@ bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and t
 
 data: $(INSTALLED)  ## Shakespeare's plays in two spellings, from files to a tokenizer, shards and a report in runs/
 	@$(BIN)/llama-fast data run examples/shakespeare/data.toml
+
+lifecycle: $(INSTALLED)  ## the whole life of a LLaMA, from dirty text to a page about a model that was tuned and used, in runs/; LIFECYCLE=quick: with few tokens
+	@$(BIN)/python examples/lifecycle/lifecycle.py $(if $(filter quick,$(LIFECYCLE)),--quick)
 
 peers: $(PEERS_INSTALLED)  ## llama.cpp (compiled here: cmake, a C++ compiler, minutes) and OpenVINO GenAI, to be measured beside ours
 

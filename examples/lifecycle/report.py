@@ -1,0 +1,229 @@
+"""All that the stages have found, as lifecycle.json, and as one page that is made of it: report.html.
+
+    python report.py [--quick]
+
+Ends with status 1 where a bar was missed; of a quick run the only one is that bits per byte fell.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from llama_fast.environment import default_device
+from llama_fast.evaluate.compare import compare
+from llama_fast.evaluate.result import Evaluation, TaskResult
+from llama_fast.profiler.machine import machine
+from llama_fast.reports import units
+from llama_fast.reports.jsonfile import read_json, write_whole
+from llama_fast.reports.pages import templates
+from llama_fast.train.report.curves import curve
+
+HERE = Path(__file__).resolve().parent
+POINTS = 200
+"""Of a curve; each is the mean of several steps."""
+RUNS = {"pretrain": "Pre-training", "tune": "Fine-tuning"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write lifecycle.json and report.html here.")
+    parser.add_argument("--quick", action="store_true")
+    result = collected(quick=parser.parse_args().quick)
+    write_whole(Path("lifecycle.json"), json.dumps(result, indent=1, ensure_ascii=False))
+    write_whole(Path("report.html"), page(result))
+    for bar in result["bars"]:
+        print(f"{'met   ' if bar['met'] else 'MISSED'} {bar['kind']:<4} {bar['what']}: {bar['found']}")
+    print("report.html written")
+    return int(any(bar["kind"] == "bar" and not bar["met"] for bar in result["bars"]))
+
+
+# --- what was found --------------------------------------------------------------------------------------------------
+
+
+def collected(*, quick: bool) -> dict[str, Any]:
+    evaluations = {name: read_json(f"{name}/evaluation.json", Evaluation) for name in ("before", "after", "copied")}
+    found: dict[str, Any] = {
+        "quick": quick,
+        "machine": machine(default_device()),
+        "stages": [read("stamps", name) | {"name": name} for name in stage_names()],
+        "data": data(),
+        "planted": read("planted"),
+        "runs": {name: training(Path(name)) for name in RUNS},
+        "scores": list(scores(evaluations)),
+        "changes": changes(evaluations),
+        "examples": {task.name: shown(task) for task in evaluations["after"].tasks if task.examples[0].prompt},
+        "use": read("use"),
+    }
+    found["bars"] = [dict(zip(("kind", "what", "found", "met"), bar, strict=True)) for bar in bars(found, quick=quick)]
+    return found
+
+
+def read(*path: str) -> Any:
+    return json.loads(Path(*path[:-1], f"{path[-1]}.json").read_text(encoding="utf-8"))
+
+
+def stage_names() -> list[str]:
+    """Of those that are complete, in the order in which they ended."""
+    stamps = sorted(Path("stamps").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return [path.stem for path in stamps if "seconds" in json.loads(path.read_text())]
+
+
+def data() -> dict[str, Any]:
+    report = read("data", "report")
+    steps = [
+        {name: step[name] for name in ("stage", "name", "documents_in", "documents_out", "bytes_out", "changed")}
+        for step in report["steps"]
+    ]
+    return {
+        "steps": steps,
+        "faults": [fault for step in report["steps"] for fault in step["named_faults"]],
+        "shards": report["shards"],
+        "vocab_size": report["vocab_size"],
+    }
+
+
+def training(run: Path) -> dict[str, Any]:
+    """Of a run: its settings, how long it took, and its curves."""
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    size = -(-len(rows) // POINTS)
+    groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return {
+        "settings": tomllib.loads((run / "config.toml").read_text(encoding="utf-8")),
+        "steps": len(rows),
+        "tokens": sum(int(row["tokens"]) for row in rows),
+        "seconds": sum(float(row["seconds"]) for row in rows),
+        "loss": [[int(group[-1]["step"]), sum(float(row["loss"]) for row in group) / len(group)] for group in groups],
+        "bits": [[int(row["step"]), float(row["bits_per_byte"])] for row in rows if row["bits_per_byte"]],
+    }
+
+
+def scores(evaluations: dict[str, Evaluation]) -> Iterator[dict[str, Any]]:
+    """A row for each score, with its value in each evaluation and those of baselines."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for which, evaluation in evaluations.items():
+        for task in evaluation.tasks:
+            for score in task.scores:
+                row = rows.setdefault(
+                    (task.name, score.name),
+                    {"task": task.name, "score": score.name, "unit": score.unit, "count": len(task.examples)},
+                )
+                row[which] = [score.value, score.low, score.high]
+            for baseline in task.baselines:
+                rows[task.name, baseline.score].setdefault("baselines", {})[baseline.name] = baseline.value
+    yield from rows.values()
+
+
+def changes(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
+    """What the paired bootstrap says of the tuned model, beside the model before and beside copies of the source."""
+    found = []
+    for against in ("before", "copied"):
+        compared = compare(evaluations[against], evaluations["after"])
+        found += [
+            {"against": against, "task": each.task, "score": each.score, "low": each.low, "high": each.high, "verdict": each.verdict, "confidence": compared.confidence}
+            for each in compared.changes if each.decides
+        ]  # fmt: skip
+    return found
+
+
+def shown(task: TaskResult) -> list[dict[str, str]]:
+    """The first examples of a task, as they came."""
+    return [{"prompt": each.prompt, "right": each.references[0], "output": each.output} for each in task.examples[:5]]
+
+
+# --- bars ------------------------------------------------------------------------------------------------------------
+
+
+def bars(found: dict[str, Any], *, quick: bool) -> Iterator[tuple[str, str, str, bool]]:
+    """(bar or goal, what is asked, what was found, whether it is met)."""
+    bits = found["runs"]["pretrain"]["bits"]
+    yield (
+        "bar",
+        "bits per byte fell in pre-training",
+        f"{bits[0][1]:.3f}, then {bits[-1][1]:.3f}",
+        bits[-1][1] < bits[0][1],
+    )
+    bar = "goal" if quick else "bar"
+    held_out = score(found, "shards_held_out", "bits per byte")
+    value, xz = held_out["before"][0], held_out["baselines"]["xz -9 after the training text"]
+    yield (
+        bar,
+        "held-out bits per byte below xz, which has read the training text",
+        f"{value:.3f} and {xz:.3f}",
+        value < xz,
+    )
+    yield "goal", "0.2 below it", f"{xz - value:.3f}", xz - value >= 0.2
+    bleu = score(found, "translation", "BLEU")
+    after, copied = bleu["after"][0], bleu["copied"][0]
+    yield (
+        bar,
+        "BLEU of translations at least 20 above the source itself",
+        f"{after:.1f} and {copied:.1f}",
+        after >= copied + 20,
+    )
+    change = next(each for each in found["changes"] if each["against"] == "before" and each["task"] == "translation")
+    yield (
+        bar,
+        "BLEU better than before tuning, by paired bootstrap",
+        f"{change['low']:+.1f} to {change['high']:+.1f}",
+        change["verdict"] == "better",
+    )
+    for task in ("questions", "summaries"):
+        share = score(found, task, "accuracy")["after"][0]
+        yield "goal", f"{task}: 80 % accepted by the checker", units.percent(share), share >= 0.8
+    planted = {each["what"]: each["count"] / each["of"] for each in found["planted"]}
+    for what in ("exact copies found", "near copies found"):
+        yield bar, f"{what}: 99 %", units.percent(planted[what]), planted[what] >= 0.99
+    lost = planted["clean documents lost"]
+    yield bar, "clean documents lost: at most 0.1 %", f"{100 * lost:.2f} %", lost <= 0.001
+    use = found["use"]["same"]
+    yield (
+        "bar",
+        "transformers, fused layers and LLM write the same",
+        f"{use['fused']} and {use['LLM']} of {use['of']}",
+        use["fused"] == use["LLM"] == use["of"],
+    )
+
+
+def score(found: dict[str, Any], task: str, name: str) -> dict[str, Any]:
+    return next(row for row in found["scores"] if (row["task"], row["score"]) == (task, name))
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def page(result: dict[str, Any]) -> str:
+    """The page's HTML. Whatever comes from texts is escaped."""
+    environment = templates("llama_fast.train.report")
+    assert environment.loader is not None
+    environment.loader = jinja2.ChoiceLoader([jinja2.FileSystemLoader(HERE), environment.loader])
+    environment.filters |= {"size": units.size, "percent": units.percent, "number": units.number}
+    curves = {
+        name: [
+            curve("Loss", "nats a token learnt", run["loss"], steps=run["steps"]),
+            curve("Bits per byte", "held-out text", run["bits"], steps=run["steps"]),
+        ]
+        for name, run in result["runs"].items()
+    }
+    return environment.get_template("lifecycle.html.jinja").render(
+        result=result, runs=RUNS, curves=curves, shown=shown_score
+    )
+
+
+def shown_score(row: dict[str, Any], which: str) -> str:
+    """A score with its interval, "–" where there is none."""
+    if which not in row:
+        return "–"
+    value, low, high = row[which]
+    form = units.percent if row["unit"] == "share" else lambda figure: units.number(figure, 4)
+    return form(value) if low is None else f"{form(value)} ({form(low)} to {form(high)})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
