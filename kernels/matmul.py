@@ -277,8 +277,8 @@ _FEW_ROWS_TILES = ((64, 256), (32, 256), (16, 256))
 
 def _cpu_tile(n: int, k: int, itemsize: int, gpu: Gpu) -> tuple[int, int]:
     """As many rows of the weight as leave each core two programs: a program packs x anew. Sums stay in registers for as much of a
-    row as a tile has: 16 KB, and 4 KB of float32, since sums of 20000 in 16 lanes had 2.9 times PyTorch's error."""
-    row_bytes = min(4096 if itemsize == 4 else 16384, itemsize * max(16, next_power_of_2(k)))
+    row as a tile has, 16 KB: longer sums in 16 lanes lose digits (of 20000 float32 they had 2.9 times PyTorch's error)."""
+    row_bytes = min(16384, itemsize * max(16, next_power_of_2(k)))
     blocks = [block for block in (256, 128, 64, 32) if block * row_bytes <= LARGEST_TILE * itemsize]
     return next((block for block in blocks if cdiv(n, block) >= 2 * gpu.multiprocessors), 16), row_bytes
 

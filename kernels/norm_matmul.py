@@ -153,7 +153,8 @@ def _project_whole_rows(
         b_wide = b_x.to(tl.float32)
         b_rstd = tl.rsqrt(tl.sum(b_wide * b_wide, axis=1) / K + eps)
         b_norm = tl.load(p_norm + o_k, mask=o_k < K, other=0.0).to(tl.float32)
-        b_x = (b_wide * b_norm[None, :]).to(p_weight.dtype.element_ty)
+        # zeros where a mask says so: rows that are not there are not multiplied
+        b_x = tl.where(m_x, b_wide * b_norm[None, :], 0.0).to(p_weight.dtype.element_ty)
     o_n = first + i_block.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     m_n = o_n < first + pairs
     b_first = _project_rows(

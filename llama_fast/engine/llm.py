@@ -24,6 +24,7 @@ from ..decoder import checkpoint
 from ..decoder.model import Decoder, Fusions, runs_natively
 from ..decoder.tokenizer import Tokenizer, configured_eos_ids, has_tokenizer, no_tokenizer
 from ..kernels.attention_common import LARGEST_HEAD_DIM
+from ..kernels.huge_pages import prefer_huge_pages
 from .bad_words import spelled
 from .cache import BlockPool, KVCache
 from .completion import Completion, Output
@@ -286,8 +287,10 @@ class LLM:
 
     def _load(self, opened: checkpoint.Checkpoint, fusions: Fusions) -> Decoder:
         decoder = Decoder(opened.config, device=self.device, dtype=self.dtype, fusions=fusions)
+        prefer_huge_pages(decoder.parameters())
         columns, seen = (*Progress.get_default_columns(), DownloadColumn()), self._console.is_terminal
         with Progress(*columns, console=self._console, transient=True, disable=not seen) as bar:
             task = bar.add_task("loading")
             opened.fill(decoder, lambda done, total: bar.update(task, completed=done, total=total))
+        prefer_huge_pages(decoder.parameters())  # what was no new memory
         return decoder.eval()

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from ..kernels.huge_pages import prefer_huge_pages
 from . import structure
 from .attention import IMPLEMENTATION, refusal
 from .calls import Case, LayerCases, layer_cases, random_cases
@@ -65,6 +66,7 @@ def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inferenc
     except BaseException:
         _restore(model)
         raise
+    prefer_huge_pages(model.parameters())
     return FuseReport(mode, tuple(fusing.swapped), tuple(fusing.left))
 
 

@@ -135,6 +135,29 @@ def listed_rows_kernel(
     tl.store(p_out + m * N + n[None, :], tl.dot(x, b, input_precision="ieee"))
 
 
+@triton.jit
+def computed_columns_kernel(p_a, p_b, p_c, columns, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N), tl.arange(0, K)
+    a = tl.load(p_a + m * K + k[None, :])
+    b = tl.load(p_b + n[:, None] * K + k[None, :]).to(tl.float32)
+    b = tl.where((n < columns)[:, None], b * tl.sum(b * 0.0 + 1.0, 1)[:, None], 0.0).to(p_b.dtype.element_ty)
+    tl.store(p_c + m * N + n[None, :], tl.dot(a, tl.trans(b), input_precision="ieee"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [0, 1, 2, 3, 4])
+def test_columns_that_a_select_makes_zero_are_not_multiplied(dtype, columns, target):
+    """Of a tile that is computed, and lies in a buffer, too. Where they were multiplied, infinity times zero would be NaN."""
+    a, b = torch.randn(8, 64).to(dtype), torch.randn(4, 64).to(dtype)
+    expected = (64 * a.double() @ b.double().t())[:, :columns]
+    c = torch.full((8, 4), torch.nan)
+    native.launch(computed_columns_kernel, (1,), a, b, c, columns, M=8, N=4, K=64)
+    assert (c[:, :columns] - expected).norm() <= 1e-6 * expected.norm()
+    a[5, 7] = torch.inf
+    native.launch(computed_columns_kernel, (1,), a, b, c, columns, M=8, N=4, K=64)
+    assert c[5, :columns].isinf().all() and torch.equal(c[:, columns:], torch.zeros(8, 4 - columns))
+
+
 @pytest.mark.parametrize(("masked", "rows"), [(True, 16), (True, 12), (False, 16)])
 def test_a_list_of_rows_is_not_read_beyond_its_end(masked, rows, target):
     """Rows ahead are prefetched, for which the list would be read four entries ahead."""

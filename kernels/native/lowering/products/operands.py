@@ -85,15 +85,33 @@ def loaded(k: "Kernel", value: Value) -> tuple[Op, list[int]] | None:
 
 def prefix_bound(k: "Kernel", value: Value, dimension: int, size: int) -> Operand:
     """How many indices of a dimension an operand has before there are only zeros."""
-    found = loaded(k, value)
-    if found is None or len(found[0].operands) < 2:
+    found = _zeros(value)
+    if found is None:
         return size
-    load, dimensions = found
-    _, mask, *other = load.operands
-    if other and not is_zero(other[0]):
-        return size
+    mask, dimensions = found
     bound = k.tiles.bound(mask, dimensions[dimension])
     return size if bound is None else k.b.clamp(bound, 0, size)
+
+
+def _zeros(value: Value) -> tuple[Value, list[int]] | None:
+    """The mask outside of which an operand is zero, with the dimension of it that each of the operand's is: that of a load, or of a
+    select that writes zeros, which says it of a tile in a buffer, too. Decoding one row in bfloat16 took 22 GB/s of the weights behind
+    a norm, where x is such a tile, and 27 elsewhere: each second product was with a row of zeros."""
+    dimensions = list(range(len(value.shape)))
+    while value.op is not None and not value.is_argument:
+        op = value.op
+        if op.kind == "tt.load":
+            _, *rest = op.operands
+            return (rest[0], dimensions) if rest and all(map(is_zero, rest[1:])) else None
+        if op.kind == "arith.select":
+            mask, _, other = op.operands
+            return (mask, dimensions) if mask.shape and is_zero(other) else None
+        if op.kind == "tt.trans":
+            dimensions = [op.attributes["order"][dimension] for dimension in dimensions]
+        elif op.kind not in ("arith.extf", "arith.truncf"):
+            return None
+        value = op.operands[0]
+    return None
 
 
 def is_zero(value: Value) -> bool:

@@ -23,6 +23,9 @@ PREFETCH = 1024  # bytes ahead of the rows that are streamed: 0.62 -> 1.0 of one
 # Rows of a tile that take no more than this together are prefetched from the tile after it instead: ahead in a short row is
 # what the row below has brought already.
 SHORT_ROWS = 16 * 1024
+# Up to so many columns rows are taken one by one, in the order of memory, which the CPU's own prefetching goes on with: in huge pages
+# a core of an AMD EPYC read 27 GB/s so, and 13 to 18 by four rows at a time. With more, a row would be multiplied from cache too often.
+FEW_COLUMNS = 4
 
 
 class AlongK:
@@ -39,6 +42,9 @@ class AlongK:
         self.lanes = lanes if self.pairs else self.width
         self.kind = vector_type(self.element, self.lanes)
         self.tile = (4, 4) if k.b.machine.vector_registers >= 32 else (2, 4)
+        self.in_order = product.n <= FEW_COLUMNS and (self.streamed() or (None, 0))[1] == 1
+        if self.in_order:
+            self.tile = (1, 4)
 
     def emit(self, rows: Operand, columns: Operand, first_row: Operand = 0) -> None:
         tall, wide = self.tile
@@ -85,7 +91,7 @@ class AlongK:
             if masks is Masks.INSIDE and streamed is not None:
                 value, dimension = streamed
                 of_tile = rows if dimension == 1 else columns
-                short = len(of_tile) * product.k * size(value.element) <= SHORT_ROWS
+                short = not self.in_order and len(of_tile) * product.k * size(value.element) <= SHORT_ROWS
                 ahead = [Uniform(b.add(each.x, len(of_tile))) for each in of_tile] if short else of_tile
                 places = [(each, along) if dimension == 1 else (along, each) for each in ahead]
                 for place in places:
