@@ -136,6 +136,11 @@ def test_documents_that_share_long_n_grams_with_an_evaluation_set_go(tmp_path):
     assert verdict(clean, JAPANESE) is None
 
 
+def test_an_evaluation_set_that_would_find_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no text of exam has 13 words.*set decontaminate\.ngram lower"):
+        write_index(tmp_path, "exam", ["Who wrote it?", "Where is Rome?"], ngram=13)
+
+
 def test_epochs_give_each_source_its_share():
     tokens = {"a": 1000, "b": 100}
     times = epochs(tokens, {"a": 1.0, "b": 1.0}, 1.0)
