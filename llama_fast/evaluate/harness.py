@@ -165,10 +165,11 @@ class HarnessTask:
             else:
                 (figure,) = figures(metric)
                 fixed.append(Score(figure.name, metric, value, None, None, figure.unit, metric in losses, ""))
+        version = found["versions"][self.name]
         settings = {
             "chat": self.chat,
             "num_fewshot": self.task.config.num_fewshot,
-            "version": found["versions"][self.name],
+            "version": version if isinstance(version, int | float) else None,  # "Yaml" where a file gives none
         }
         return Answers(
             [_with_scores(example, metrics) for example in examples], metrics, settings, losses=losses, fixed=fixed
@@ -263,5 +264,5 @@ def _is_resampled(metric: str, value: float, examples: Sequence[Example]) -> boo
 
 def _with_scores(example: Example, metrics: Sequence[str]) -> Example:
     statistics = {metric: example.statistics[metric] for metric in metrics}
-    alone = {figure.name: figure.of(statistics[metric], 1) for metric in metrics for figure in figures(metric)}
+    alone = {figure.name: figure.alone(statistics[metric]) for metric in metrics for figure in figures(metric)}
     return replace(example, statistics=statistics, scores=alone)

@@ -107,12 +107,13 @@ def _after(progress: Progress, before: int, total: int, done: int) -> None:
 def _passages(
     text: str, ends: Sequence[int], logprobs: Iterator[float], progress: Callable[[int], None]
 ) -> list[Passage]:
-    """A document's passages; its tokens' log-probabilities are the next ones."""
-    nats: list[list[float]] = [[] for _ in range(0, len(text), PASSAGE)]
+    """A document's passages; its tokens' log-probabilities are the next ones. A rest below half a passage belongs to the one before."""
+    starts = range(0, max(1, len(text) - PASSAGE // 2 + 1), PASSAGE)
+    nats: list[list[float]] = [[] for _ in starts]
     for end, logprob in zip(ends, logprobs, strict=False):
-        nats[max(0, end - 1) // PASSAGE].append(-logprob)
+        nats[min(max(0, end - 1) // PASSAGE, len(starts) - 1)].append(-logprob)
         progress(end)
-    pieces = [text[start : start + PASSAGE] for start in range(0, len(text), PASSAGE)]
+    pieces = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
     return [Passage(piece, math.fsum(each), len(each)) for piece, each in zip(pieces, nats, strict=True)]
 
 

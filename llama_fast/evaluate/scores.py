@@ -36,6 +36,12 @@ class Figure:
     of: Callable[[Sequence[float], int], float]
     unit: str = "share"
     lower_is_better: bool = False
+    of_one: Callable[[Sequence[float], int], float] | None = None
+    """What it is of one example alone, where that is something else."""
+
+    def alone(self, statistics: Sequence[float]) -> float:
+        """Of one example."""
+        return (self.of_one or self.of)(statistics, 1)
 
 
 def figures(metric: str) -> list[Figure]:
@@ -139,6 +145,14 @@ def _mean(index: int) -> Callable[[Sequence[float], int], float]:
     return lambda sums, examples: sums[index] / examples
 
 
+@cache
+def _sentence_bleu() -> Any:
+    """Of an output of less than four words the n-grams that it has none of do not count: or one that is right would score 0."""
+    with needed_extra():
+        from sacrebleu.metrics.bleu import BLEU
+    return BLEU(effective_order=True)
+
+
 def _score_of(metric: Callable[[], Any]) -> Callable[[Sequence[float], int], float]:
     return lambda sums, _: float(metric()._compute_score_from_stats([round(x) for x in sums]).score)
 
@@ -150,7 +164,7 @@ _FIGURES = {
         Figure("nats per token", lambda sums, _: sums[0] / max(sums[1], 1), "nats/token", True),
         Figure("perplexity", lambda sums, _: math.exp(sums[0] / max(sums[1], 1)), "", True),
     ],
-    "bleu": [Figure("BLEU", _score_of(_bleu), "")],
+    "bleu": [Figure("BLEU", _score_of(_bleu), "", of_one=_score_of(_sentence_bleu))],
     "chrf": [Figure("chrF++", _score_of(_chrf), "")],
     "rouge": [Figure(f"ROUGE-{kind}", _mean(i)) for i, kind in enumerate(("1", "2", "L", "Lsum"))],
     "exact_match": [Figure("exact match", _mean(0))],

@@ -164,5 +164,5 @@ class PromptTask:
 
 
 def _example(prompt: str, references: list[str], output: str, statistics: dict[str, list[float]]) -> Example:
-    alone = {figure.name: figure.of(values, 1) for metric, values in statistics.items() for figure in figures(metric)}
+    alone = {figure.name: figure.alone(values) for metric, values in statistics.items() for figure in figures(metric)}
     return Example(prompt, references, output, statistics, alone)

@@ -15,7 +15,7 @@ def answers(outputs: list[str], metrics: list[str], *, right: str = "yes") -> An
     examples = [
         Example(
             str(i), [right], output, {metric: measured[metric][0][i] for metric in metrics},
-            {f.name: f.of(measured[metric][0][i], 1) for metric in metrics for f in scores.figures(metric)},
+            {f.name: f.alone(measured[metric][0][i]) for metric in metrics for f in scores.figures(metric)},
         )
         for i, output in enumerate(outputs)
     ]  # fmt: skip

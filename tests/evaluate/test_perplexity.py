@@ -91,7 +91,7 @@ def test_passages_are_the_same_for_any_tokenizer(llm, tmp_path):
 
 
 def test_a_token_counts_where_it_ends(llm):
-    text = TEXTS["several windows"][: PASSAGE + 200]
+    text = TEXTS["several windows"][: PASSAGE + PASSAGE // 2]
     ids, ends = llm.tokenizer.encode_with_ends(text)
     assert ends == [len(llm.tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
     logprobs = llm.logits([llm.tokenizer.bos_id, *ids]).double().log_softmax(-1)
@@ -100,6 +100,8 @@ def test_a_token_counts_where_it_ends(llm):
     within = sum(end <= PASSAGE for end in ends)
     assert (first.tokens, second.tokens) == (within, len(ids) - within)
     assert (first.nats, second.nats) == pytest.approx((sum(losses[:within]), sum(losses[within:])), rel=1e-5)
+    (whole,) = score_documents(llm, [text[:-1]])[0]  # a shorter rest belongs to the passage before
+    assert (whole.text, whole.tokens) == (text[:-1], len(llm.tokenizer.encode(text[:-1], bos=False)))
 
 
 def test_a_bos_that_the_text_spells_is_a_token_of_the_text(llm):

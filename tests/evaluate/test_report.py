@@ -19,7 +19,8 @@ FOUND = evaluation(quiz=answers(WORDS, ["f1", "bleu"]), text=text_answers([3.0, 
 def test_the_worst_come_first():
     quiz, text = FOUND.tasks
     assert [example.output for example in view.worst(quiz)][:2] == [WORDS[-1], WORDS[-2]]
-    assert len(view.worst(quiz)) == view.WORST
+    assert len(view.worst(quiz)) == 2  # those that are right are none of the worst
+    assert len(view.worst(evaluation(quiz=answers(["no"] * 30, ["f1"])).tasks[0])) == view.WORST
     assert [example.references[0] for example in view.worst(text)] == ["passage 01", "passage 02", "passage 00"]
 
 
@@ -55,3 +56,8 @@ def test_the_page_shows_text_and_runs_nothing(tmp_path, browser):
     assert browser.get_log("browser") == []
     assert browser.execute_script("return document.scripts.length") == 0
     assert element(browser, "#facts").text.count("sacrebleu 2.6.0") == 1
+    assert element(browser, "#task-1 h3").text == "The worst by token F1"
+    file.write_text(page(evaluation(quiz=answers(["yes"] * 9, ["bleu"]))))
+    opened(browser, file, 1100)
+    assert element(browser, "#task-1 h3").text == "None is below the best BLEU; the first"
+    assert len(browser.find_elements("css selector", ".example")) == 3

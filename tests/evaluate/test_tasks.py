@@ -138,6 +138,8 @@ def test_two_tasks_of_one_name_are_refused(llm):
 def test_texts_and_documents(tmp_path):
     (tmp_path / "a.txt").write_bytes("eins\r\nzwei 二\n".encode())
     assert read_task(tmp_path / "a.txt") == TextTask(name="a", documents=["eins\r\nzwei 二\n"])
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    assert read_task(tmp_path / "a.txt").documents == ["one"]
     file = write_jsonl(tmp_path / "b.jsonl", {"text": "one"}, {"text": "二", "id": 7}, {"text": "three"})
     assert read_task(file, limit=2).documents == ["one", "二"]
 
@@ -175,6 +177,9 @@ RIGHT = 'data = "d.jsonl"\nprompt = "{q}"\nreference = "a"\nscores = ["f1"]\n'
         (RIGHT.replace('"a"', '"q2"'), "line 1 has no field 'q2'"),
         (RIGHT.replace("f1", "f2"), "scores must be of bleu, .* got 'f2'"),
         (RIGHT + 'text = "q"\n', "has 'prompt' beside 'text'"),
+        (RIGHT.replace("{q}", "{q"), "t.toml: prompt cannot be filled: .*braces"),
+        (RIGHT.replace("{q}", "{}"), "t.toml: prompt must name a field between braces"),
+        (RIGHT.replace("{q}", "{q:d}"), "t.toml: prompt must name a field between braces"),
     ],
 )
 def test_a_wrong_description_is_named(tmp_path, toml, says):
@@ -191,6 +196,7 @@ def test_a_wrong_description_is_named(tmp_path, toml, says):
         ("a.jsonl", b"\n\n", "a.jsonl holds no lines"), ("a.jsonl", b'{"text": "x"}\n{', "a.jsonl, line 2 is no JSON"),
         ("a.jsonl", b"[1]\n", "line 1 must hold an object"), ("a.jsonl", b'{"text": ""}\n', "line 1: text must be a text that is not empty"),
         ("a.jsonl", b'{"body": "x"}\n', "line 1 has no field 'text': it has body"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\\ud83d"}\n', "line 2 holds half a character"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named(tmp_path, name, content, says):

@@ -261,7 +261,8 @@ class Run:
         count = CountTokens(self.out / "tokenizer", counts)
         self._execute("tokenize", "count tokens", [ReadDocuments(documents), count])
         times = epochs(tokens_of_sources(counts), self.config.weights, self.config.mixture.max_epochs)
-        mix = Mix(times, self.config.seed, self._records("tokenize", "mixture"))
+        used = self.work / "tokenize" / "tokens_used"
+        mix = Mix(times, self.config.seed, self.out / "tokenizer", used, self._records("tokenize", "mixture"))
         self._execute("tokenize", "mixture", [ReadDocuments(documents), mix, WriteDocuments(mixture)])
         return mixture
 

@@ -10,7 +10,7 @@ from ..config import Config
 from ..report import record
 from ..shards import ShardInfo
 from ..steps.adapter import read_records
-from ..steps.mixture import epochs, tokens_of_sources
+from ..steps.mixture import tokens_of_sources
 from . import state
 
 
@@ -39,7 +39,9 @@ def report(config: Config, named: str, *, complete: bool) -> record.Report:
     if (file := out / "tokenizer" / "tokenizer.json").exists():
         made.vocab_size = tokenizers.Tokenizer.from_file(str(file)).get_vocab_size()
     if complete:
-        made.mixture = _mixture(config, tokens_of_sources(work / "tokenize" / "tokens"))
+        made.mixture = _mixture(
+            config, *(tokens_of_sources(work / "tokenize" / name) for name in ("tokens", "tokens_used"))
+        )
         made.shards = [
             _shards(out / name, steps[-1].bytes_out)
             for name, steps in (("shards", made.steps), ("shards_held_out", made.held_out))
@@ -48,13 +50,9 @@ def report(config: Config, named: str, *, complete: bool) -> record.Report:
     return made
 
 
-def _mixture(config: Config, tokens: dict[str, int]) -> list[record.SourceShare]:
-    if not tokens:
-        return []
-    times = epochs(tokens, config.weights, config.mixture.max_epochs)
+def _mixture(config: Config, before: dict[str, int], after: dict[str, int]) -> list[record.SourceShare]:
     return [
-        record.SourceShare(name, weight, tokens[name], round(tokens[name] * times[name]))
-        for name, weight in config.weights.items()
+        record.SourceShare(name, weight, before[name], after.get(name, 0)) for name, weight in config.weights.items()
     ]
 
 

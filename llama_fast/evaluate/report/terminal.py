@@ -21,8 +21,8 @@ def show(evaluation: Evaluation, console: Console) -> None:
         table.add_row(Text(f"{task.name}, {view.size(task)}", style="bold"))
         for score in task.scores:
             table.add_row(Text(f" {score.name}"), view.figure(score.value, score.unit), view.interval(score))
-        for baseline in task.baselines:
-            table.add_row(Text(f" {baseline.name}", style="dim"), view.figure(baseline.value, "bits/byte"), "")
+            for baseline in (each for each in task.baselines if each.score == score.name):
+                table.add_row(Text(f"  {baseline.name}", style="dim"), view.figure(baseline.value, score.unit), "")
     console.print(table)
     signatures = [
         (score.name, score.signature) for task in evaluation.tasks for score in task.scores if score.signature

@@ -42,11 +42,15 @@ def size(task: TaskResult) -> str:
 
 
 def worst(task: TaskResult) -> list[Example]:
-    """The examples that score worst by the headline, the worst first; of a task that is all right, those that are right."""
+    """The examples that score worst by the headline, the worst first, and none that is as good as it can be."""
     headline = task.scores[0]
+    best = 100.0 if headline.name in ("BLEU", "chrF++") else 1.0
     sign = 1 if headline.lower_is_better else -1
-    scored = [example for example in task.examples if headline.name in example.scores]
-    return sorted(scored, key=lambda example: -sign * example.scores[headline.name])[:WORST]
+    below = [
+        example for example in task.examples
+        if headline.name in example.scores and (headline.lower_is_better or example.scores[headline.name] < best - 1e-9)
+    ]  # fmt: skip
+    return sorted(below, key=lambda example: -sign * example.scores[headline.name])[:WORST]
 
 
 def settings(task: TaskResult) -> str:

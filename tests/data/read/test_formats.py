@@ -47,6 +47,16 @@ def arrow(texts):
     return stream.getvalue()
 
 
+def arrow_file(texts):
+    stream = io.BytesIO()
+    table = pa.table({"text": texts})
+    with pa.ipc.new_file(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
+
+
+NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, pa.array([b"good", b"\xff\xfe"], pa.binary()).buffers())
+
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 MANY = {
     ".jsonl": jsonl,
@@ -64,6 +74,31 @@ def test_formats_of_many_documents(tmp_path, ending, compressed):
     documents, faults = read(tmp_path)
     assert [each.text for each in documents] == TEXTS and faults == []
     assert all(each.metadata["source"] == "s" for each in documents)
+
+
+@pytest.mark.parametrize("compressed", COMPRESS)
+def test_arrows_other_format(tmp_path, compressed):
+    """`datasets` writes streams; what ends as .arrow elsewhere is a file with an index."""
+    (tmp_path / f"a.arrow{compressed}").write_bytes(COMPRESS[compressed](arrow_file(TEXTS)))
+    documents, faults = read(tmp_path)
+    assert [each.text for each in documents] == TEXTS and faults == []
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
+    (tmp_path / "a.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "b.txt")
+    documents, faults = read(tmp_path)
+    assert (
+        documents == []
+        and [fault.reason for fault in faults] == ["is no file, or a link to one that does not exist"] * 2
+    )
+    assert [fingerprint(made) for made in list_inputs(Source("s", str(tmp_path)))] == ["", ""]
+
+
+def test_an_encoding_of_a_table_that_does_not_exist(tmp_path):
+    (tmp_path / "a.csv").write_bytes(csv_of(TEXTS))
+    _, (fault,) = read(tmp_path, encoding="utf-9")
+    assert fault.reason == "is in an unknown encoding: utf-9"
 
 
 @pytest.mark.parametrize("compressed", COMPRESS)
@@ -114,6 +149,10 @@ def test_byte_order_mark_line_ends_and_other_encodings(tmp_path):
         ("a.parquet", parquet([TEXTS[0], None]), 1, 2, "has no string 'text'"),
         ("a.arrow", arrow(TEXTS)[:100], 0, None, "cannot be read"),
         ("a.jsonl.gz", b"no gzip at all", 0, None, "cannot be read"),
+        ("a.html", b"<meta charset=undefined><p>x", 0, None, "cannot be read as undefined"),
+        ("a.html", b"<meta charset=utf-7><p>half +2AA-", 0, None, "cannot be read as utf-7"),
+        ("a.html", b"<meta charset=nothing><p>x", 0, None, "is in an unknown encoding: nothing"),
+        ("a.parquet", parquet(NOT_UTF8), 1, 2, "is no utf-8: byte 0xff"),
         ("a.parquet.gz", gzip.compress(parquet(TEXTS))[:-30], 0, None, "cannot be read"),
     ],
 )  # fmt: skip

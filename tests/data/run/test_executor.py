@@ -46,6 +46,37 @@ def run(*settings, steps=("collect",)):
 ON_SLURM = ('executor.kind="slurm"', 'executor.slurm.time="1:00:00"', 'executor.slurm.partition="cpu"')
 
 
+def work(here, function, workers=2):
+    executor.execute([function], tasks=3, work=here / "work", settings=executor.Executor(), workers=workers)
+
+
+def test_a_killed_process_ends_the_run_and_the_next_one_completes_it(here):
+    """As the kernel does where memory runs out. A pool of processes waits for ever."""
+
+    def die_once(data, rank, world_size):
+        if rank == 1 and not (here / "killed").exists():
+            (here / "killed").touch()
+            os.kill(os.getpid(), 9)
+        return ()
+
+    with pytest.raises(ValueError, match=r"process of task 1 ended with status -9.*executor\.workers below 2"):
+        work(here, die_once)
+    work(here, die_once)
+    assert len(list((here / "work" / "completions").iterdir())) == 3
+
+
+def test_an_error_that_cannot_be_sent_is_told(here):
+    class Odd(OSError):
+        def __init__(self, *, response):
+            super().__init__(f"the store said {response}")
+
+    def fail(data, rank, world_size):
+        raise Odd(response=500)
+
+    with pytest.raises(ValueError, match="the store said 500"):
+        work(here, fail)
+
+
 def test_slurm_makes_the_same_documents(here, monkeypatch):
     monkeypatch.setattr(executor, "_POLL_SECONDS", 0.01)
     tools = here / "bin"

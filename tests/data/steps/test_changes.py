@@ -75,6 +75,15 @@ def test_pages_become_their_text(monkeypatch, installed):
     assert "no" not in text.split() and "Shop" not in text and "color" not in text and "rights" not in text
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["<head><title>T</title><body><p>All of the text</p>", "<body><form action=x><p>All of the text</p></form></body>"],
+)
+def test_pages_keep_what_stands_in_an_open_head_or_a_form(monkeypatch, page):
+    monkeypatch.setattr(html, "find_spec", lambda name: None)
+    assert main_text(page) == "All of the text"
+
+
 def test_only_pages_are_treated_as_pages():
     text = "if a <b> c then <p> d"
     assert changed(html.html, text) == text

@@ -1,15 +1,17 @@
 """Which documents stay, and the reason each other one is given."""
 
 import pydoc_data.topics
+from collections import Counter
 from importlib.util import find_spec
 
 import pytest
 
+from llama_fast.data.bpe import BpeConfig, train_tokenizer
 from llama_fast.data.config import Filters, GopherQuality, GopherRepetition
 from llama_fast.data.documents import Document, Removed
 from llama_fast.data.steps import filters
 from llama_fast.data.steps.decontaminate import decontamination, write_index
-from llama_fast.data.steps.mixture import epochs
+from llama_fast.data.steps.mixture import Mix, epochs, tokens_of_sources
 
 PROSE = (
     "The river rises in the hills and goes to the sea, which is a day away on foot. People have lived with it for a long time: "
@@ -136,6 +138,11 @@ def test_documents_that_share_long_n_grams_with_an_evaluation_set_go(tmp_path):
     assert verdict(clean, JAPANESE) is None
 
 
+def test_an_evaluation_set_that_would_find_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no text of exam has 13 words.*set decontaminate\.ngram lower"):
+        write_index(tmp_path, "exam", ["Who wrote it?", "Where is Rome?"], ngram=13)
+
+
 def test_epochs_give_each_source_its_share():
     tokens = {"a": 1000, "b": 100}
     times = epochs(tokens, {"a": 1.0, "b": 1.0}, 1.0)
@@ -144,3 +151,16 @@ def test_epochs_give_each_source_its_share():
     assert epochs(tokens, {"a": 10.0, "b": 1.0}, 1.0) == {"a": 1.0, "b": 1.0}
     with pytest.raises(ValueError, match="'b' has a weight and no text is left of it"):
         epochs({"a": 10}, {"a": 1.0, "b": 1.0}, 1.0)
+
+
+@pytest.mark.parametrize(("times", "expected"), [(1.0, 1.0), (2.0, 2.0), (0.3, 0.3), (1.25, 1.25)])
+def test_a_mixture_counts_tokens_whatever_the_order_of_lengths(tmp_path, times, expected):
+    """Long documents first: by documents, those of the first tasks would count for more."""
+    train_tokenizer(["some words of a text"], tmp_path / "tokenizer", BpeConfig(vocab_size=262))
+    mix = Mix({"s": times}, 0, tmp_path / "tokenizer", tmp_path / "used", tmp_path)
+    documents = [Document("x" * (1000 - i), str(i), metadata={"source": "s"}) for i in range(999)]
+    mixed = list(mix.run(documents))
+    assert sum(len(document.text) for document in mixed) == tokens_of_sources(tmp_path / "used")["s"]
+    assert tokens_of_sources(tmp_path / "used")["s"] == pytest.approx(expected * 500_499, abs=1000)
+    copies = Counter(document.id for document in mixed)
+    assert set(copies.values()) <= {int(times), int(times) + 1} and (times < 1 or len(copies) == 999)
