@@ -29,11 +29,12 @@ ODD = (
     "run.dtype=bfloat16", "run.recompute=selective", "optimizer.kind=muon",
 )  # fmt: skip
 """Rows and micro-batches that no two ranks share evenly, and matrices that Muon wants whole."""
+ADAPTED = ("lora.rank=4", "lora.dropout=0.1", "model.dropout=0.1", "run.weights=bfloat16", "run.dtype=bfloat16")
 UNSAVED = ("run.save_every=0", "run.evaluate_every=3")
 
 
-def run(folder: Path, name: str, *settings: str) -> TrainConfig:
-    return read_config(folder / "train.toml", TrainConfig, [f"run.out={folder / name}", *settings])
+def run(folder: Path, name: str, *settings: str, file: str = "train.toml") -> TrainConfig:
+    return read_config(folder / file, TrainConfig, [f"run.out={folder / name}", *settings])
 
 
 def at_call(monkeypatch: pytest.MonkeyPatch, rank: int, number: int, act) -> None:
@@ -71,6 +72,11 @@ def gone_on(folder, monkeypatch):
 def odd(folder, monkeypatch):
     """One that one process has begun."""
     assert train(run(folder, "odd", *ODD, *UNSAVED)).progress.step == 6
+
+
+def adapted(folder, monkeypatch):
+    """Another that one process has begun: adapters of a model in bfloat16, with dropout."""
+    assert train(run(folder, "adapted", *ADAPTED, *UNSAVED, file="adapted.toml")).progress.step == 6
 
 
 def not_a_number(folder, monkeypatch):
@@ -139,11 +145,10 @@ def tensor_parallel_losses(folder, monkeypatch):
 
 
 def losses(model, ranks):
-    optimizers = Optimizers(model, OptimizerConfig(lr=3e-3))
+    optimizers = Optimizers(model, OptimizerConfig(lr=1e-3))
     parameters, found = list(model.parameters()), []
-    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(131, (2, 64), generator=torch.Generator().manual_seed(1))
     for _ in range(30):
-        ids = torch.randint(131, (2, 64), generator=generator)
         labels = ids.roll(-1, 1)
         turns, own = ranks.turns(2), {}
         for number in turns:

@@ -3,10 +3,12 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from llama_fast.train import checkpoints
+from llama_fast.train.export import export
 from llama_fast.train.loop import train
 from llama_fast.train.ranks import Layout, Ranks, joined, told_by_this
 from tests.parity import not_interpreted
 from tests.train.conftest import CONFIG
-from tests.train.rank_checks import ODD, UNSAVED, run
+from tests.train.rank_checks import ADAPTED, ODD, UNSAVED, run
 from tests.train.test_loop import numbers, quiet, rows, same
 
 pytestmark = not_interpreted
@@ -45,7 +48,11 @@ def check(count, folder, *names):
 
 
 def prepared(corpus, folder):
-    (folder / "train.toml").write_text(CONFIG.format(root=corpus, out=folder / "run"))
+    """With a config, and another that begins with the model that will be exported to `folder / "hf"`."""
+    text = CONFIG.format(root=corpus, out=folder / "run")
+    (folder / "train.toml").write_text(text)
+    model = f'[model]\npath = "{folder / "hf"}"\n\n'
+    (folder / "adapted.toml").write_text(re.sub(r"\[model\].*?(?=\[batch\])", model, text, flags=re.DOTALL))
     return folder
 
 
@@ -64,7 +71,10 @@ def two(corpus, tmp_path_factory):
     train(run(folder, "whole", *UNSAVED), show=quiet)
     train(run(folder, "whole odd", *ODD, *UNSAVED), show=quiet)
     stopped_after_three(run(folder, "odd", *ODD, *UNSAVED))
-    check(2, folder, "stopped", "odd", "not_a_number", "full_disk", "tensor_parallel_losses")
+    export(folder / "whole", folder / "hf")
+    train(run(folder, "whole adapted", *ADAPTED, *UNSAVED, file="adapted.toml"), show=quiet)
+    stopped_after_three(run(folder, "adapted", *ADAPTED, *UNSAVED, file="adapted.toml"))
+    check(2, folder, "stopped", "odd", "adapted", "not_a_number", "full_disk", "tensor_parallel_losses")
     return folder
 
 
@@ -75,7 +85,9 @@ def moments(config, step):
         name: torch.empty(each.size)
         for name, each in FileSystemReader(folder).read_metadata().state_dict_metadata.items()
     }
-    load(found, checkpoint_id=folder, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is distributed
+        load(found, checkpoint_id=folder, no_dist=True)
     return found
 
 
@@ -91,11 +103,14 @@ def test_two_ranks_stop_together_and_one_goes_on_to_the_same_bits(two):
     assert same(moments(stopped, 6), moments(whole, 6))
 
 
-def test_two_ranks_go_on_with_what_one_has_saved_to_the_same_bits(two):
-    """In bfloat16 with Muon, with rows and micro-batches that two do not share evenly."""
-    whole, odd = run(two, "whole odd", *ODD, *UNSAVED), run(two, "odd", *ODD, *UNSAVED)
-    assert numbers(odd) == numbers(whole)
-    assert same(moments(odd, 6), moments(whole, 6))
+@pytest.mark.parametrize(
+    ("name", "settings", "file"), [("odd", ODD, "train.toml"), ("adapted", ADAPTED, "adapted.toml")]
+)
+def test_two_ranks_go_on_with_what_one_has_saved_to_the_same_bits(two, name, settings, file):
+    """Muon in bfloat16, with rows and micro-batches that two do not share evenly; adapters of a model in bfloat16, with dropout."""
+    whole, ours = (run(two, each, *settings, *UNSAVED, file=file) for each in (f"whole {name}", name))
+    assert numbers(ours) == numbers(whole)
+    assert same(moments(ours, 6), moments(whole, 6))
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(two):
