@@ -3,10 +3,10 @@
     checkpoints/step-00000100/   .metadata, __0_0.distcp   weights and the optimizer's states, by torch.distributed.checkpoint: a file of
                                                            each rank, which any number of ranks can read
                                  config.json               the decoder, as Hugging Face writes it
-                                 progress.json             `Progress`, and what the run is of
+                                 progress.json             `Progress`, what the run is of, and on which ranks
 
-It is written as `step-00000100.tmp`, beside the steps that follow, and renamed when all of it is on the disk. There is no state of random numbers: all that is random is a
-function of the seed and the step.
+It is written as `step-00000100.tmp`, beside the steps that follow, and renamed when all of it is on the disk. There is no state of random
+numbers: all that is random is a function of the seed and the step.
 """
 
 import errno

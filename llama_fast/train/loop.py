@@ -273,6 +273,7 @@ class _Run:
             if self.journal is not None:
                 self.journal.add_sample(sample)
             self.show(f"  {sample.text!r}")
+        self.ranks.reshard(self.model)
         return bits
 
     def _attempt(self, part: Callable[[], None]) -> None:

@@ -74,7 +74,7 @@ def gradient_norm(parameters: Sequence[nn.Parameter], ranks: Ranks = ALONE) -> T
 def _squares(rows: Tensor) -> Tensor:
     """The sum of each row's squares in float64."""
     block = max(1, _BLOCK // rows.shape[1])
-    return torch.cat([part.double().square_().sum(1) for part in torch.split(rows, block)])
+    return torch.cat([part.double().square().sum(1) for part in torch.split(rows, block)])
 
 
 def clip(parameters: Sequence[nn.Parameter], norm: Tensor, longest: float) -> None:

@@ -141,6 +141,11 @@ class Ranks:
         register_fsdp_forward_method(model, "logits")
         return sums
 
+    def reshard(self, model: nn.Module) -> None:
+        """Leaves a shard again of what a forward pass has gathered and no backward pass has let go."""
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
 
 ALONE = Ranks()
 

@@ -65,7 +65,7 @@ class _RowParallel(nn.Module):
         super().__init__()
         self.weight, self.bias, self._group = whole.weight, whole.bias, group
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, key: Tensor | None = None) -> Tensor:
         y: Tensor = _Summed.apply(ops.linear(x, local(self.weight).to(x.dtype)), self._group)
         if self.bias is not None:
             y = y + local(self.bias).to(x.dtype)

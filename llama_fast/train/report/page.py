@@ -60,11 +60,11 @@ def settings(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
         what, name = getattr(value, field.name), f"{where}.{field.name}" if where else field.name
         if is_dataclass(what):
             yield from settings(what, name)
-        elif isinstance(what, tuple):
+        elif isinstance(what, tuple) and what and is_dataclass(what[0]):
             for i, one in enumerate(what):
                 yield from settings(one, f"{name}.{i}")
         elif what is not None:
-            yield name, str(what)
+            yield name, ", ".join(what) if isinstance(what, tuple) else str(what)
 
 
 def _bits(step: StepMetrics) -> float:
