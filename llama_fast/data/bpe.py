@@ -132,7 +132,9 @@ def copy_tokenizer(source: str | Path, folder: str | Path) -> Tokenizer:
         ValueError: as `tokenizer_files`.
         OSError: `folder` cannot be written.
     """
-    return _write(Path(folder), {file.name: file.read_bytes() for file in tokenizer_files(source)})
+    files = tokenizer_files(source)
+    contents = _files_of_gguf(files[0]) if is_gguf(files[0]) else {file.name: file.read_bytes() for file in files}
+    return _write(Path(folder), contents)
 
 
 def tokenizer_files(source: str | Path) -> list[Path]:
@@ -145,7 +147,8 @@ def tokenizer_files(source: str | Path) -> list[Path]:
     if source.name == TOKENIZER_FILE:
         source = source.parent
     if is_gguf(source):
-        return _write(Path(folder), _files_of_gguf(source))
+        Tokenizer(source)
+        return [source]
     if not has_tokenizer(source):
         raise no_tokenizer(source)
     Tokenizer(source)  # says what is wrong with it
