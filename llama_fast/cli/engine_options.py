@@ -1,18 +1,23 @@
 """What the commands that generate share: their options, the engine, and how text is written."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import console
+from .common import console, errors
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
     from ..engine.sampling import SamplingParams
 
 ModelArgument = Annotated[
-    str | None, typer.Argument(help="A folder, a .gguf file or a hub id; the embedded model by default.")
+    str | None,
+    typer.Argument(help="A folder, a .gguf file, a hub id or a run of `train`; the embedded model by default."),
 ]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
@@ -31,10 +36,26 @@ def open_engine(
     """An engine for one sequence at a time. On a GPU it has captured its step: the lines that say so come before any text."""
     from ..engine.llm import LLM
 
-    llm = LLM(model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens, max_batch=1)
+    with model_folder(model) as folder:
+        llm = LLM(folder, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens, max_batch=1)
     if llm.device.type == "cuda":
         llm.generate([0], replace(params, max_tokens=3, ignore_eos=True, stop=()))
     return llm
+
+
+@contextmanager
+def model_folder(model: str | None) -> Iterator[str | None]:
+    """What to load for `model`: itself, or for the folder of a training run its last checkpoint, written to a folder for so long."""
+    run = Path(model or "")
+    if model is None or not ((run / "config.toml").is_file() and (run / "checkpoints").is_dir()):
+        yield model
+        return
+    from ..train.export import export
+
+    with TemporaryDirectory(prefix="llama-fast-") as folder:
+        taken = export(run, Path(folder) / "model")
+        errors.print(f"{taken.name} of {run}", style="dim", highlight=False, markup=False)
+        yield str(Path(folder) / "model")
 
 
 def write(text: str) -> None:

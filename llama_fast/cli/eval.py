@@ -32,7 +32,9 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def run(
-    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, a hub id, smollm2, or embedded.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder, a .gguf file, a hub id, smollm2, a run of `train`, or embedded.")
+    ],
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
@@ -79,9 +81,9 @@ def run(
             asked += load_tasks(names, limit=limit, chat=chat, seed=seed)
         if not asked:
             raise fail("give at least one task, such as questions or a text file: llama-fast eval embedded questions")
-        path = EMBEDDED_MODEL if model == EMBEDDED else checkpoint.find(model)
-        llm = LLM(path, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens)
-        with _progress() as progress:
+        with options.model_folder(None if model == EMBEDDED else model) as folder_of_model, _progress() as progress:
+            path = EMBEDDED_MODEL if folder_of_model is None else checkpoint.find(folder_of_model)
+            llm = LLM(path, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens)
             evaluation = evaluate(
                 llm, asked, model=model, path=path, seed=seed, command=shlex.join(["llama-fast", *sys.argv[1:]]),
                 progress=progress,

@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from llama_fast.decoder.gguf.file import is_gguf
+from llama_fast.decoder.gguf.tokenizer import read_tokenizer
 from llama_fast.decoder.tokenizer import TOKENIZER_FILE, Tokenizer, has_tokenizer, no_tokenizer
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
@@ -125,11 +126,15 @@ def train_tokenizer(texts: Iterable[str], folder: str | Path, config: BpeConfig 
 def copy_tokenizer(source: str | Path, folder: str | Path) -> Tokenizer:
     """Copies the tokenizer of a model's folder, or the `tokenizer.json` in it and what stands beside that, to `folder`.
 
+    That of a .gguf file is written as the files that transformers has for it.
+
     Raises:
         ValueError: as `tokenizer_files`.
         OSError: `folder` cannot be written.
     """
-    return _write(Path(folder), {file.name: file.read_bytes() for file in tokenizer_files(source)})
+    files = tokenizer_files(source)
+    contents = _files_of_gguf(files[0]) if is_gguf(files[0]) else {file.name: file.read_bytes() for file in files}
+    return _write(Path(folder), contents)
 
 
 def tokenizer_files(source: str | Path) -> list[Path]:
@@ -142,11 +147,25 @@ def tokenizer_files(source: str | Path) -> list[Path]:
     if source.name == TOKENIZER_FILE:
         source = source.parent
     if is_gguf(source):
-        raise ValueError(f"{source} is a .gguf file: its tokenizer is used where it is, it has no files to copy")
+        Tokenizer(source)
+        return [source]
     if not has_tokenizer(source):
         raise no_tokenizer(source)
     Tokenizer(source)  # says what is wrong with it
     return [source / name for name in _FILES if (source / name).is_file()]
+
+
+def _files_of_gguf(path: Path) -> dict[str, bytes]:
+    read = read_tokenizer(path)
+    config = {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast", **read.named}
+    files = {
+        TOKENIZER_FILE: read.backend.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(config, indent=2),
+        "generation_config.json": json.dumps({"eos_token_id": list(read.eos_ids)}, indent=2),
+    }
+    if read.chat_template is not None:
+        files["chat_template.jinja"] = read.chat_template
+    return {name: content.encode() for name, content in files.items()}
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

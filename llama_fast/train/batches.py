@@ -187,7 +187,7 @@ def micro_batch(
     labels = np.full(sum(counts), IGNORED, np.int64)
     at = 0
     for piece in pieces:
-        tokens = documents[piece.document][piece.start : piece.start + piece.count + 1]
+        tokens = documents[piece.document][piece.start : piece.start + piece.count + 1].astype(np.int64)
         ids[at : at + piece.count] = tokens[: piece.count]
         is_learnt = documents.is_learnt(piece.document, piece.start + 1, piece.start + len(tokens))
         labels[at : at + len(tokens) - 1] = np.where(is_learnt, tokens[1:], IGNORED)

@@ -113,11 +113,11 @@ class DataConfig:
     Attributes:
         train, validation: folders of shards, as `llama-fast data` writes them, or files of conversations (.jsonl): see
             `data.conversations`.
-        tokenizer: a folder, or a model's .gguf file: what the shards were written with.
+        tokenizer: a folder, or a model's .gguf file: what the shards were written with; by default that of model.path.
     """
 
     train: Path
-    tokenizer: Path
+    tokenizer: Path | None = None
     validation: Path | None = None
 
 
@@ -311,6 +311,8 @@ class TrainConfig:
             raise ValueError(
                 "optimizer.kind muon takes matrices whose rows alone are shared out: ranks.tensor_parallel must be 1"
             )
+        if self.data.tokenizer is None and self.model.path is None:
+            raise ValueError("data.tokenizer is missing")
         if self.lora is not None and self.model.path is None:
             raise ValueError("lora is for a model that has learnt already: give model.path")
 

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from ..data.bpe import copy_tokenizer, fingerprint
 from ..data.conversations import Conversations
-from ..decoder.tokenizer import Tokenizer
 from ..environment import default_device
 from ..profiler.measure.work import training_flops
 from ..reports.jsonfile import write_whole
@@ -41,7 +40,7 @@ from .ranks import Ranks, joined
 from .report.page import write_report
 from .speed import peak, peak_memory
 from .start import fingerprint as base_fingerprint
-from .start import first_model
+from .start import first_model, tokenizer_of
 from .validation import Validation, continued
 
 MOST_SKIPPED = 10
@@ -94,7 +93,7 @@ class _Run:
         run = config.run
         if run.tensorboard:
             require_tensorboard()
-        self.tokenizer = Tokenizer(config.data.tokenizer)
+        self.tokenizer = tokenizer_of(config)
         documents = open_documents(config.data.train, self.tokenizer, config.batch)
         self.batches = Batches(documents, config.batch, seed=run.seed, device=self.device)
         self.validation = self._validation()
@@ -138,13 +137,15 @@ class _Run:
     def _folder(self) -> Journal:
         out = self.config.run.out
         out.mkdir(parents=True, exist_ok=True)
-        if self.config.data.tokenizer.resolve() != (out / "tokenizer").resolve():
-            copy_tokenizer(self.config.data.tokenizer, out / "tokenizer")
+        if self.tokenizer.folder.resolve() != (out / "tokenizer").resolve():
+            copy_tokenizer(self.tokenizer.folder, out / "tokenizer")
         write_whole(out / "config.toml", self.config.to_toml())
         return Journal(out, step=self.progress.step, tensorboard=self.config.run.tensorboard)
 
     def run(self) -> Outcome:
         self._say_what_it_is()
+        if not self.progress.step and self.config.model.path is not None:
+            self._evaluate()  # what there is to be bettered
         first, start, since = self.progress.step, time.perf_counter(), list[StepMetrics]()
         asked = 0
         with Interruption() as interruption, self._last_checkpoint_kept():

@@ -6,10 +6,19 @@ from pathlib import Path
 import torch
 
 from ..config_file import read_config
+from ..decoder.checkpoint import find
 from ..decoder.tokenizer import Tokenizer
 from . import checkpoints, lora
 from .config import TrainConfig
 from .model import TrainedDecoder, load_trained
+
+
+def tokenizer_of(config: TrainConfig) -> Tokenizer:
+    """That of the data, or of the model. Raises ValueError if there is none."""
+    if config.data.tokenizer is not None:
+        return Tokenizer(config.data.tokenizer)
+    assert config.model.path is not None
+    return Tokenizer(find(config.model.path))
 
 
 def first_model(config: TrainConfig, tokenizer: Tokenizer) -> TrainedDecoder:

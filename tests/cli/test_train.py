@@ -33,6 +33,10 @@ def test_a_run_and_its_export(file):
     assert "step 2/4 loss " in said and "step 3: " in said and "'Once" in said
     assert "done after step 4, best " in said and "bits per byte at step 4" in said
     assert invoke("export", "run", "hf") == "step-00000004 written to hf"
+    greedy = ["--max-tokens", "6", "--temperature", "0"]
+    told = [runner.invoke(app, ["generate", model, "-p", "Once upon", *greedy]) for model in ("run", "hf")]
+    assert told[0].stdout == told[1].stdout and told[0].stdout.startswith("Once upon")
+    assert "step-00000004 of run" in told[0].stderr and "step-" not in told[1].stderr
 
 
 @pytest.mark.parametrize(

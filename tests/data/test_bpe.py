@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from llama_fast.data.bpe import BOS, EOS, PAD, ROLES, BpeConfig, copy_tokenizer, fingerprint, train_tokenizer
 from llama_fast.decoder.tokenizer import Tokenizer
+from tests.real_model import needs_real_model, real_model
 
 TEXTS = [topics[name] for name in sorted(topics)][:20]
 MIXED = [
@@ -133,6 +134,18 @@ def test_an_existing_tokenizer_is_copied(tmp_path):
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         copy_tokenizer(tmp_path, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+@needs_real_model
+def test_that_of_a_gguf_file_becomes_files(tmp_path):
+    source = real_model()
+    copied, ours = copy_tokenizer(source, tmp_path / "copied"), Tokenizer(source)
+    assert fingerprint(copied) == fingerprint(ours)
+    assert (copied.bos_id, copied.eos_id, copied.eos_ids) == (ours.bos_id, ours.eos_id, ours.eos_ids)
+    messages = [dict(role="user", content="Hi")]
+    assert copied.chat(messages) == ours.chat(messages)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "copied")
+    assert theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == ours.chat(messages)
 
 
 @pytest.mark.parametrize(

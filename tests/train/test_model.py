@@ -10,6 +10,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_fast.decoder.config import DecoderConfig
+from llama_fast.train.dropout import make_key
 from llama_fast.train.model import Packed, TrainedDecoder, load_trained
 from tests.decoder.models import SIZES, make
 from tests.parity import not_interpreted
@@ -19,9 +20,9 @@ pytestmark = not_interpreted
 LENGTHS = [5, 1, 37, 21]
 
 
-def trained(dtype=torch.float32, recompute="none", **settings):
+def trained(dtype=torch.float32, recompute="none", dropout=0.0, **settings):
     config = DecoderConfig.from_huggingface(dict(model_type="llama", **(SIZES | settings)))
-    model = TrainedDecoder(config, dtype=dtype, recompute=recompute)
+    model = TrainedDecoder(config, dtype=dtype, recompute=recompute, dropout=dropout)
     model.initialise(seed=1, std=0.2)
     return model
 
@@ -93,6 +94,38 @@ def test_packed_is_separate(dtype):
     bound = 1e-6 if dtype == torch.float32 else 1e-2
     for together, separate in zip(*gradients, strict=True):
         assert (together - separate).norm() <= bound * separate.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_accumulated_gradients_are_those_of_one_batch(dtype):
+    """Each loss is a sum, divided by the number of all labels: how many each part has does not matter."""
+    model, ids = trained(dtype), tokens(sum(LENGTHS))
+    labels = torch.where(tokens(sum(LENGTHS), seed=1) < 60, ids.roll(-1), -100)
+    count, gradients = (labels != -100).sum(), []
+    for parts in ([LENGTHS], [[length] for length in LENGTHS]):
+        sizes = [sum(each) for each in parts]
+        for part, its, each in zip(ids.split(sizes), labels.split(sizes), parts, strict=True):
+            (model(Packed.of(part, each), its) / count).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        model.zero_grad()
+    bound = 1e-6 if dtype == torch.float32 else 1e-2
+    for one, four in zip(*gradients, strict=True):
+        assert (one - four).norm() <= bound * one.norm()
+
+
+@pytest.mark.nightly
+def test_compiled_layers_give_the_same_losses():
+    """Over steps with other sequences, with dropout and without."""
+    plain, compiled = trained(dropout=0.1), trained(dropout=0.1)
+    compiled.compile_layers()
+    for step, lengths in enumerate([LENGTHS, [64], [32, 32], [100, 28]]):
+        ids, losses = tokens(sum(lengths), seed=step), []
+        for model in (plain, compiled):
+            loss = model(Packed.of(ids, lengths), ids, key=make_key(0, step) if step else None)
+            loss.backward()
+            torch.optim.SGD(model.parameters(), 1e-4).step()
+            losses.append(loss.item())
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
