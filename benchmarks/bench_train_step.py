@@ -1,39 +1,50 @@
-"""A training step of a small transformer, forward, backward and AdamW: transformers as it is, compiled, fused ("llama-fast"), and Liger's.
+"""A training step, forward, backward and AdamW: of transformers as it is, compiled, fused ("llama-fast"), with Liger's layers, and of the decoder
+that `llama-fast train` trains ("llama-fast train").
 
 All train the same weights, of one dtype with their optimizer's states, in turns; so what is in memory beside a side's own activations is
-the same for all. A call is timed by the host's clock. FLOPs are those that must be done; those of the rule that MFU is told by, which
+the same for all: on a CPU it is what a step adds to the process. A call is timed by the host's clock. FLOPs are those that must be done; those of the rule that MFU is told by, which
 counts attention as if it were not causal, are in the note. Parity: the losses of a few short texts, and the gradients of their sum, of the first layers.
 """
 
+import ctypes
 import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama_fast.benchmarks.models import ModelCase, build_model, first_layers, in_float64, itself, model_peers
+from llama_fast.benchmarks.models import ModelCase, Use, build_model, first_layers, in_float64, itself, model_peers
 from llama_fast.benchmarks.peers import Implementation, Implementations
-from llama_fast.benchmarks.shapes import CPU_7M, CPU_125M, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
+from llama_fast.benchmarks.shapes import CPU_10M, CPU_125M, EMBEDDED, LLAMA_3_1_8B, LLAMA_3_2_1B, ModelShape, dtypes
 from llama_fast.benchmarks.suite.comparison import speed_test
 from llama_fast.benchmarks.suite.record import Result
 from llama_fast.decoder.config import DecoderConfig
 from llama_fast.fusion.verify import InFloat64
 from llama_fast.profiler.measure.timing import Call
 from llama_fast.profiler.measure.work import Work, attended_pairs, attention_flops, training_flops, weight_elements
+from llama_fast.reports.units import size
+from llama_fast.train.batches import IGNORED
+from llama_fast.train.model import Packed, TrainedDecoder
 
 test_speed = speed_test
 
 TRAINING_STEP = "training step"
+TRAINER = "llama-fast train"
+"""The decoder of `llama_fast.train`, where "llama-fast" is transformers' model after `fuse`."""
 JUDGED_LAYERS, JUDGED_ROWS, JUDGED_TOKENS = 2, 4, 128
 
 
 def cases(device: torch.device, *, quick: bool) -> list[ModelCase]:
     """(model, layers, texts, tokens of each) by what a device holds and has the time for."""
-    sizes: list[tuple[ModelShape, int | None, int, int]]
+    sizes: Sequence[tuple[ModelShape, int | None, int, int]]
     if device.type == "cuda":
         sizes = [(LLAMA_3_2_1B, None, 4, 2048)] + ([] if quick else [(LLAMA_3_1_8B, 4, 4, 2048)])
     else:
-        sizes = [(CPU_7M, None, 4, 64)] if quick else [(CPU_125M, None, 4, 128)]
+        sizes = [(EMBEDDED, None, 8, 128)] + ([] if quick else [(CPU_10M, None, 4, 256), (CPU_125M, None, 4, 128)])
     compiles = device.type == "cuda" or not quick
     return [train_case(*size, dtype, compiles=compiles) for size in sizes for dtype in dtypes(device, quick=quick)]
 
@@ -50,7 +61,23 @@ def train_case(
 
 
 def _peers(compiles: bool) -> Implementations:
-    return model_peers(mode="training", compiles=compiles)
+    return model_peers(mode="training", compiles=compiles) | {TRAINER: _trainer}
+
+
+def _trainer(model: Any, use: Use) -> Implementation:
+    """`TrainedDecoder` over the parameters of transformers' model, called as that is."""
+    trained = TrainedDecoder(DecoderConfig.from_huggingface(model.config.to_dict()), dtype=model.dtype)
+    for name, parameter in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        setattr(trained.get_submodule(module), leaf, parameter)
+
+    def forward(*, input_ids: Tensor, labels: Tensor, **_: Any) -> Any:
+        """The mean over the tokens of each row that have a next one."""
+        following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        packed = Packed.of(input_ids.flatten(), [input_ids.shape[1]] * len(input_ids))
+        return SimpleNamespace(loss=trained(packed, following.flatten()) / following[:, 1:].numel())
+
+    return use(forward)
 
 
 class _Trial:
@@ -88,11 +115,10 @@ class _Trial:
             self._optimizer.step()
             self._optimizer.zero_grad()
 
-        if self._ids.is_cuda:
-            step()  # compiles, and makes the optimizer's states
-            torch.cuda.reset_peak_memory_stats()
-            step()
-            self._peaks[name] = torch.cuda.max_memory_allocated()
+        step()  # compiles, and makes the optimizer's states
+        peak = (_cuda_peak if self._ids.is_cuda else _cpu_peak)(step)
+        if peak is not None:
+            self._peaks[name] = peak
         return step
 
     def note(self, result: Result) -> str | None:
@@ -100,7 +126,31 @@ class _Trial:
         by_rule = 1e-12 * tokens_per_s * training_flops(self._config, self._ids.shape[1])
         rate = f"{tokens_per_s:,.0f} tokens/s, {by_rule:.3g} TFLOP/s by the rule of MFU"
         peak = self._peaks.get(result.implementation)
-        return rate if peak is None else f"{rate}, peak memory {peak / 2**30:.1f} GiB"
+        return rate if peak is None else f"{rate}, peak memory {size(peak)}"
+
+
+def _cuda_peak(call: Call) -> int:
+    """Bytes of all that is there."""
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated()
+
+
+def _cpu_peak(call: Call) -> int | None:
+    """Bytes that a call adds to the process at most; None where Linux does not tell."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or it uses again what another has freed
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: proc(5)
+        before = _status("VmRSS")
+        call()
+        return _status("VmHWM") - before
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(field: str) -> int:
+    (kilobytes,) = re.findall(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return 1024 * int(kilobytes)
 
 
 def step_work(config: DecoderConfig, batch: int, tokens: int, dtype: torch.dtype) -> Work:

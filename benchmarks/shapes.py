@@ -64,8 +64,11 @@ QWEN3_8B = ModelShape(
 )
 CPU_125M = ModelShape("125M", 768, 2048, 12, 12, 64, 12, 32000, rope_theta=10000.0, context=2048)
 """Not a published model: what two CPU cores can run whole."""
+CPU_10M = ModelShape("10M", 320, 864, 5, 5, 64, 7, 4096, tied=True, rope_theta=10000.0, context=2048)
 CPU_7M = ModelShape("7M", 256, 704, 4, 4, 64, 4, 8000, rope_theta=10000.0, context=2048)
-"""Not a published model either: what they can even train or generate with while somebody waits."""
+"""Not published models either: what they can even train or generate with while somebody waits."""
+EMBEDDED = ModelShape("0.9M", 128, 256, 4, 2, 64, 4, 1136, tied=True, rope_theta=200000.0, norm_eps=1e-6, context=512)
+"""The embedded model's."""
 
 MODELS = (LLAMA_3_2_1B, LLAMA_3_1_8B, LLAMA_3_1_70B_LAYER, MISTRAL_7B, QWEN3_8B)
 
