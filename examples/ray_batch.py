@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2, help="engines at a time")
     parser.add_argument("--batch", type=int, default=32, help="rows that an engine is given at a time")
     options = parser.parse_args()
+    ray.init(include_dashboard=False)
     # a block is a batch: what a dead actor had finished of a block is computed again. Half a CPU, by Ray's count, leaves room for reading
     # and writing beside two actors on two cores
     ray.data.read_json(options.rows).repartition(target_num_rows_per_block=options.batch).map_batches(

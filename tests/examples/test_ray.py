@@ -45,7 +45,8 @@ def test_no_row_is_lost_or_doubled_where_an_actor_is_killed(tmp_path):
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "examples" / "ray_batch.py"), "embedded", "rows.jsonl", "out", "--batch", "8"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1",
+             "RAY_raylet_start_wait_time_s": "240"},
     )  # fmt: skip
     end = time.monotonic() + 300
     while len(actors()) < 2 or len(written(tmp_path / "out")) < 16:
