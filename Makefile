@@ -28,7 +28,7 @@ LOCK := .cache/lock/bin/python -m pip
 PEERS := .cache/peers
 PEERS_INSTALLED := $(PEERS)/llama_cpp/.installed $(PEERS)/openvino/.installed
 
-.PHONY: demo test bench data lifecycle peers check install smollm2 lock lock-peers test-triton test-transformers test-oldest-transformers test-without-triton nightly clean
+.PHONY: demo test bench data lifecycle docs peers check install smollm2 lock lock-peers test-triton test-transformers test-oldest-transformers test-without-triton test-ray nightly clean
 
 demo: $(INSTALLED) $(if $(filter smollm2,$(MODEL)),$(SMOLLM2))  ## swap fused layers into a LLaMA, or MODEL: parity, throughput, latency
 	@$(BIN)/llama-fast demo $(if $(MODEL),--model "$(MODEL)")
@@ -51,7 +51,7 @@ nightly: $(INSTALLED) $(SMOLLM2)  ## all that is too slow for every change, and 
 	@LLAMA_FAST_CPU=pytorch $(PYTEST) --nightly $(PARITY_TESTS)
 	@TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED_TESTS)
 	@$(MAKE) test-triton PYTEST="$(PYTEST) --nightly"
-	@$(MAKE) test-transformers test-without-triton
+	@$(MAKE) test-transformers test-without-triton test-ray
 
 bench: $(INSTALLED)  ## every kernel, layer and whole model beside PyTorch and the best alternatives: few sizes, little time
 	@$(BIN)/llama-fast bench --quick
@@ -61,6 +61,10 @@ data: $(INSTALLED)  ## Shakespeare's plays in two spellings, from files to a tok
 
 lifecycle: $(INSTALLED)  ## the whole life of a LLaMA, from dirty text to a page about a model that was tuned and used, in runs/; LIFECYCLE=quick: with few tokens
 	@$(BIN)/python examples/lifecycle/lifecycle.py $(if $(filter quick,$(LIFECYCLE)),--quick)
+
+# griffe reads docstrings, and imports nothing
+docs: $(INSTALLED)  ## the site of these pages and of the docstrings, in .cache/site; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site: .cache/site/index.html"
 
 peers: $(PEERS_INSTALLED)  ## llama.cpp (compiled here: cmake, a C++ compiler, minutes) and OpenVINO GenAI, to be measured beside ours
 
@@ -100,6 +104,10 @@ test-oldest-transformers test-transformers: $(INSTALLED)  ## FUSE_TESTS beside e
 test-without-triton: $(INSTALLED)  ## what PyTorch's ops and the engine do where Triton is not installed: it is hidden
 	@PYTHONPATH=tests/without_triton $(PYTEST) tests/kernels tests/engine/test_engine.py \
 	    -k "not opcheck and not gradcheck and not compiles and not transformers and not schedule"
+
+test-ray: $(INSTALLED)  ## the example for many machines, on a Ray of this one
+	@$(BIN)/python -m pip install -q -c $(CONSTRAINTS) --upgrade --target .cache/ray "ray[data]"
+	@PYTHONPATH=.cache/ray $(PYTEST) -n 0 --nightly tests/examples/test_ray.py
 
 install: $(INSTALLED)
 

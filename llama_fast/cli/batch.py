@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from ..tasks.rows import Finished, Row
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="A folder, a .gguf file, a hub id, smollm2, or embedded.", show_default=False)
+    str,
+    typer.Argument(metavar="MODEL", help="A folder, a .gguf file, a hub id, smollm2, or embedded.", show_default=False),
 ]
 Files = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[FILE]...", help="Texts, or .jsonl files with a row a line; - or none reads stdin.", show_default=False
+        metavar="FILE", help="Texts, or .jsonl files with a row a line; - or none reads stdin.", show_default=False
     ),
 ]
 Field = Annotated[str, typer.Option("--field", help="The field of a row that holds the text.")]
@@ -77,6 +78,7 @@ class Batch:
                 rows = finished.skip(rows) if finished else rows
                 path = EMBEDDED_MODEL if model == EMBEDDED else model
                 llm = LLM(path, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens)
+                compute(llm, [])  # says what is wrong with an option, and is no row's fault
                 write, show = stack.enter_context(_writer(self.out)), stack.enter_context(_progress())
                 for batch in compute_rows(rows, partial(compute, llm), self._skip):
                     for row, output in batch:
@@ -140,7 +142,10 @@ class Batch:
 
 def _opened(name: str) -> IO[bytes]:
     if name != "-":
-        return Path(name).open("rb")
+        try:
+            return Path(name).open("rb")
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read: {error.strerror}") from None
     if sys.stdin.isatty():
         raise ValueError("give at least one file, or a text in a pipe")
     return sys.stdin.buffer

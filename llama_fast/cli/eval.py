@@ -60,7 +60,8 @@ def run(
 ) -> None:
     """Measure how good a model is, and show its worst examples.
 
-    `llama-fast eval compare A B` says what changed from one evaluation to another; it has its own --help.
+    `llama-fast eval compare A B` says what changed from one evaluation to another, `llama-fast eval score FILE.jsonl` scores outputs
+    that are there; each has its own --help.
     """
     folder = _folder(out, model)
     try:
@@ -118,6 +119,27 @@ def compare(
         raise fail(str(error)) from None
     show_comparison(found, console)
     raise typer.Exit(1 if found.is_worse else 0)
+
+
+@app.command(cls=Command)
+def score(
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="A row a line.", show_default=False)],
+    reference: Annotated[str, typer.Option(help="The field with what is right: a text, or a list of them.")],
+    output: Annotated[str, typer.Option(help="The field with what a model wrote.")] = "output",
+    scores: Annotated[str, typer.Option(help="Comma-separated: rouge, chrf, bleu, exact_match, f1.")] = "rouge,chrf",
+    seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
+) -> None:
+    """Score outputs that are there, such as those of `llama-fast summarize ROWS.jsonl --out FILE.jsonl`."""
+    from ..evaluate.files import read_outputs
+    from ..evaluate.report.terminal import show_scores
+    from ..evaluate.run import score_outputs
+
+    names = [name.strip() for name in scores.split(",") if name.strip()]
+    try:
+        outputs, references = read_outputs(file, output=output, reference=reference)
+        show_scores([score_outputs(file.stem, outputs, references, names, seed=seed)], console)
+    except (ImportError, OSError, ValueError) as error:
+        raise fail(str(error)) from None
 
 
 def _tasks(

@@ -121,7 +121,10 @@ def complete(
     from .. import tasks
     from ..engine.sampling_params import SamplingParams
 
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop or ())
+    try:
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop or ())
+    except ValueError as error:
+        raise fail(str(error)) from None
     Batch(files=files, fields=[field], out=out, jsonl=jsonl, resume=resume).run(
         lambda llm, rows: tasks.complete(llm, [row[field] for row in rows], params=params),
         model=model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens,

@@ -58,6 +58,23 @@ def _of_shards(folder: Path, limit: int | None) -> list[str]:
     return [text for text in documents if text]
 
 
+def read_outputs(path: Path, *, output: str, reference: str) -> tuple[list[str], list[list[str]]]:
+    """Of each line of a JSONL file what is in a field, and the references (a text, or a list of them) in another.
+
+    Raises:
+        ValueError: a line has no such field; the message names it.
+        OSError: it cannot be read.
+    """
+    outputs, references = [], []
+    for number, line in read_lines(path):
+        value = _field(path, number, line, output)
+        if not isinstance(value, str):
+            raise ValueError(f"{path}, line {number}: {output} must be a text, got {value!r}")
+        outputs.append(value)
+        references.append(_references(path, number, line, reference))
+    return outputs, references
+
+
 def read_text(path: Path) -> str:
     """A whole text, its line ends as they are. Raises ValueError if it is empty or no UTF-8."""
     try:

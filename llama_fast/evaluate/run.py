@@ -13,7 +13,7 @@ from . import scores
 from .bootstrap import RESAMPLES, score_interval
 from .extra import PACKAGES
 from .result import Evaluation, Score, TaskResult
-from .tasks import Answers, Task
+from .tasks import Answers, Task, score_examples
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,6 +62,31 @@ def summed_up(name: str, answers: Answers, seconds: float, *, seed: int, resampl
             lower = figure.lower_is_better or metric in answers.losses
             found.append(Score(figure.name, metric, value, low, high, figure.unit, lower, signature))
     return TaskResult(name, found + answers.fixed, answers.examples, answers.settings, seconds, answers.baselines)
+
+
+def score_outputs(
+    name: str, outputs: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str], *, seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> TaskResult:  # fmt: skip
+    """The scores of outputs that somebody has computed, each with its interval.
+
+    Args:
+        name: what they are called.
+        outputs: at least one.
+        references: for each output those that are right, at least one.
+        metrics: of `scores.NAMES`, but "accuracy".
+        seed, resamples: of the bootstrap.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    scores.check_names(metrics)
+    if "accuracy" in metrics:
+        raise ValueError("accuracy is what a task's own checker says: score by exact_match or f1")
+    answers = score_examples([""] * len(outputs), outputs, references, {
+        metric: scores.measure(metric, outputs, references) for metric in metrics
+    }, {})  # fmt: skip
+    return summed_up(name, answers, 0.0, seed=seed, resamples=resamples)
 
 
 def fingerprint(path: Path) -> str:

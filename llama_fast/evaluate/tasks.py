@@ -3,7 +3,7 @@
 A task runs itself on an engine and gives `Answers`; `run.evaluate` makes scores of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -125,15 +125,10 @@ class PromptTask:
             name: (self._checked(outputs), "") if name == "accuracy" else measure(name, outputs, self.references)
             for name in self.scores
         }
-        examples = [
-            _example(prompt, list(right), output, {name: measured[name][0][i] for name in self.scores})
-            for i, (prompt, right, output) in enumerate(zip(self.prompts, self.references, outputs, strict=True))
-        ]
         settings = {
             "chat": self.chat, "system": self.system, "max_tokens": self.max_tokens, "stop": list(self.stop), "temperature": 0,
         }  # fmt: skip
-        signatures = {name: signature for name, (_, signature) in measured.items() if signature}
-        return Answers(examples, list(self.scores), settings, signatures)
+        return score_examples(self.prompts, outputs, self.references, measured, settings)
 
     def _generate(self, llm: LLM, progress: Progress) -> list[str]:
         """The outputs, without the spaces around them."""
@@ -161,6 +156,19 @@ class PromptTask:
     def _checked(self, outputs: Sequence[str]) -> Statistics:
         assert self.checker is not None
         return [[float(self.checker(prompt, output))] for prompt, output in zip(self.prompts, outputs, strict=True)]
+
+
+def score_examples(
+    prompts: Sequence[str], outputs: Sequence[str], references: Sequence[Sequence[str]],
+    measured: Mapping[str, tuple[Statistics, str]], settings: dict[str, Any],
+) -> Answers:  # fmt: skip
+    """What was measured of some outputs, example by example."""
+    examples = [
+        _example(prompt, list(right), output, {name: statistics[i] for name, (statistics, _) in measured.items()})
+        for i, (prompt, right, output) in enumerate(zip(prompts, references, outputs, strict=True))
+    ]
+    signatures = {name: signature for name, (_, signature) in measured.items() if signature}
+    return Answers(examples, list(measured), settings, signatures)
 
 
 def _example(prompt: str, references: list[str], output: str, statistics: dict[str, list[float]]) -> Example:

@@ -15,7 +15,7 @@ FIELDS = {"summarize": ("text",), "translate": ("text", "source", "target"), "an
 _MESSAGES = {
     "summarize": "Summarize this text in one or two sentences:\n\n{text}",
     "translate": "Translate this text from {source} to {target}. Answer with the translation alone:\n\n{text}",
-    "answer": "{context}\n\nAnswer in as few words as possible: {question}",
+    "answer": "Answer the question with a few words from the text.\n\nText: {context}\n\nQuestion: {question}",
 }
 _PLAIN = {
     "summarize": "Text: {text}\nSummary:",

@@ -41,7 +41,9 @@ def translate(
         for piece in wanted
     ]
     done = llm.generate([asked.tokens(text=piece, **languages) for piece in wanted], params)
-    found = iter([_unquoted(each.text.strip(), piece) for each, piece in zip(done, wanted, strict=True)])
+    # a line's translation is a line: what follows is a chat model's talk about it
+    lines = (each.text.strip().partition("\n")[0] for each in done)
+    found = iter([_unquoted(line, piece) for line, piece in zip(lines, wanted, strict=True)])
     return ["".join(_in_place(piece, next(found)) if piece.strip() else piece for piece in parts) for parts in cut]
 
 

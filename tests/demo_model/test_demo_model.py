@@ -47,7 +47,7 @@ def why_wrong(prompt: str, written: str) -> str | None:
 def test_the_folder_is_small_and_whole() -> None:
     files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     needed = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert needed | {"chat_template.jinja", "README.md"} == files.keys()
+    assert needed | {"chat_template.jinja", "task_prompts.json", "README.md"} == files.keys()
     assert sum(files.values()) <= 4_000_000
 
 

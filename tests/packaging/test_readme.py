@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from llama_fast.benchmarks.suite.record import Record, Result
 from llama_fast.cli.main import app
+from llama_fast.engine import EMBEDDED_MODEL
 from llama_fast.reports.jsonfile import read_json
 from tests.parity import not_interpreted
 from tests.real_model import needs_real_model, real_model
@@ -30,12 +31,33 @@ def run_example(page: Path, containing: str) -> dict:
     return scope
 
 
-def test_the_swap_example_runs(capsys):
-    scope = run_example(README, ".fuse(")
-    assert scope["write"].model.config._attn_implementation == "sdpa"
-    output = capsys.readouterr().out
-    assert "llama_fast.fuse, mode='inference'" in output
-    assert "Once upon a time, there was" in output
+def quick_start(checkpoint: Path, **options: str) -> str:
+    """The README's snippet with another model. A .gguf file is named beside its folder."""
+    (code,) = (each for each in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if ".fuse(" in each)
+    code = re.sub(r'^checkpoint = ".*?"', lambda _: f"checkpoint = {str(checkpoint)!r}", code, flags=re.MULTILINE)
+    named = "".join(f", {name}={value!r}" for name, value in options.items())
+    return code.replace("from_pretrained(checkpoint", f"from_pretrained(checkpoint{named}")
+
+
+def test_the_quick_start_runs_plain_and_fused(capsys):
+    code = quick_start(EMBEDDED_MODEL)
+    exec(code, scope := {})
+    fused = capsys.readouterr().out
+    assert scope["model"].config._attn_implementation != "eager" and "llama_fast.fuse, mode='inference'" in fused
+    exec(code.replace("print(llama_fast.fuse(model))", ""), {})
+    assert fused.endswith(plain := capsys.readouterr().out) and len(plain) > 20
+
+
+@needs_real_model
+def test_the_quick_start_says_what_is_shown(capsys):
+    """Of SmolLM2, plain and fused."""
+    path = real_model()
+    code = quick_start(path.parent, gguf_file=path.name)
+    (shown,) = re.findall(r"prints, after the report.*?```\n(.*?)```", README.read_text(), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.endswith(shown)
+    exec(code.replace("print(llama_fast.fuse(model))", ""), {})
+    assert capsys.readouterr().out == shown
 
 
 def test_the_generate_example_runs(capsys):

@@ -1,5 +1,7 @@
 """An evaluation in a terminal."""
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -7,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..compare import Comparison
-from ..result import Evaluation
+from ..result import Evaluation, TaskResult
 from . import view
 
 _STYLES = {"better": "green", "worse": "red", "same": ""}
@@ -16,17 +18,19 @@ _STYLES = {"better": "green", "worse": "red", "same": ""}
 def show(evaluation: Evaluation, console: Console) -> None:
     """Prints the scores of all tasks."""
     console.print(Text(view.title(evaluation), style="bold"))
+    show_scores(evaluation.tasks, console)
+
+
+def show_scores(tasks: Sequence[TaskResult], console: Console) -> None:
     table = _table("score", "value", "95 % interval")
-    for task in evaluation.tasks:
+    for task in tasks:
         table.add_row(Text(f"{task.name}, {view.size(task)}", style="bold"))
         for score in task.scores:
             table.add_row(Text(f" {score.name}"), view.figure(score.value, score.unit), view.interval(score))
             for baseline in (each for each in task.baselines if each.score == score.name):
                 table.add_row(Text(f"  {baseline.name}", style="dim"), view.figure(baseline.value, score.unit), "")
     console.print(table)
-    signatures = [
-        (score.name, score.signature) for task in evaluation.tasks for score in task.scores if score.signature
-    ]
+    signatures = [(score.name, score.signature) for task in tasks for score in task.scores if score.signature]
     for name, signature in dict.fromkeys(signatures):
         console.print(f"[dim]{name} {escape(signature)}[/]", highlight=False, soft_wrap=True)
 
