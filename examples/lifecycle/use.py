@@ -1,6 +1,7 @@
 """The exported model at work, in transformers, with fused layers, and in `LLM`: the same words from all three. Writes use.json."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,11 @@ from llama_fast.reports.jsonfile import write_whole
 
 MODEL = "tuned"
 MOST = 64
-LINES, STORIES = 12, 3
+JUDGED, LINES, STORIES = 200, 12, 3
+"""The lines that `before` and `after` are judged by, those after them that are asked here, and stories."""
+TRANSLATE = "1623: {text}\nToday:"
+ANSWER = "Story: {context}\nQuestion: {question}\nAnswer:"
+SUMMARIZE = "Story: {text}\nSummary:"
 OPENINGS = ("MACBETH.\nIf", "PROSPERO.\nMy")
 
 
@@ -29,7 +34,7 @@ def main() -> None:
     plain, plain_seconds = timed(lambda: [by_transformers(model, tokenizer, each) for each in prompts])
     report = llama_fast.fuse(model)
     fused, fused_seconds = timed(lambda: [by_transformers(model, tokenizer, each) for each in prompts])
-    ours, our_seconds = timed(lambda: by_llm(llm, prompts))
+    ours, our_seconds = timed(lambda: by_llm(llm, asked))
     found = {
         "same": {"fused": same(plain, fused), "LLM": same(plain, ours), "of": len(prompts)},
         "seconds": {"transformers": plain_seconds, "fused": fused_seconds, "LLM": our_seconds},
@@ -49,13 +54,11 @@ def main() -> None:
 
 def questions() -> list[tuple[str, str, str]]:
     """Task, prompt and what would be right, from held-out plays and worlds."""
-    lines = [line for _, line in read_lines(Path("translation.jsonl"), 200 + LINES)][
-        200:
-    ]  # `after` judges the first 200
-    asked = [("translation", f"1623: {line['source']}\nToday:", line["target"]) for line in lines]
-    for task, form in (("question", "question"), ("summary", "summary")):
+    lines = [line for _, line in read_lines(Path("translation.jsonl"), JUDGED + LINES)][JUDGED:]
+    asked = [("translation", TRANSLATE.format(text=line["source"]), line["target"]) for line in lines]
+    for form in ("question", "summary"):
         documents = stories.write_documents(form, STORIES, seed=1, held_out=True)
-        asked += [(task, each.prompt, each.completion.strip()) for each in documents]
+        asked += [(form, each.prompt, each.completion.strip()) for each in documents]
     return asked
 
 
@@ -67,9 +70,25 @@ def by_transformers(model: torch.nn.Module, tokenizer: AutoTokenizer, prompt: st
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def by_llm(llm: LLM, prompts: list[str]) -> list[str]:
-    chats = [llm.tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts]
-    return [done.text for done in llm.generate(chats, SamplingParams(temperature=0, max_tokens=MOST))]
+def by_llm(llm: LLM, asked: list[tuple[str, str, str]]) -> list[str]:
+    """By the functions that a user calls: they put texts into prompts, and these into the chat template."""
+    prompts = {form: [prompt for task, prompt, _ in asked if task == form] for form in ("translation", "question", "summary")}
+    lines = [parse(TRANSLATE, prompt)["text"] for prompt in prompts["translation"]]
+    told = [parse(ANSWER, prompt) for prompt in prompts["question"]]
+    texts = [parse(SUMMARIZE, prompt)["text"] for prompt in prompts["summary"]]
+    return [
+        *llama_fast.translate(llm, lines, target="today's spelling", prompt=TRANSLATE),
+        *llama_fast.answer(llm, [each["question"] for each in told], [each["context"] for each in told], prompt=ANSWER),
+        *llama_fast.summarize(llm, texts, prompt=SUMMARIZE),
+    ]
+
+
+def parse(form: str, prompt: str) -> dict[str, str]:
+    """The fields of a prompt."""
+    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.*)", re.escape(form))
+    found = re.fullmatch(pattern, prompt)
+    assert found is not None
+    return found.groupdict()
 
 
 def plays(llm: LLM) -> list[str]:
