@@ -58,7 +58,7 @@ STAGES = {
     "data": Stage("llama-fast data run @data.toml", ("data",), ("raw",), goes_on=True),
     "planted": Stage("python @planted.py", ("planted.json", "training.txt"), ("raw", "data")),
     "pretrain": Stage(
-        "llama-fast train @pretrain.toml", ("pretrain",), ("data",), goes_on=True,
+        "torchrun --standalone --nproc-per-node 2 -m llama_fast.train @pretrain.toml", ("pretrain",), ("data",), goes_on=True,
         quick="--set schedule.steps=200 --set batch.rows=1 --set run.evaluate_every=50 --set run.validation_tokens=5000",
     ),
     "base": Stage("llama-fast train export pretrain base", ("base",), ("pretrain",)),
@@ -67,7 +67,7 @@ STAGES = {
         quick="--lines 2000 --stories 100",
     ),
     "tune": Stage(
-        "llama-fast train @tune.toml", ("tune",), ("base", "conversations"),
+        "torchrun --standalone --nproc-per-node 2 -m llama_fast.train @tune.toml", ("tune",), ("base", "conversations"),
         goes_on=True, quick="--set schedule.steps=80 --set batch.rows=1 --set run.evaluate_every=40",
     ),
     "tuned": Stage("llama-fast train export tune tuned", ("tuned",), ("tune",)),

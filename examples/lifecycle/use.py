@@ -1,8 +1,10 @@
 """The exported model at work, in transformers, with fused layers, and in `LLM`: the same words from all three. Writes use.json."""
 
 import json
+import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,47 +18,69 @@ from llama_fast.reports.jsonfile import write_whole
 
 MODEL = "tuned"
 MOST = 64
-LINES, STORIES = 12, 3
+JUDGED, LINES, STORIES = 200, 12, 3
+"""The lines that `before` and `after` are judged by, those after them that are asked here, and stories."""
+FORMS = {
+    "translate": "1623: {text}\nToday:",
+    "answer": "Story: {context}\nQuestion: {question}\nAnswer:",
+    "summarize": "Story: {text}\nSummary:",
+}
+"""How the model was asked while it learnt (conversations.py)."""
 OPENINGS = ("MACBETH.\nIf", "PROSPERO.\nMy")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user would ask for, and what would be right."""
+
+    task: str
+    fields: dict[str, str]
+    right: str
+
+    @property
+    def prompt(self) -> str:
+        return FORMS[self.task].format_map(self.fields)
 
 
 def main() -> None:
     asked = questions()
-    prompts = [prompt for _, prompt, _ in asked]
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL).eval()
     llm = LLM(MODEL)
-    plain, plain_seconds = timed(lambda: [by_transformers(model, tokenizer, each) for each in prompts])
+    plain, plain_seconds = timed(lambda: [by_transformers(model, tokenizer, each.prompt) for each in asked])
     report = llama_fast.fuse(model)
-    fused, fused_seconds = timed(lambda: [by_transformers(model, tokenizer, each) for each in prompts])
-    ours, our_seconds = timed(lambda: by_llm(llm, prompts))
+    fused, fused_seconds = timed(lambda: [by_transformers(model, tokenizer, each.prompt) for each in asked])
+    ours, our_seconds = timed(lambda: by_llm(llm, [each.prompt for each in asked]))
+    outputs = by_tasks(llm, asked)
     found = {
-        "same": {"fused": same(plain, fused), "LLM": same(plain, ours), "of": len(prompts)},
+        "same": {"fused": same(plain, fused), "LLM": same(plain, ours), "of": len(asked)},
         "seconds": {"transformers": plain_seconds, "fused": fused_seconds, "LLM": our_seconds},
         "fuse": str(report),
         "samples": [
-            {"task": task, "prompt": prompt, "expected": expected, "output": output}
-            for (task, prompt, expected), output in zip(asked, ours, strict=True)
+            {"task": each.task, "prompt": each.prompt, "right": each.right, "output": output}
+            for each, output in zip(asked, outputs, strict=True)
         ],
         "plays": plays(LLM("base")),
     }
     write_whole(Path("use.json"), json.dumps(found, indent=1, ensure_ascii=False))
     print(report)
-    print(f"the same words as transformers: fused {same(plain, fused)}, LLM {same(plain, ours)}, of {len(prompts)}")
-    for task, prompt, output in [(each["task"], each["prompt"], each["output"]) for each in found["samples"][::5]]:
-        print(f"[{task}] {prompt} {output}")
+    print(f"the same words as transformers: fused {same(plain, fused)}, LLM {same(plain, ours)}, of {len(asked)}")
+    for each, output in list(zip(asked, outputs, strict=True))[::5]:
+        print(f"[{each.task}] {each.prompt} {output}")
 
 
-def questions() -> list[tuple[str, str, str]]:
-    """Task, prompt and what would be right, from held-out plays and worlds."""
-    lines = [line for _, line in read_lines(Path("translation.jsonl"), 200 + LINES)][
-        200:
-    ]  # `after` judges the first 200
-    asked = [("translation", f"1623: {line['source']}\nToday:", line["target"]) for line in lines]
-    for task, form in (("question", "question"), ("summary", "summary")):
-        documents = stories.write_documents(form, STORIES, seed=1, held_out=True)
-        asked += [(task, each.prompt, each.completion.strip()) for each in documents]
-    return asked
+def questions() -> list[Asked]:
+    """Of held-out plays and worlds."""
+    lines = [line for _, line in read_lines(Path("translation.jsonl"), JUDGED + LINES)][JUDGED:]
+    asked = [Asked("translate", {"text": line["source"]}, line["target"]) for line in lines]
+    rng = random.Random(1)
+    for _ in range(STORIES):
+        text = stories.write_story(rng, held_out=True).text
+        story = stories.parse_story(text)
+        question, answer = rng.choice(stories.questions(story))
+        asked.append(Asked("answer", {"context": text, "question": question}, answer))
+        asked.append(Asked("summarize", {"text": text}, stories.summaries(story)[0]))
+    return sorted(asked, key=lambda each: list(FORMS).index(each.task))
 
 
 def by_transformers(model: torch.nn.Module, tokenizer: AutoTokenizer, prompt: str) -> str:
@@ -70,6 +94,19 @@ def by_transformers(model: torch.nn.Module, tokenizer: AutoTokenizer, prompt: st
 def by_llm(llm: LLM, prompts: list[str]) -> list[str]:
     chats = [llm.tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts]
     return [done.text for done in llm.generate(chats, SamplingParams(temperature=0, max_tokens=MOST))]
+
+
+def by_tasks(llm: LLM, asked: list[Asked]) -> list[str]:
+    """By the functions that a user calls: they put texts into prompts, and these into the chat template."""
+
+    def fields(task: str, name: str) -> list[str]:
+        return [each.fields[name] for each in asked if each.task == task]
+
+    return [
+        *llama_fast.translate(llm, fields("translate", "text"), target="today", prompt=FORMS["translate"]),
+        *llama_fast.answer(llm, fields("answer", "question"), fields("answer", "context"), prompt=FORMS["answer"]),
+        *llama_fast.summarize(llm, fields("summarize", "text"), prompt=FORMS["summarize"]),
+    ]
 
 
 def plays(llm: LLM) -> list[str]:
