@@ -46,7 +46,10 @@ def cases(device: torch.device, *, quick: bool) -> list[ModelCase]:
     else:
         sizes = [(EMBEDDED, None, 8, 128)] + ([] if quick else [(CPU_10M, None, 4, 256), (CPU_125M, None, 4, 128)])
     compiles = device.type == "cuda" or not quick
-    return [train_case(*size, dtype, compiles=compiles) for size in sizes for dtype in dtypes(device, quick=quick)]
+    return [
+        train_case(shape, layers, batch, tokens, dtype, compiles=compiles)
+        for shape, layers, batch, tokens in sizes for dtype in dtypes(device, quick=quick)
+    ]  # fmt: skip
 
 
 def train_case(
