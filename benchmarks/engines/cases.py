@@ -42,6 +42,7 @@ from llama_fast.benchmarks.suite.record import Result
 from llama_fast.decoder import smollm2
 from llama_fast.decoder.checkpoint_layout import weight_bytes
 from llama_fast.engine.llm import EMBEDDED_MODEL
+from llama_fast.kernels.huge_pages import prefer_huge_pages
 from llama_fast.profiler.measure.limits import Limits, readers
 from llama_fast.profiler.measure.quiet import Patience, is_busy, mean_share
 from llama_fast.profiler.measure.sides import transformers_side
@@ -350,7 +351,9 @@ def _take_turns(turns: _Turns, session: Session, prompts: dict[Setting, Tensor],
 
 def _reader(session: Session) -> Callable[[], list[float]]:
     """Reads as many bytes as a token does, on as many threads, again and again; returns the seconds of the fastest way each time."""
-    calls = readers(torch.ones(session.read_bytes // 4)).values()
+    bytes_of_a_token = torch.empty(session.read_bytes // 4)
+    prefer_huge_pages([bytes_of_a_token])  # as our weights lie
+    calls = readers(bytes_of_a_token.fill_(1.0)).values()
 
     def read(call: Call) -> float:
         start = time.perf_counter()

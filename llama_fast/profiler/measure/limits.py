@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...decoder.model import Linear
+from ...kernels.huge_pages import prefer_huge_pages
 from ...kernels.read_stream import read_stream
 from .timing import Call, time_interleaved
 from .work import Work
@@ -66,8 +67,9 @@ def measure_limits(device: torch.device, *, quick: bool = False) -> Limits:
 
 def _bandwidths(device: torch.device, cache: int, seconds: float) -> tuple[float, float]:
     elements = (1 << 28) if device.type == "cuda" else min(max(4 * cache, 1 << 26), 1 << 29) // 4
-    x = torch.rand(elements, device=device)
-    y = torch.empty_like(x)
+    x, y = (torch.empty(elements, device=device) for _ in range(2))
+    prefer_huge_pages([x, y])  # as weights lie: a limit over small pages would be half of what they are read at
+    x.uniform_()
     reads = readers(x)
     timed = time_interleaved(reads | {"copy": lambda: y.copy_(x)}, device, seconds=seconds)
     return 4 * elements / min(min(timed[name].samples) for name in reads), 8 * elements / min(timed["copy"].samples)
