@@ -221,7 +221,7 @@ def told_by_this(error: str) -> str:
     """
     if not number_of_this():
         return error
-    time.sleep(1.0)
+    time.sleep(3.0)
     return f"rank {number_of_this()}: {error}"
 
 

@@ -21,7 +21,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from .. import ops
-from .model import Linear, RMSNorm, TrainedDecoder
+from ..decoder.model import Embedding
+from .model import Layer, Linear, RMSNorm, TrainedDecoder
 from .ranks import local
 
 _ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -39,13 +40,14 @@ def cut(model: TrainedDecoder, mesh: DeviceMesh) -> None:
         if size % count:
             raise ValueError(f"ranks.tensor_parallel must divide {name} ({size}), got {count}")
     for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        attention.o_proj, mlp.down_proj = _RowParallel(attention.o_proj, group), _RowParallel(mlp.down_proj, group)
-        if attention.q_norm is not None:
-            attention.q_norm, attention.k_norm = _HeadNorm(attention.q_norm, group), _HeadNorm(attention.k_norm, group)
-        for block in (attention, mlp):
+        assert isinstance(layer, Layer)
+        for block, last in ((layer.self_attn, "o_proj"), (layer.mlp, "down_proj")):
+            block.set_submodule(last, _RowParallel(getattr(block, last), group))
             block.register_forward_pre_hook(partial(_enter, group))
-    model.model.embed_tokens = _Embedding(model.model.embed_tokens)
+        for name in ("q_norm", "k_norm"):
+            if (norm := getattr(layer.self_attn, name)) is not None:
+                layer.self_attn.set_submodule(name, _HeadNorm(norm, group))
+    model.model.set_submodule("embed_tokens", _Embedding(model.model.embed_tokens))
     for name, parameter in list(model.named_parameters()):
         where, _, last = name.rpartition(".")
         whole = distribute_tensor(parameter.data, mesh, [_placement(name)], src_data_rank=None)
@@ -66,7 +68,7 @@ class _RowParallel(nn.Module):
         self.weight, self.bias, self._group = whole.weight, whole.bias, group
 
     def forward(self, x: Tensor, residual: Tensor | None = None, key: Tensor | None = None) -> Tensor:
-        y: Tensor = _Summed.apply(ops.linear(x, local(self.weight).to(x.dtype)), self._group)
+        y = _summed(ops.linear(x, local(self.weight).to(x.dtype)), self._group)
         if self.bias is not None:
             y = y + local(self.bias).to(x.dtype)
         return y if residual is None else y + residual
@@ -79,12 +81,12 @@ class _HeadNorm(nn.Module):
         super().__init__()
         self.weight, self.eps, self._group = whole.weight, whole.eps, group
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, _Copied.apply(local(self.weight), self._group).to(x.dtype), self.eps)
+    def forward(self, x: Tensor) -> Any:
+        return ops.rms_norm(x, _copied(local(self.weight), self._group).to(x.dtype), self.eps)
 
 
 class _Embedding(nn.Module):
-    def __init__(self, whole: nn.Module) -> None:
+    def __init__(self, whole: Embedding) -> None:
         super().__init__()
         self.weight = whole.weight
 
@@ -94,7 +96,7 @@ class _Embedding(nn.Module):
 
 def _enter(group: dist.ProcessGroup, block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     x, *others = arguments
-    return (_Copied.apply(x, group), *others)
+    return (_copied(x, group), *others)
 
 
 class _Copied(torch.autograd.Function):
@@ -107,7 +109,7 @@ class _Copied(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradient, context.group), None
+        return _over_ranks(gradient, context.group), None
 
 
 class _Summed(torch.autograd.Function):
@@ -115,14 +117,24 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(context: FunctionCtx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        return _summed(x, group)
+        return _over_ranks(x, group)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
+def _copied(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    y: Tensor = _Copied.apply(x, group)  # type: ignore[no-untyped-call]
+    return y
+
+
 def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    y: Tensor = _Summed.apply(x, group)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _over_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total
