@@ -1,6 +1,10 @@
 """Other people's trainers on a fused model: the losses of the plain one."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -118,3 +122,26 @@ def test_losses_are_those_of_the_plain_model(tokenizer, tmp_path, losses, settin
     assert bool(calls.counted["linear_cross_entropy"]) == (
         losses is trainer_losses and not settings.get("label_smoothing_factor")
     )
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["trainer", "fsdp"])
+def test_losses_on_two_ranks(tmp_path, kind):
+    """DDP by the Trainer, and FSDP2 around layers that are fused already."""
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.fusion.on_two_ranks",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, kind, tmp_path], capture_output=True, text=True, env=environment, timeout=300
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("[["))
+    expected, found = json.loads(line)
+    assert len(expected) == STEPS and found == pytest.approx(expected, rel=BOUND)
