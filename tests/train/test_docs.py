@@ -28,6 +28,7 @@ EXAMPLES = ROOT / "examples" / "shakespeare"
 TABLES = {
     "data": config.DataConfig, "model": config.ModelConfig, "schedule": config.ScheduleConfig, "run": config.RunConfig,
     "batch": config.BatchConfig, "optimizer": config.OptimizerConfig, "loss": config.LossConfig,
+    "ranks": config.RanksConfig, "lora": config.LoraConfig,
 }  # fmt: skip
 SHAPES = {
     "8B": LLAMA_3_1_8B,
