@@ -308,7 +308,7 @@ class _Run:
 
     def _say_what_it_is(self) -> None:
         lines = progress_lines.before(
-            self.config, self.model, rows_per_epoch=self.batches.rows_per_epoch, exact=self.exact, peak=self.peak, device=self.device
+            self.config, self.model, rows_per_epoch=self.batches.rows_per_epoch, layout=self.layout, peak=self.peak, device=self.device
         )  # fmt: skip
         for line in lines:
             self.show(line)

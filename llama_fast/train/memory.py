@@ -1,6 +1,6 @@
 """What a step takes of the memory of each process, by arithmetic: what a run shows before its first step.
 
-Counted are what lives from step to step (weights, gradients, the optimizer's states, each a float32 or more of them a parameter), and
+Counted are what lives from step to step (weights, gradients, the optimizer's states), and
 the most that one micro-batch adds: what its forward pass keeps for backward, and the largest of what comes and goes with it. dp processes
 share parameters out among them and gather a layer when it is its turn; tp processes share the matrices and heads of each layer.
 """
@@ -24,7 +24,7 @@ class Memory:
     """Bytes of one process.
 
     Attributes:
-        weights, gradients, states: this process's part, float32. A sum of gradients that waits for others counts.
+        weights, gradients, states: this process's part. A sum of gradients that waits for others counts.
         gathered: whole layers, while they are needed: 0 in one process.
         activations: what one micro-batch adds at most, weights cast to the dtype it computes in too.
     """
@@ -46,27 +46,32 @@ class Memory:
 
 def training_memory(
     config: DecoderConfig, *, tokens: int, dtype: torch.dtype = torch.float32, recompute: Recompute = "none",
-    optimizer: Literal["adamw", "muon"] = "adamw", sums: int = 1, dp: int = 1, tp: int = 1,
+    weights: torch.dtype = torch.float32, adapters: int | None = None, optimizer: Literal["adamw", "muon"] = "adamw",
+    sums: int = 1, dp: int = 1, tp: int = 1,
 ) -> Memory:  # fmt: skip
-    """Of a process that trains all weights.
+    """Of a process that trains all weights, or adapters beside them.
 
     Args:
         tokens: of a micro-batch.
+        dtype: what it computes in; `weights`: what weights, gradients and states are kept in.
+        adapters: how many float32 parameters are trained instead, by AdamW; None: no adapters.
         sums: how many gradients live at a time: see `sums_at_once`.
         dp, tp: processes that share parameters and those that share matrices: dp x tp of them.
     """
     layer, root = _Part.of_layer(config, tp), _Part.of_root(config)
     matrices, others = config.num_layers * layer.matrices, config.num_layers * layer.others + root.elements
-    mine = -(-(matrices + others) // dp)
     states = (matrices if optimizer == "muon" else 2 * matrices) + 2 * others
+    kept, trained, element = matrices + others, matrices + others, weights.itemsize
+    if adapters is not None:
+        trained, states, element = adapters, 2 * adapters, _FLOAT32
     # the root stays; of layers there are this one and the next, and a gradient before it is cut
     gathered = 0 if dp == 1 else root.elements + 2 * layer.elements + max(root.elements, layer.elements)
     return Memory(
-        weights=_FLOAT32 * mine,
-        gradients=_FLOAT32 * mine * sums,
-        states=_FLOAT32 * -(-states // dp),
-        gathered=_FLOAT32 * gathered,
-        activations=_activations(config, tokens, dtype, recompute, tp),
+        weights=weights.itemsize * -(-kept // dp) + _FLOAT32 * -(-(adapters or 0) // dp),
+        gradients=element * -(-trained // dp) * sums,
+        states=element * -(-states // dp),
+        gathered=weights.itemsize * gathered,
+        activations=_activations(config, tokens, dtype, recompute, tp, casts=dtype != weights),
     )
 
 
@@ -99,7 +104,9 @@ class _Part:
         return cls(0, sum(math.prod(slot.shape) for name, slot in named if not name.startswith("model.layers.")))
 
 
-def _activations(config: DecoderConfig, tokens: int, dtype: torch.dtype, recompute: Recompute, tp: int) -> int:
+def _activations(
+    config: DecoderConfig, tokens: int, dtype: torch.dtype, recompute: Recompute, tp: int, *, casts: bool
+) -> int:
     """See `model` for what there is: of each layer x, two norms and their sum, q, k, v and what was attended, gate, up and their product."""
     hidden, inner, element = config.hidden_size, config.intermediate_size // tp, dtype.itemsize
     q, kv = config.num_heads * config.head_dim // tp, config.num_kv_heads * config.head_dim // tp
@@ -111,7 +118,7 @@ def _activations(config: DecoderConfig, tokens: int, dtype: torch.dtype, recompu
     rest = tokens * (2 * element * hidden + 2 * 4 * config.head_dim + 3 * 8)
     head = config.vocab_size * hidden
     logits = min(tokens, max(1024, hidden)) * config.vocab_size * element
-    cast = 0 if dtype == torch.float32 else element * _Part.of_layer(config, tp).elements
-    casts = cast * (config.num_layers if recompute == "none" else 1) + (element * head if cast else 0)
+    layers = config.num_layers if recompute == "none" else 1
+    cast = element * (layers * _Part.of_layer(config, tp).elements + head) if casts else 0
     passing = logits if recompute == "none" else max(logits, whole)
-    return config.num_layers * kept + rest + _FLOAT32 * head + casts + passing
+    return config.num_layers * kept + rest + _FLOAT32 * head + cast + passing

@@ -11,11 +11,12 @@ from .config import TrainConfig
 from .memory import Memory, sums_at_once, training_memory
 from .metrics import StepMetrics
 from .model import TrainedDecoder
+from .ranks import Layout
 from .speed import Peak
 
 
 def before(
-    config: TrainConfig, model: TrainedDecoder, *, rows_per_epoch: int, exact: bool, peak: Peak | None, device: torch.device
+    config: TrainConfig, model: TrainedDecoder, *, rows_per_epoch: int, layout: Layout, peak: Peak | None, device: torch.device
 ) -> Iterator[str]:  # fmt: skip
     """Parameters, tokens, time and memory.
 
@@ -24,8 +25,9 @@ def before(
     """
     batch, steps = config.batch, config.schedule.steps
     count = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     yield (
-        f"{count:,} parameters; {steps:,} steps of {batch.tokens:,} tokens, {steps * batch.tokens:,} in all: "
+        f"{count:,} parameters{f', {trained:,} of them trained' if trained < count else ''}; {steps:,} steps of {batch.tokens:,} tokens, {steps * batch.tokens:,} in all: "
         f"{steps * batch.rows_per_step / rows_per_epoch:.3g} epochs"
     )
     work = training_flops(model.config, batch.sequence_length) * batch.tokens
@@ -34,17 +36,22 @@ def before(
             f"at least {span(steps * work / peak.flops_per_s)}: {flops(work)} a step at {flops(peak.flops_per_s)}/s, "
             f"{peak.source}; MFU is a share of that"
         )
+    turns = -(-batch.micro_batches // layout.data_parallel)
     memory = training_memory(
         model.config, tokens=batch.rows * batch.sequence_length, dtype=config.run.torch_dtype, recompute=config.run.recompute,
-        optimizer=config.optimizer.kind, sums=sums_at_once(batch.micro_batches, exact=exact),
+        weights=getattr(torch, config.run.weights), adapters=None if config.lora is None else trained,
+        optimizer=config.optimizer.kind, sums=sums_at_once(turns, exact=layout.exact),
+        dp=layout.data_parallel, tp=layout.tensor_parallel,
     )  # fmt: skip
-    yield _ledger(memory, available_bytes(device))
+    ranks, free = layout.data_parallel * layout.tensor_parallel, available_bytes(device)
+    free = free // ranks if device.type == "cpu" else free  # torchrun's processes on one machine share its memory
+    yield f"memory{' of each rank' if ranks > 1 else ''} {_ledger(memory, free)}"
 
 
 def _ledger(memory: Memory, free: int) -> str:
     if memory.total <= free:
-        return f"memory {memory}; {size(free)} are free"
-    return f'memory {memory}: more than the {size(free)} that are free. Lower batch.rows, or set run.recompute = "full"'
+        return f"{memory}; {size(free)} are free"
+    return f'{memory}: more than the {size(free)} that are free. Lower batch.rows, or set run.recompute = "full"'
 
 
 def during(since: Sequence[StepMetrics], *, steps: int, each: float, skipped: int) -> str:

@@ -7,7 +7,8 @@ import torch
 
 from llama_fast.benchmarks.shapes import LLAMA_3_1_8B
 from llama_fast.decoder.config import DecoderConfig
-from llama_fast.train.config import OptimizerConfig
+from llama_fast.train import lora
+from llama_fast.train.config import LoraConfig, OptimizerConfig
 from llama_fast.train.memory import Memory, sums_at_once, training_memory
 from llama_fast.train.model import Packed, TrainedDecoder
 from llama_fast.train.optimizer import GradientSum, Optimizers
@@ -40,6 +41,19 @@ def test_weights_gradients_and_states_are_those_of_a_real_run(kind, tied):
     counted = training_memory(config, tokens=TOKENS, optimizer=kind, sums=3)
     assert (counted.weights, counted.gradients, counted.gathered) == (weights, 3 * weights, 0)
     assert counted.states == sum(state.nbytes for name, state in states.items() if not name.endswith("/step"))
+
+
+def test_so_are_those_of_adapters_and_of_bfloat16():
+    model = made(small())
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+    lora.add(model, LoraConfig(rank=4), seed=0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapters, states = sum(each.numel() for each in trained), Optimizers(model, OptimizerConfig(groups=())).states()
+    counted = training_memory(small(), tokens=TOKENS, adapters=adapters, weights=torch.bfloat16)
+    assert (counted.weights, counted.gradients) == (whole // 2 + 4 * adapters, 4 * adapters)
+    assert counted.states == sum(state.nbytes for name, state in states.items() if not name.endswith("/step"))
+    halved = training_memory(small(), tokens=TOKENS, weights=torch.bfloat16)
+    assert (halved.weights, halved.gradients, halved.states) == (whole // 2, whole // 2, whole)
 
 
 def kept_bytes(model, tokens):
