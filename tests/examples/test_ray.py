@@ -38,7 +38,10 @@ def written(folder: Path) -> list[dict]:
 def test_no_row_is_lost_or_doubled_where_an_actor_is_killed(tmp_path):
     pytest.importorskip("ray", reason='ray is not installed: pip install "llama-fast[ray]"')
     rows = [
-        {"id": i, "text": f"Mia the owl went to the river. She had {i} pies. Emma was hungry. Mia gave her half of one."}
+        {
+            "id": i,
+            "text": f"Mia the owl went to the river. She had {i} pies. Emma was hungry. Mia gave her half of one.",
+        }
         for i in range(ROWS)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
