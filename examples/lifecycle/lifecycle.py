@@ -51,7 +51,7 @@ class Stage:
 
 
 TASKS = "data/shards_held_out stories questions summaries translation.toml"
-EVALUATE = f"{TASKS} --chat --limit 200 --training-text training.txt"
+EVALUATE = f"{TASKS} --chat --limit 400 --training-text training.txt"
 QUICK_EVALUATE = "--limit 4"
 STAGES = {
     "raw": Stage("python @raw.py", ("raw", "planted.jsonl"), quick="--plays 2"),
