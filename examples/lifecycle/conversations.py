@@ -1,10 +1,10 @@
 """What the model is tuned on, and judged by: lines of 1623 to spell as today, stories to ask about and to sum up.
 
-python conversations.py [--lines N] [--stories N]
+python conversations.py translation.toml [--lines N] [--stories N]
 
 tune.jsonl          conversations to learn from, shuffled
 held_out.jsonl      some of held-out plays and worlds, to look at while it learns
-translation.jsonl   lines of held-out plays for `translation.toml`, which is copied beside it
+translation.jsonl   lines of held-out plays for the task that is given, which is copied beside it
 """
 
 import argparse
@@ -26,8 +26,9 @@ HELD_OUT = 200, 40
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write tune.jsonl, held_out.jsonl and translation.jsonl here.")
-    parser.add_argument("--lines", type=int, default=45_000, help="of plays, to learn from")
-    parser.add_argument("--stories", type=int, default=8_000, help="to learn from")
+    parser.add_argument("task", type=Path, help="how translation.jsonl is asked")
+    parser.add_argument("--lines", type=int, default=55_000, help="of plays, to learn from")
+    parser.add_argument("--stories", type=int, default=7_000, help="to learn from")
     asked = parser.parse_args()
     rng = random.Random(0)
     lines = {held_out: [each for each in pairs() if each["held_out"] == held_out] for held_out in (False, True)}
@@ -36,7 +37,7 @@ def main() -> None:
     write("tune.jsonl", conversations(lines[False][: asked.lines], asked.stories, rng, held_out=False))
     write("held_out.jsonl", conversations(lines[True][: HELD_OUT[0]], HELD_OUT[1], rng, held_out=True))
     write("translation.jsonl", lines[True][HELD_OUT[0] :])
-    shutil.copy(Path(__file__).with_name("translation.toml"), ".")
+    shutil.copy(asked.task, ".")
 
 
 def pairs() -> Iterator[dict]:

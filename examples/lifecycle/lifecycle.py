@@ -39,7 +39,7 @@ class Stage:
         command: paths are seen from the run's folder; `@name` is a file of this folder.
         makes: files and folders that are removed before the stage begins anew.
         needs: stages whose results it reads.
-        quick: what --quick adds to the command.
+        quick: what --quick adds to the command, and `full` what a run without it does.
         goes_on: the command takes up what it has made before it was killed.
     """
 
@@ -47,12 +47,13 @@ class Stage:
     makes: tuple[str, ...]
     needs: tuple[str, ...] = ()
     quick: str = ""
+    full: str = ""
     goes_on: bool = False
 
 
 TASKS = "data/shards_held_out stories questions summaries translation.toml"
-EVALUATE = f"{TASKS} --chat --limit 200 --training-text training.txt"
-QUICK_EVALUATE = "--limit 4"
+EVALUATE = f"{TASKS} --chat --training-text training.txt"
+LIMITS = dict(quick="--limit 4", full="--limit 400")
 STAGES = {
     "raw": Stage("python @raw.py", ("raw", "planted.jsonl"), quick="--plays 2"),
     "data": Stage("llama-fast data run @data.toml", ("data",), ("raw",), goes_on=True),
@@ -63,7 +64,7 @@ STAGES = {
     ),
     "base": Stage("llama-fast train export pretrain base", ("base",), ("pretrain",)),
     "conversations": Stage(
-        "python @conversations.py", ("tune.jsonl", "held_out.jsonl", "translation.jsonl", "translation.toml"),
+        "python @conversations.py @translation.toml", ("tune.jsonl", "held_out.jsonl", "translation.jsonl", "translation.toml"),
         quick="--lines 2000 --stories 100",
     ),
     "tune": Stage(
@@ -71,11 +72,11 @@ STAGES = {
         goes_on=True, quick="--set schedule.steps=80 --set batch.rows=1 --set run.evaluate_every=40",
     ),
     "tuned": Stage("llama-fast train export tune tuned", ("tuned",), ("tune",)),
-    "before": Stage(f"llama-fast eval base {EVALUATE} --out before", ("before",), ("planted", "base", "conversations"), QUICK_EVALUATE),
-    "after": Stage(f"llama-fast eval tuned {EVALUATE} --out after", ("after",), ("planted", "tuned", "conversations"), QUICK_EVALUATE),
+    "before": Stage(f"llama-fast eval base {EVALUATE} --out before", ("before",), ("planted", "base", "conversations"), **LIMITS),
+    "after": Stage(f"llama-fast eval tuned {EVALUATE} --out after", ("after",), ("planted", "tuned", "conversations"), **LIMITS),
     "copied": Stage("python @copied.py", ("copied",), ("after",)),
     "use": Stage("python @use.py", ("use.json",), ("tuned", "conversations")),
-    "report": Stage("python @report.py", ("lifecycle.json", "report.html"), ("planted", "pretrain", "tune", "before", "after", "copied", "use"), "--quick"),
+    "report": Stage("python @report.py @lifecycle.html.jinja", ("lifecycle.json", "report.html"), ("planted", "pretrain", "tune", "before", "after", "copied", "use"), "--quick"),
 }  # fmt: skip
 
 
@@ -149,7 +150,7 @@ class Run:
     def command(self, name: str) -> str:
         """As it is typed in the run's folder."""
         stage = STAGES[name]
-        text = f"{stage.command} {stage.quick}".strip() if self.quick else stage.command
+        text = f"{stage.command} {stage.quick if self.quick else stage.full}".strip()
         return text.replace("@", os.path.relpath(HERE, self.folder) + "/")
 
     def arguments(self, name: str) -> list[str]:
@@ -159,7 +160,7 @@ class Run:
     def key(self, name: str) -> str:
         """A hash of all that the stage is made of."""
         stage = STAGES[name]
-        digest = hashlib.sha256(f"{stage.command} {stage.quick if self.quick else ''}".encode())
+        digest = hashlib.sha256(f"{stage.command} {stage.quick if self.quick else stage.full}".encode())
         for word in stage.command.split():
             if word.startswith("@"):
                 digest.update((HERE / word[1:]).read_bytes())

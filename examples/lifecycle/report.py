@@ -1,6 +1,6 @@
 """All that the stages have found, as lifecycle.json, and as one page that is made of it: report.html.
 
-    python report.py [--quick]
+    python report.py lifecycle.html.jinja [--quick]
 
 Ends with status 1 where a bar was missed; of a quick run the only one is that bits per byte fell.
 """
@@ -25,7 +25,6 @@ from llama_fast.reports.jsonfile import read_json, write_whole
 from llama_fast.reports.pages import templates
 from llama_fast.train.report.curves import curve
 
-HERE = Path(__file__).resolve().parent
 POINTS = 200
 """Of a curve; each is the mean of several steps."""
 RUNS = {"pretrain": "Pre-training", "tune": "Fine-tuning"}
@@ -33,10 +32,12 @@ RUNS = {"pretrain": "Pre-training", "tune": "Fine-tuning"}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write lifecycle.json and report.html here.")
+    parser.add_argument("template", type=Path)
     parser.add_argument("--quick", action="store_true")
-    result = collected(quick=parser.parse_args().quick)
+    asked = parser.parse_args()
+    result = collected(quick=asked.quick)
     write_whole(Path("lifecycle.json"), json.dumps(result, indent=1, ensure_ascii=False))
-    write_whole(Path("report.html"), page(result))
+    write_whole(Path("report.html"), page(result, asked.template))
     for bar in result["bars"]:
         print(f"{'met   ' if bar['met'] else 'MISSED'} {bar['kind']:<4} {bar['what']}: {bar['found']}")
     print("report.html written")
@@ -198,11 +199,11 @@ def score(found: dict[str, Any], task: str, name: str) -> dict[str, Any]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def page(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any], template: Path) -> str:
     """The page's HTML. Whatever comes from texts is escaped."""
     environment = templates("llama_fast.train.report")
     assert environment.loader is not None
-    environment.loader = jinja2.ChoiceLoader([jinja2.FileSystemLoader(HERE), environment.loader])
+    environment.loader = jinja2.ChoiceLoader([jinja2.FileSystemLoader(template.parent), environment.loader])
     environment.filters |= {"size": units.size, "percent": units.percent, "number": units.number}
     curves = {
         name: [
@@ -211,9 +212,7 @@ def page(result: dict[str, Any]) -> str:
         ]
         for name, run in result["runs"].items()
     }
-    return environment.get_template("lifecycle.html.jinja").render(
-        result=result, runs=RUNS, curves=curves, shown=shown_score
-    )
+    return environment.get_template(template.name).render(result=result, runs=RUNS, curves=curves, shown=shown_score)
 
 
 def shown_score(row: dict[str, Any], which: str) -> str:

@@ -1,24 +1,20 @@
 """examples/lifecycle/lifecycle.py: which stages it runs, and what becomes of one that is killed, on stages that cost nothing."""
 
 import fcntl
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "examples" / "lifecycle" / "lifecycle.py"
+from tests.lifecycle.conftest import FOLDER
+
 NOTE = 'open("ran", "a").write("{name} "); open("{name}.txt", "a").write("whole ")\n'
 
 
 @pytest.fixture
-def life(tmp_path, monkeypatch):
+def life(program, tmp_path, monkeypatch):
     """The module with the stages a and b, which need nothing and a; each notes in `ran` that it was run."""
-    spec = importlib.util.spec_from_file_location("lifecycle", FILE)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "lifecycle", module)
-    spec.loader.exec_module(module)
+    module = program("lifecycle")
     here = tmp_path / "here"
     here.mkdir()
     for name in "ab":
@@ -113,7 +109,7 @@ def test_what_a_killed_driver_has_started_keeps_the_folder(life, capsys):
     """Otherwise two would write the same files."""
     waits = "import sys; open('started', 'w').close(); sys.stdin.read()\n"
     (life.here / "a.py").write_text(waits)
-    program = f"import sys; sys.path.insert(0, {str(FILE.parent)!r}); import lifecycle; from pathlib import Path\n"
+    program = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import lifecycle; from pathlib import Path\n"
     program += (
         f"lifecycle.HERE = Path({str(life.here)!r}); lifecycle.STAGES = {{'a': lifecycle.Stage('python @a.py', ())}}\n"
     )
