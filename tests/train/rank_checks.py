@@ -31,6 +31,8 @@ ODD = (
 """Rows and micro-batches that no two ranks share evenly, and matrices that Muon wants whole."""
 ADAPTED = ("lora.rank=4", "lora.dropout=0.1", "model.dropout=0.1", "run.weights=bfloat16", "run.dtype=bfloat16")
 UNSAVED = ("run.save_every=0", "run.evaluate_every=3")
+EIGHT = (*UNSAVED, "batch.rows=1", "batch.micro_batches=8")
+"""So many that two ranks sum theirs over turns in another order, if it is not in pairs."""
 
 
 def run(folder: Path, name: str, *settings: str, file: str = "train.toml") -> TrainConfig:
@@ -52,21 +54,21 @@ def at_call(monkeypatch: pytest.MonkeyPatch, rank: int, number: int, act) -> Non
     monkeypatch.setattr(TrainedDecoder, "forward", watched)
 
 
+def ask_to_stop(loss):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return loss
+
+
 def stopped(folder, monkeypatch):
     """The last rank alone is asked to, in the third step: all save after it."""
-
-    def ask(loss):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return loss
-
-    at_call(monkeypatch, dist.get_world_size() - 1, 2 * (4 // dist.get_world_size()), ask)
-    outcome = train(run(folder, "stopped", *UNSAVED))
+    at_call(monkeypatch, dist.get_world_size() - 1, 2 * (8 // dist.get_world_size()), ask_to_stop)
+    outcome = train(run(folder, "stopped", *EIGHT))
     assert (outcome.interrupted, outcome.progress.step) == (signal.SIGTERM, 3), outcome
 
 
 def gone_on(folder, monkeypatch):
     """A run that was stopped so by other ranks."""
-    assert train(run(folder, "stopped", *UNSAVED)).progress.step == 6
+    assert train(run(folder, "stopped", *EIGHT)).progress.step == 6
 
 
 def odd(folder, monkeypatch):
@@ -108,7 +110,7 @@ def full_disk(folder, monkeypatch):
 
 def three(folder, monkeypatch):
     said = []
-    train(run(folder, "three", *UNSAVED), show=said.append)
+    train(run(folder, "three", *EIGHT), show=said.append)
     assert dist.get_rank() or "on 3 ranks of 1 thread: right, but not to the bits of one process" in said, said
 
 
@@ -163,8 +165,9 @@ def losses(model, ranks):
 
 def both_kinds(folder, monkeypatch):
     """2 x 2 ranks by the trainer, from a checkpoint of theirs on."""
-    for steps in (3, 6):
-        train(run(folder, "both", *UNSAVED, "ranks.tensor_parallel=2", f"schedule.steps={steps}"))
+    at_call(monkeypatch, 3, 2 * (8 // 2), ask_to_stop)
+    for step in (3, 6):
+        assert train(run(folder, "both", *EIGHT, "ranks.tensor_parallel=2")).progress.step == step
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,10 +21,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from llama_fast.train import checkpoints
 from llama_fast.train.export import export
 from llama_fast.train.loop import train
-from llama_fast.train.ranks import Layout, Ranks, joined, told_by_this
+from llama_fast.train.ranks import Layout, PairwiseReduceScatter, Ranks, joined, told_by_this
 from tests.parity import not_interpreted
 from tests.train.conftest import CONFIG
-from tests.train.rank_checks import ADAPTED, ODD, UNSAVED, run
+from tests.train.rank_checks import ADAPTED, EIGHT, ODD, UNSAVED, run
 from tests.train.test_loop import numbers, quiet, rows, same
 
 pytestmark = not_interpreted
@@ -68,7 +69,7 @@ def stopped_after_three(config):
 def two(corpus, tmp_path_factory):
     """What two ranks did, and beside it what one process did."""
     folder = prepared(corpus, tmp_path_factory.mktemp("two"))
-    train(run(folder, "whole", *UNSAVED), show=quiet)
+    train(run(folder, "whole", *EIGHT), show=quiet)
     train(run(folder, "whole odd", *ODD, *UNSAVED), show=quiet)
     stopped_after_three(run(folder, "odd", *ODD, *UNSAVED))
     export(folder / "whole", folder / "hf")
@@ -93,7 +94,7 @@ def moments(config, step):
 
 def test_two_ranks_stop_together_and_one_goes_on_to_the_same_bits(two):
     """Only one of the ranks was asked to stop."""
-    whole, stopped = run(two, "whole", *UNSAVED), run(two, "stopped", *UNSAVED)
+    whole, stopped = run(two, "whole", *EIGHT), run(two, "stopped", *EIGHT)
     assert list(checkpoints.folders(stopped.run.out)) == [3]
     assert numbers(stopped) == numbers(whole)[:3]
     said = []
@@ -141,6 +142,15 @@ def test_ranks_say_on_what_they_run(config):
         "the steps before were done on 1 rank of 1 thread, without exact sums: it goes on right, but not to the bits "
     )
     assert any(line.startswith(expected) for line in said)
+
+
+def test_ranks_sum_in_pairs(monkeypatch):
+    """As `GradientSum` does: what four ranks have is 1, s, s, s, and 1 + s = 1."""
+    monkeypatch.setattr("torch.distributed.all_to_all_single", lambda got, given, group: got.copy_(given))
+    small = 2.0**-24
+    given, got = torch.tensor([1.0, small, small, small]).repeat_interleave(5), torch.empty(5)
+    PairwiseReduceScatter()(got, given, SimpleNamespace(size=lambda: 4), None)
+    assert (got == 1 + 2 * small).all()
 
 
 def test_work_is_dealt_in_turns():
@@ -255,8 +265,8 @@ def test_other_numbers_of_ranks(two, corpus, tmp_path):
     check(2, folder, "stopped")
     check(4, folder, "gone_on", "both_kinds", "tensor_parallel_losses")
     check(3, folder, "three")
-    whole = run(two, "whole", *UNSAVED)
-    assert same(moments(run(folder, "stopped", *UNSAVED), 6), moments(whole, 6))
+    whole = run(two, "whole", *EIGHT)
+    assert same(moments(run(folder, "stopped", *EIGHT), 6), moments(whole, 6))
     for name in ("both", "three"):
         for ours, theirs in zip(rows(run(folder, name)), rows(whole), strict=True):
             assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-6)
