@@ -434,7 +434,7 @@ def test_layers_compile_one_by_one(ids, device):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("mistral", marks=pytest.mark.nightly)])
 def test_compiles_whole(family, ids, device):
     model = make(family, device, num_hidden_layers=1)
     llama_fast.fuse(model, mode="training")
