@@ -19,6 +19,6 @@ def test_the_notebook_runs_from_top_to_bottom_and_prints_what_it_shows(capsys):
             continue
         exec("".join(cell["source"]), scope)
         printed = capsys.readouterr().out
-        shown = "".join(line for output in cell["outputs"] if output.get("name") == "stdout" for line in output["text"])
-        if "loss" not in printed and "ms" not in printed:  # figures are another machine's
+        shown = "".join(line for output in cell["outputs"] for line in output["text"])
+        if shown and "loss" not in shown:  # the last digits of a loss are the machine's
             assert printed == shown

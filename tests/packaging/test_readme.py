@@ -45,7 +45,7 @@ def test_the_quick_start_runs_plain_and_fused(capsys):
     fused = capsys.readouterr().out
     assert scope["model"].config._attn_implementation != "eager" and "llama_fast.fuse, mode='inference'" in fused
     exec(code.replace("print(llama_fast.fuse(model))", ""), {})
-    assert fused.endswith(plain := capsys.readouterr().out) and len(plain) > 20
+    assert fused.endswith(plain := capsys.readouterr().out) and len(plain) > 10
 
 
 @needs_real_model

@@ -34,9 +34,9 @@ def example() -> str:
 
 
 def lines() -> list[str]:
-    """Of all blocks that are no code."""
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.splitlines()]
+    """Of all blocks without a language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    return [line for language, block in blocks if not language for line in block.splitlines()]
 
 
 def run(command: str, stdin: str | None = None) -> str:

@@ -41,6 +41,7 @@ def test_overlapping_pieces_begin_with_what_the_last_ends_with(text, room):
 def test_cuts_are_at_the_ends_of_sentences():
     found = pieces(TOKENIZER, SENTENCE * 20, 60)
     assert len(found) > 3 and all(piece.startswith("The fox") and piece.endswith("bird. ") for piece in found)
+    assert 60 - tokens(SENTENCE) < tokens(found[0]) <= 60
     count = sum(len(piece) for piece in pieces(TOKENIZER, SENTENCE * 20, 60, overlap=20)) - len(SENTENCE * 20)
     assert count > 0 and count % len(SENTENCE) == 0, "whole sentences stand in two windows"
 
@@ -48,7 +49,8 @@ def test_cuts_are_at_the_ends_of_sentences():
 def test_where_no_sentence_ends_a_word_does():
     words = pieces(TOKENIZER, "river bird " * 80, 40)
     assert len(words) > 2 and all(piece.endswith(" ") for piece in words)
-    assert "".join(pieces(TOKENIZER, "x" * 500, 40)) == "x" * 500
+    letters = pieces(TOKENIZER, "x" * 500, 40)
+    assert "".join(letters) == "x" * 500 and max(map(tokens, [*words, *letters])) <= 41
 
 
 def test_no_room_is_an_error_only_for_a_text_that_does_not_fit():
