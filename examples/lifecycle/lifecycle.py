@@ -53,7 +53,7 @@ class Stage:
 
 TASKS = "data/shards_held_out stories questions summaries translation.toml"
 EVALUATE = f"{TASKS} --chat --training-text training.txt"
-LIMITS = dict(quick="--limit 4", full="--limit 400")
+LIMITS = dict(quick="--limit 4", full="--limit 300")
 STAGES = {
     "raw": Stage("python @raw.py", ("raw", "planted.jsonl"), quick="--plays 2"),
     "data": Stage("llama-fast data run @data.toml", ("data",), ("raw",), goes_on=True),

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from llama_fast.reports.jsonfile import write_whole
 
-MENDED = ("mojibake", "control", "page")
+MENDED = {"mojibake": "mojibake repaired", "control": "control characters removed", "page": "pages of HTML made text"}
 COPIES = ("exact", "near")
 
 
@@ -48,10 +48,10 @@ def clean(planted: list[dict], kept: dict[str, str], held_out: set[str]) -> Iter
 
 
 def mended(planted: list[dict], kept: dict[str, str]) -> Iterator[dict]:
-    for dirt in MENDED:
+    for dirt, what in MENDED.items():
         its = [each for each in planted if each.get("dirt") == dirt]
         wrong = [each["id"] for each in its if words(kept.get(each["id"], "")) != words(each["text"])]
-        yield {"what": f"{dirt} mended", "count": len(its) - len(wrong), "of": len(its), "examples": wrong[:5]}
+        yield {"what": what, "count": len(its) - len(wrong), "of": len(its), "examples": wrong[:5]}
 
 
 def words(text: str) -> list[str]:

@@ -28,6 +28,10 @@ from llama_fast.train.report.curves import curve
 POINTS = 200
 """Of a curve; each is the mean of several steps."""
 RUNS = {"pretrain": "Pre-training", "tune": "Fine-tuning"}
+TASKS = {
+    "shards_held_out": "held-out plays", "stories": "held-out stories", "translation": "translation of lines",
+    "questions": "questions about stories", "summaries": "summaries of stories",
+}  # fmt: skip
 
 
 def main() -> int:
@@ -127,7 +131,7 @@ def changes(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
     for against in ("before", "copied"):
         compared = compare(evaluations[against], evaluations["after"])
         found += [
-            {"against": against, "task": each.task, "score": each.score, "low": each.low, "high": each.high, "verdict": each.verdict, "confidence": compared.confidence}
+            {"against": against, "task": each.task, "score": each.score, "low": each.low, "high": each.high, "unit": each.unit, "verdict": each.verdict, "confidence": compared.confidence}
             for each in compared.changes if each.decides
         ]  # fmt: skip
     return found
@@ -208,11 +212,18 @@ def page(result: dict[str, Any], template: Path) -> str:
     curves = {
         name: [
             curve("Loss", "nats a token learnt", run["loss"], steps=run["steps"]),
-            curve("Bits per byte", "held-out text", run["bits"], steps=run["steps"]),
+            curve(
+                "Bits per byte",
+                "held-out plays" if name == "pretrain" else "held-out answers",
+                run["bits"],
+                steps=run["steps"],
+            ),
         ]
         for name, run in result["runs"].items()
     }
-    return environment.get_template(template.name).render(result=result, runs=RUNS, curves=curves, shown=shown_score)
+    return environment.get_template(template.name).render(
+        result=result, runs=RUNS, tasks=TASKS, curves=curves, shown=shown_score
+    )
 
 
 def shown_score(row: dict[str, Any], which: str) -> str:

@@ -18,7 +18,7 @@ from llama_fast.reports.jsonfile import write_whole
 
 MODEL = "tuned"
 MOST = 64
-JUDGED, LINES, STORIES = 400, 12, 3
+JUDGED, LINES, STORIES = 300, 12, 3
 """The lines that `before` and `after` are judged by, those after them that are asked here, and stories."""
 FORMS = {
     "translate": "1623: {text}\nToday:",

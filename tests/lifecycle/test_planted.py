@@ -77,6 +77,6 @@ def test_what_became_of_it_is_counted(planted):
     counts = {each["what"]: (each["count"], each["of"], each.get("examples")) for each in found}
     assert counts["clean documents lost"] == (1, 5, ["gone"])
     assert counts["documents read of a .gz that breaks off"] == (1, 2, None)
-    assert counts["control mended"] == (1, 2, ["bad"])
+    assert counts["control characters removed"] == (1, 2, ["bad"])
     assert counts["exact copies found"] == (1, 2, ["copy 1"])
     assert counts["copies of held-out passages found"] == (0, 1, ["leak"])
