@@ -17,7 +17,7 @@ _STYLES = {"better": "green", "worse": "red", "same": ""}
 
 def show(evaluation: Evaluation, console: Console) -> None:
     """Prints the scores of all tasks."""
-    console.print(Text(view.title(evaluation), style="bold"))
+    console.print(Text(view.title(evaluation), style="bold"), soft_wrap=True)
     show_scores(evaluation.tasks, console)
 
 
