@@ -116,14 +116,13 @@ def test_the_order_of_sentences_and_the_shape_of_a_text_stay(monkeypatch):
         lengths.extend(map(len, prompts))
         done = real(self, prompts, [SamplingParams(temperature=0, max_tokens=1) for _ in params])
         for each, prompt in zip(done, prompts, strict=True):
-            said = self.tokenizer.decode(prompt).partition("French: ")[2].removesuffix(" :")
-            each.text = f' "{said.upper()}"\n'
+            said = self.tokenizer.decode(prompt).partition("French: ")[2].partition(" :")[0]
+            each.text = f' "{said.upper()}"\nThat is French.'
         return done
 
     monkeypatch.setattr(LLM, "generate", shouted)
     (found,) = llama_fast.translate(llm, text, target="French", prompt="{target}: {text} :")
-    # the template of the embedded model ends with more
-    assert found.replace(" :\nASSISTANT:", "").replace(" :\nAssistant:", "") == text.upper()
+    assert found == text.upper()
     assert len(lengths) > 4 and max(lengths) <= llm.longest // 3 + 40
 
 
