@@ -46,7 +46,7 @@ def commands(word):
 def run(command):
     result = CliRunner().invoke(app, [*shlex.split(command)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def letters(text):
@@ -89,7 +89,7 @@ def test_what_trl_has_tuned_is_tuned_further(tmp_path, monkeypatch):
     exec(program("SFTTrainer"), {})
     text = settings("greeter").replace("rank = 32\nalpha = 32", 'path = "greeting-by-trl"')
     Path("greet.toml").write_text(text)
-    bits = re.findall(r"([\d.]+) bits per byte", run("train greet.toml --threads 1 --set schedule.steps=5"))
+    bits = re.findall(r"([\d.]+) bits per byte", run("train greet.toml --threads 1 --set schedule.steps=40"))
     assert float(bits[0]) < 6 and float(bits[-1]) < float(bits[0])
 
 
