@@ -31,8 +31,7 @@ TURNS = 6  # questions about each story in the training text: finding a fact aga
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 Example = tuple[list[int], list[int]]  # token ids and labels
 CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}User: {{ message['content'] }}
-{% elif message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}
-{% else %}{{ raise_exception('the demo model knows only the roles user and assistant') }}{% endif %}{% endfor %}\
+{% elif message['role'] == 'assistant' %}Assistant:{% generation %} {{ message['content'] }}{{ eos_token }}{% endgeneration %}{{ '\\n' }}{% else %}{{ raise_exception('the demo model knows only the roles user and assistant') }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}Assistant:{% endif %}"""
 
 

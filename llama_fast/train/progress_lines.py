@@ -30,7 +30,7 @@ def before(
         f"{count:,} parameters{f', {trained:,} of them trained' if trained < count else ''}; {steps:,} steps of {batch.tokens:,} tokens, {steps * batch.tokens:,} in all: "
         f"{steps * batch.rows_per_step / rows_per_epoch:.3g} epochs"
     )
-    work = training_flops(model.config, batch.sequence_length) * batch.tokens
+    work = training_flops(model.config, batch.sequence_length, frozen=config.lora is not None) * batch.tokens
     if peak is not None:
         yield (
             f"at least {span(steps * work / peak.flops_per_s)}: {flops(work)} a step at {flops(peak.flops_per_s)}/s, "

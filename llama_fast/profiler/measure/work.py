@@ -110,10 +110,10 @@ def layer_work(config: DecoderConfig, tokens: int, dtype: torch.dtype, *, traini
     return Work((2 * elements + 3 * x) * dtype.itemsize, (elements + 2 * x) * dtype.itemsize, flops)
 
 
-def training_flops(config: DecoderConfig, seq_len: int) -> int:
+def training_flops(config: DecoderConfig, seq_len: int, *, frozen: bool = False) -> int:
     """Of a token, by the rule that MFU is told by: 6 (P - P_emb) + 12 L D S. It counts attention as if it were not causal.
 
-    A head that is tied to the embedding table counts: it multiplies. Source: Chowdhery et al., PaLM, 2022 (arXiv:2204.02311), B.
+    Weights that are `frozen` beside adapters have no gradient of their own: 4 (P - P_emb). The adapters' products are not counted. A head that is tied to the embedding table counts: it multiplies. Source: Chowdhery et al., PaLM, 2022 (arXiv:2204.02311), B.
     """
     elements, _ = weight_elements(config)
-    return 6 * elements + 12 * config.num_layers * config.num_heads * config.head_dim * seq_len
+    return (4 if frozen else 6) * elements + 12 * config.num_layers * config.num_heads * config.head_dim * seq_len
