@@ -27,8 +27,8 @@ HELD_OUT = 200, 40
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write tune.jsonl, held_out.jsonl and translation.jsonl here.")
     parser.add_argument("task", type=Path, help="how translation.jsonl is asked")
-    parser.add_argument("--lines", type=int, default=55_000, help="of plays, to learn from")
-    parser.add_argument("--stories", type=int, default=7_000, help="to learn from")
+    parser.add_argument("--lines", type=int, default=65_000, help="of plays, to learn from")
+    parser.add_argument("--stories", type=int, default=8_000, help="to learn from")
     asked = parser.parse_args()
     rng = random.Random(0)
     lines = {held_out: [each for each in pairs() if each["held_out"] == held_out] for held_out in (False, True)}

@@ -51,13 +51,13 @@ class Stage:
     goes_on: bool = False
 
 
-TASKS = "data/shards_held_out stories questions summaries translation.toml"
+TASKS = "modern.jsonl folio.jsonl stories questions summaries translation.toml"
 EVALUATE = f"{TASKS} --chat --training-text training.txt"
 LIMITS = dict(quick="--limit 4", full="--limit 300")
 STAGES = {
     "raw": Stage("python @raw.py", ("raw", "planted.jsonl"), quick="--plays 2"),
     "data": Stage("llama-fast data run @data.toml", ("data",), ("raw",), goes_on=True),
-    "planted": Stage("python @planted.py", ("planted.json", "training.txt"), ("raw", "data")),
+    "planted": Stage("python @planted.py", ("planted.json", "training.txt", "modern.jsonl", "folio.jsonl"), ("raw", "data")),
     "pretrain": Stage(
         "torchrun --standalone --nproc-per-node 2 -m llama_fast.train @pretrain.toml", ("pretrain",), ("data",), goes_on=True,
         quick="--set schedule.steps=200 --set batch.rows=1 --set run.evaluate_every=50 --set run.validation_tokens=5000",

@@ -29,8 +29,8 @@ POINTS = 200
 """Of a curve; each is the mean of several steps."""
 RUNS = {"pretrain": "Pre-training", "tune": "Fine-tuning"}
 TASKS = {
-    "shards_held_out": "held-out plays", "stories": "held-out stories", "translation": "translation of lines",
-    "questions": "questions about stories", "summaries": "summaries of stories",
+    "modern": "held-out plays, modern", "folio": "held-out plays, 1623", "stories": "held-out stories",
+    "translation": "translation of lines", "questions": "questions about stories", "summaries": "summaries of stories",
 }  # fmt: skip
 
 
@@ -145,25 +145,43 @@ def shown(task: TaskResult) -> list[dict[str, str]]:
 # --- bars ------------------------------------------------------------------------------------------------------------
 
 
-def bars(found: dict[str, Any], *, quick: bool) -> Iterator[tuple[str, str, str, bool]]:
-    """(bar or goal, what is asked, what was found, whether it is met)."""
-    bits = found["runs"]["pretrain"]["bits"]
+Bar = tuple[str, str, str, bool]
+"""Bar or goal, what is asked, what was found, whether it is met."""
+
+
+def bars(found: dict[str, Any], *, quick: bool) -> Iterator[Bar]:
+    bar = "goal" if quick else "bar"
+    first, last = (found["runs"]["pretrain"]["bits"][i][1] for i in (0, -1))
+    yield "bar", "bits per byte fell in pre-training", f"{first:.3f}, then {last:.3f}", last < first
+    for task in ("modern", "folio"):
+        yield from below_xz(score(found, task, "bits per byte"), TASKS[task], bar)
+    yield from translations(found, bar)
+    for task in ("questions", "summaries"):
+        share = score(found, task, "accuracy")["after"][0]
+        yield "goal", f"{TASKS[task]}: 80 % accepted by the checker", units.percent(share), share >= 0.8
+    yield from planted({each["what"]: each["count"] / each["of"] for each in found["planted"]}, bar)
+    same = found["use"]["same"]
+    met = same["fused"] == same["LLM"] == same["of"]
     yield (
         "bar",
-        "bits per byte fell in pre-training",
-        f"{bits[0][1]:.3f}, then {bits[-1][1]:.3f}",
-        bits[-1][1] < bits[0][1],
+        "transformers, fused layers and LLM write the same",
+        f"{same['fused']} and {same['LLM']} of {same['of']}",
+        met,
     )
-    bar = "goal" if quick else "bar"
-    held_out = score(found, "shards_held_out", "bits per byte")
-    value, xz = held_out["before"][0], held_out["baselines"]["xz -9 after the training text"]
+
+
+def below_xz(row: dict[str, Any], what: str, bar: str) -> Iterator[Bar]:
+    value, xz = row["before"][0], row["baselines"]["xz -9 after the training text"]
     yield (
         bar,
-        "held-out bits per byte below xz, which has read the training text",
+        f"{what}: bits per byte below xz, which has read the training text",
         f"{value:.3f} and {xz:.3f}",
         value < xz,
     )
-    yield "goal", "0.2 below it", f"{xz - value:.3f}", xz - value >= 0.2
+    yield "goal", f"{what}: 0.2 below it", f"{xz - value:.3f}", xz - value >= 0.2
+
+
+def translations(found: dict[str, Any], bar: str) -> Iterator[Bar]:
     bleu = score(found, "translation", "BLEU")
     after, copied = bleu["after"][0], bleu["copied"][0]
     yield (
@@ -172,28 +190,16 @@ def bars(found: dict[str, Any], *, quick: bool) -> Iterator[tuple[str, str, str,
         f"{after:.1f} and {copied:.1f}",
         after >= copied + 20,
     )
-    change = next(each for each in found["changes"] if each["against"] == "before" and each["task"] == "translation")
-    yield (
-        bar,
-        "BLEU better than before tuning, by paired bootstrap",
-        f"{change['low']:+.1f} to {change['high']:+.1f}",
-        change["verdict"] == "better",
-    )
-    for task in ("questions", "summaries"):
-        share = score(found, task, "accuracy")["after"][0]
-        yield "goal", f"{task}: 80 % accepted by the checker", units.percent(share), share >= 0.8
-    planted = {each["what"]: each["count"] / each["of"] for each in found["planted"]}
+    (change,) = (each for each in found["changes"] if (each["against"], each["task"]) == ("before", "translation"))
+    interval = f"{change['low']:+.1f} to {change['high']:+.1f}"
+    yield bar, "BLEU better than before tuning, by paired bootstrap", interval, change["verdict"] == "better"
+
+
+def planted(shares: dict[str, float], bar: str) -> Iterator[Bar]:
     for what in ("exact copies found", "near copies found"):
-        yield bar, f"{what}: 99 %", units.percent(planted[what]), planted[what] >= 0.99
-    lost = planted["clean documents lost"]
+        yield bar, f"{what}: 99 %", units.percent(shares[what]), shares[what] >= 0.99
+    lost = shares["clean documents lost"]
     yield bar, "clean documents lost: at most 0.1 %", f"{100 * lost:.2f} %", lost <= 0.001
-    use = found["use"]["same"]
-    yield (
-        "bar",
-        "transformers, fused layers and LLM write the same",
-        f"{use['fused']} and {use['LLM']} of {use['of']}",
-        use["fused"] == use["LLM"] == use["of"],
-    )
 
 
 def score(found: dict[str, Any], task: str, name: str) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""The settings in examples/lifecycle are valid, and docs/lifecycle.md shows the commands that are run."""
+
+from pathlib import Path
+
+import pytest
+
+from llama_fast.config_file import read_config
+from llama_fast.data.config import Config
+from llama_fast.train.config import TrainConfig
+from tests.lifecycle.conftest import FOLDER
+
+PAGE = Path(__file__).parents[2] / "docs" / "lifecycle.md"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("data", Config), ("pretrain", TrainConfig), ("tune", TrainConfig)])
+def test_settings(name, kind):
+    read_config(FOLDER / f"{name}.toml", kind)
+
+
+def test_ten_million_tokens():
+    configs = [read_config(FOLDER / f"{name}.toml", TrainConfig) for name in ("pretrain", "tune")]
+    assert 9.9e6 < sum(config.schedule.steps * config.batch.tokens for config in configs) < 10.1e6
+
+
+def test_docs_show_the_commands(program, tmp_path, monkeypatch):
+    life = program("lifecycle")
+    monkeypatch.setattr(life, "HERE", tmp_path / "examples" / "lifecycle")
+    run = life.Run(tmp_path / "runs" / "lifecycle", quick=False)
+    block = PAGE.read_text().split("```\n$ ")[1].split("```")[0]
+    assert block.splitlines() == [
+        run.command(name) if i == 0 else f"$ {run.command(name)}" for i, name in enumerate(life.STAGES)
+    ]
+
+
+def test_a_bar_is_missed_and_a_goal_may_be(program):
+    report = program("report")
+    row = {"before": [2.4, 2.3, 2.5], "baselines": {"xz -9 after the training text": 2.5}}
+    assert [bar[::3] for bar in report.below_xz(row, "plays", "bar")] == [("bar", True), ("goal", False)]
+    shares = {"exact copies found": 1.0, "near copies found": 0.98, "clean documents lost": 0.002}
+    assert [bar[3] for bar in report.planted(shares, "bar")] == [True, False, False]
