@@ -19,7 +19,7 @@ from .common import Command, GroupWithDefault, Threads, console, errors, fail, r
 
 if TYPE_CHECKING:
     from ..evaluate.perplexity import Windows
-    from ..evaluate.result import Evaluation
+    from ..evaluate.result import Evaluation, TaskResult
     from ..evaluate.tasks import Task
 
 EMBEDDED = "embedded"
@@ -64,6 +64,12 @@ def run(
     that are there; each has its own --help.
     """
     folder = _folder(out, model)
+    done: list[TaskResult] = []
+
+    def keep(evaluation: "Evaluation") -> None:
+        _write(evaluation, folder)
+        done[:] = evaluation.tasks
+
     try:
         from ..decoder import checkpoint
         from ..engine.llm import EMBEDDED_MODEL, LLM
@@ -87,14 +93,13 @@ def run(
             llm = LLM(path, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens)
             evaluation = evaluate(
                 llm, asked, model=model, path=path, seed=seed, command=shlex.join(["llama-fast", *sys.argv[1:]]),
-                progress=progress,
+                progress=progress, keep=keep,
             )  # fmt: skip
-        _write(evaluation, folder)
     except KeyboardInterrupt:
-        errors.print("interrupted", highlight=False)
+        errors.print("interrupted" + _what_is_kept(done, folder), highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     except (ImportError, OSError, ValueError) as error:
-        raise fail(str(error)) from None
+        raise fail(str(error) + _what_is_kept(done, folder)) from None
     from ..evaluate.report.terminal import show
 
     show(evaluation, console)
@@ -174,6 +179,10 @@ def _folder(out: Path | None, model: str) -> Path:
         out = Path(f"eval-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     require_writable("--out", out)
     return out
+
+
+def _what_is_kept(done: list["TaskResult"], folder: Path) -> str:
+    return f"; {folder} has {', '.join(task.name for task in done)}" if done else ""
 
 
 def _write(evaluation: "Evaluation", folder: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 def evaluate(
     llm: LLM, tasks: Sequence[Task], *, model: str, path: Path, seed: int = 0, resamples: int = RESAMPLES, command: str = "",
-    progress: Progress = lambda *_: None,
+    progress: Progress = lambda *_: None, keep: Callable[[Evaluation], None] = lambda _: None,
 ) -> Evaluation:  # fmt: skip
     """Runs tasks one after the other.
 
@@ -32,6 +33,7 @@ def evaluate(
         resamples: of the bootstrap.
         command: what was typed.
         progress: is told a task's name, and how much of how much of it is done.
+        keep: is given what is known after each task: a later one may fail, or be interrupted.
 
     Raises:
         ValueError: two tasks have one name, or a task does not fit the model.
@@ -39,15 +41,17 @@ def evaluate(
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"two tasks are called {twice[0]!r}: give one another name")
-    results = []
+    evaluation = Evaluation(
+        model, fingerprint(path), str(llm.device), str(llm.dtype).removeprefix("torch."), [], seed, resamples,
+        versions() | {name: _version(name) for name in PACKAGES}, command,
+    )  # fmt: skip
     for task in tasks:
         start = time.perf_counter()
         answers = task.run(llm, partial(progress, task.name))
-        results.append(summed_up(task.name, answers, time.perf_counter() - start, seed=seed, resamples=resamples))
-    return Evaluation(
-        model, fingerprint(path), str(llm.device), str(llm.dtype).removeprefix("torch."), results, seed, resamples,
-        versions() | {name: _version(name) for name in PACKAGES}, command,
-    )  # fmt: skip
+        result = summed_up(task.name, answers, time.perf_counter() - start, seed=seed, resamples=resamples)
+        evaluation = replace(evaluation, tasks=[*evaluation.tasks, result])
+        keep(evaluation)
+    return evaluation
 
 
 def summed_up(name: str, answers: Answers, seconds: float, *, seed: int, resamples: int) -> TaskResult:

@@ -248,6 +248,16 @@ def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, arguments, says):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_done_before_a_task_failed_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "d.jsonl", {"q": "Once upon a time, " * 500, "a": "there was a brave owl named Mia."})
+    (tmp_path / "long.toml").write_text(RIGHT)
+    done = CliRunner().invoke(app, ["eval", "embedded", "questions", "long.toml", "--limit", "2", "--out", "out"])
+    assert done.exit_code == 2
+    assert "out has questions" in " ".join(done.output.split())
+    assert [task.name for task in read_json(tmp_path / "out" / "evaluation.json", Evaluation).tasks] == ["questions"]
+
+
 def test_the_fingerprint_is_of_names_and_contents(tmp_path):
     files = {"config.json": "{}", "model.safetensors": "abc"}
     prints = []
