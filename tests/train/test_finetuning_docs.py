@@ -51,7 +51,8 @@ def run(command):
 
 def letters(text):
     """The words of each line, without figures and the units that go with them."""
-    return [re.findall(r"(?<!\S)[a-z]{3,}(?![\w/])", line) for line in text.splitlines() if line.strip()]
+    lines = re.sub(r"\d (min|h|hours?|days?)\b", "", text).splitlines()  # a busy machine takes longer
+    return [re.findall(r"(?<!\S)[a-z]{3,}(?![\w/])", line) for line in lines if line.strip()]
 
 
 @pytest.mark.parametrize("table", TABLES)
