@@ -126,10 +126,29 @@ def convert_float(b: Builder, x: str, source: str, target: str, width: int) -> s
         return x
     if source == "bf16":
         return convert_float(b, _from_bf16(b, x, width), "f32", target, width)
+    if source == "f64" and target in ("f16", "bf16"):
+        return convert_float(b, _to_odd_f32(b, x, width), "f32", target, width)
     if target == "bf16":
         return _to_bf16(b, convert_float(b, x, source, "f32", width), width)
     cast = "fpext" if BITS[target] > BITS[source] else "fptrunc"
     return b.let(f"{cast} {vector_type(source, width)} {x} to {vector_type(target, width)}")
+
+
+def _to_odd_f32(b: Builder, x: str, width: int) -> str:
+    """A float64 cut to float32, with the last bit set where digits were lost: rounded again to 16 bits it is as if rounded once.
+
+    LLVM would call libgcc for float16 instead, which a process need not have. Boldo and Melquiond, Emulation of FMA and Correctly
+    Rounded Sums, 2008.
+    """
+    ints, longs, floats, doubles = (vector_type(element, width) for element in ("i32", "i64", "f32", "f64"))
+    flags, no_sign = vector_type("i1", width), splat_literal(2**63 - 1, "i64", width)
+    nearest = b.let(f"fptrunc {doubles} {x} to {floats}")
+    back = b.let(f"fpext {floats} {nearest} to {doubles}")
+    size, rounded = (b.let(f"and {longs} {b.let(f'bitcast {doubles} {y} to {longs}')}, {no_sign}") for y in (x, back))
+    too_large = b.let(f"zext {flags} {b.let(f'icmp ugt {longs} {rounded}, {size}')} to {ints}")
+    inexact = b.let(f"zext {flags} {b.let(f'icmp ne {longs} {rounded}, {size}')} to {ints}")
+    cut = b.let(f"sub {ints} {b.let(f'bitcast {floats} {nearest} to {ints}')}, {too_large}")
+    return b.let(f"bitcast {ints} {b.let(f'or {ints} {cut}, {inexact}')} to {floats}")
 
 
 def _from_bf16(b: Builder, x: str, width: int) -> str:

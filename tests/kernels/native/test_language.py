@@ -571,6 +571,35 @@ def test_conversions(source):
         assert torch.equal(out, x.to(out.dtype)), out.dtype
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("target", "halfway"),
+    [
+        (torch.float16, [1 + 2**-11, 3 + 2**-10, 1 + 3 * 2**-11, 2**-25, 3 * 2**-25, 65520.0, 0.1, 1e300]),
+        (torch.bfloat16, [1 + 2**-8, 3 + 2**-7, 1 + 3 * 2**-8, 2**-126 * (1 + 2**-8), 511 * 2.0**119, 0.1, 7.0, 1e300]),
+    ],
+    ids=str,
+)
+def test_float64_is_rounded_once(target, halfway, sign):
+    """float32 between would lose what decides: a little above or below halfway between two numbers of 16 bits."""
+    x = sign * torch.tensor(halfway, dtype=torch.float64)
+    x = torch.cat((x, torch.nextafter(x, torch.zeros_like(x)), torch.nextafter(x, 2 * x), torch.zeros(8).double()))
+    outs = [empty(32, kind) for kind in (*FLOATS, *INTS, torch.bool)]
+    native.launch(convert_kernel, (1,), x, *outs, N=32)
+    assert torch.equal(outs[FLOATS.index(target)].double(), rounded_once(x, target))
+
+
+def rounded_once(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """float64 x at the nearest number of the dtype, in float64: the even one of two."""
+    digits, least, largest = {torch.float16: (10, -24, 15), torch.bfloat16: (7, -133, 127)}[dtype]
+    size = x.abs()
+    exponent = torch.frexp(size.clamp(max=2.0**1000))[1] - 1
+    step = torch.ldexp(torch.ones_like(x), (exponent - digits).clamp(min=least))
+    near = torch.round(size / step) * step
+    near = torch.where(near >= 2.0 ** (largest + 1), torch.inf, near)
+    return torch.copysign(near, x)
+
+
 @triton.jit
 def boolean_kernel(x, out, n, N: tl.constexpr):
     i = tl.arange(0, N)
