@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backwa
 from llama_fast import kernels, ops
 
 WITHOUT_PRODUCTS = {
-    "add_layer_norm", "add_rms_norm", "cross_entropy", "cross_entropy_backward", "embedding", "glu", "glu_backward",
-    "layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward", "rope", "rope_append", "rotary_angles", "sample",
+    "add_layer_norm", "add_rms_norm", "cross_entropy", "cross_entropy_backward", "dropout", "embedding", "glu",
+    "glu_backward", "layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward", "rope", "rope_append", "rotary_angles", "sample",
     "softmax", "softmax_backward",
 }  # fmt: skip
 
@@ -122,6 +122,7 @@ def test_products_of_a_decoding_step(device):
 def test_every_op_with_products_has_a_formula():
     for file in pkgutil.iter_modules(kernels.__path__):  # each registers its own
         importlib.import_module(f"llama_fast.kernels.{file.name}")
+    importlib.import_module("llama_fast.train.dropout")  # the one op that is no kernel's
     registered = {
         name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("llama_fast::")
     }
