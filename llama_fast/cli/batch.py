@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,61 +13,62 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .common import console, errors, fail, require_writable
+from . import engine_options as options
+from .common import console, errors, fail, has_input, require_writable
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
     from ..tasks.rows import Finished, Row
 
-ModelArgument = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="A folder, a .gguf file, a hub id, smollm2, or embedded.", show_default=False),
-]
-Files = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="FILE", help="Texts, or .jsonl files with a row a line; - or none reads stdin.", show_default=False
-    ),
-]
 Field = Annotated[str, typer.Option("--field", help="The field of a row that holds the text.")]
 Prompt = Annotated[
     str | None,
     typer.Option("--prompt", help="What the model is asked, with fields in braces; by default its own or ours."),
 ]
-Out = Annotated[
-    Path | None, typer.Option("--out", help="File to write, as JSONL if it is called so; stdout by default.")
-]
-Jsonl = Annotated[bool, typer.Option("--jsonl", help="Stdin is JSONL, and stdout too.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with --out FILE.jsonl: rows that are in it are not computed again.")
-]
-
-EMBEDDED = "embedded"
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Where rows come from and go to, as options of a command; "-" or no name is stdin."""
+
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE", help="Texts, or .jsonl files with a row a line; - or none reads stdin.", show_default=False
+        ),
+    ] = None
+    out: Annotated[Path | None, typer.Option(help="File to write, as JSONL if it is called so; stdout by default.")] = (
+        None
+    )
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Stdin is JSONL, and stdout too.")] = False
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out FILE.jsonl: rows that are in it are not computed again.")
+    ] = False
+
+    @property
+    def writes_jsonl(self) -> bool:
+        return self.jsonl if self.out is None else self.out.suffix == ".jsonl"
+
+    def reads_jsonl(self, name: str) -> bool:
+        return self.jsonl if name == "-" else Path(name).suffix == ".jsonl"
+
+
 class Batch:
     """Rows of files, to be computed and written.
 
     Args:
-        files: names; "-" or none is stdin.
+        at: the files.
         fields: that a row must have; a text file is the only one.
-        out, jsonl, resume: options of the command.
     """
 
-    files: list[str] | None
-    fields: Sequence[str]
-    out: Path | None
-    jsonl: bool
-    resume: bool
-    written = skipped = 0
+    def __init__(self, at: Files, *, fields: Sequence[str]) -> None:
+        self.at, self.fields = at, fields
+        self.written = self.skipped = 0
 
     def run(
-        self, compute: "Callable[[LLM, list[Mapping[str, str]]], list[str]]", *, model: str, device: str, dtype: str,
-        max_cache_tokens: int | None,
-    ) -> None:  # fmt: skip
+        self, compute: "Callable[[LLM, list[Mapping[str, str]]], list[str]]", *, model: str, engine: options.Engine
+    ) -> None:
         """Opens the engine, and writes the output of every row as it comes. Whatever is wrong with files is said before that."""
-        from ..engine.llm import EMBEDDED_MODEL, LLM
         from ..tasks.rows import as_line, compute_rows
 
         start = time.perf_counter()
@@ -75,25 +76,23 @@ class Batch:
         try:
             with ExitStack() as stack:
                 rows = self._rows(stack)
-                rows = finished.skip(rows) if finished else rows
-                path = EMBEDDED_MODEL if model == EMBEDDED else model
-                llm = LLM(path, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens)
+                rows = finished.skip(rows, self._skip) if finished else rows
+                llm = engine.open(model)
                 compute(llm, [])  # says what is wrong with an option, and is no row's fault
-                write, show = stack.enter_context(_writer(self.out)), stack.enter_context(_progress())
+                write, show = stack.enter_context(_writer(self.at.out)), stack.enter_context(_progress())
                 for batch in compute_rows(rows, partial(compute, llm), self._skip):
                     for row, output in batch:
-                        write(as_line(row, output) if self._writes_jsonl else output + "\n")
+                        write(as_line(row, output) if self.at.writes_jsonl else output + "\n")
                         self.written += 1
                     show(self.written)
         except KeyboardInterrupt:
-            can = "; --resume goes on" if self.out is not None and self._writes_jsonl else ""
-            errors.print(f"interrupted after {_rows(self.written)}{can}", highlight=False)
+            errors.print(f"interrupted after {_rows(self.written)}{self._goes_on}", highlight=False)
             raise typer.Exit(130) from None
         except BrokenPipeError:  # whoever read the text has enough: typer ends without a word
             raise
         except (OSError, ValueError) as error:
-            raise fail(str(error)) from None
-        there = f", {len(finished)} were there" if finished else ""
+            raise fail(f"{error}{self._goes_on if self.written else ''}") from None
+        there = f", {finished.count} were there" if finished else ""
         left_out = f", {self.skipped} skipped" if self.skipped else ""
         errors.print(
             f"[dim]{_rows(self.written)} in {time.perf_counter() - start:.1f} s{there}{left_out}[/]", highlight=False
@@ -102,23 +101,24 @@ class Batch:
             raise typer.Exit(1)
 
     @property
-    def _writes_jsonl(self) -> bool:
-        return self.jsonl if self.out is None else self.out.suffix == ".jsonl"
+    def _goes_on(self) -> str:
+        return "; --resume goes on" if self.at.out is not None and self.at.writes_jsonl else ""
 
     def _finished(self) -> "Finished | None":
         """What is in the file to go on with. Raises the exit for the user if nothing can or should be written there."""
         from ..tasks.rows import Finished
 
-        if self.resume and (self.out is None or not self._writes_jsonl):
+        out = self.at.out
+        if self.at.resume and (out is None or not self.at.writes_jsonl):
             raise fail("--resume needs --out FILE.jsonl: in a text nothing says where a row ends")
-        if self.out is None:
+        if out is None:
             return None
-        require_writable("--out", self.out, folder=False)
-        if self.out.exists() and not self.resume:
-            goes_on = "go on with it by --resume, " if self._writes_jsonl else ""
-            raise fail(f"--out: {self.out} is there: {goes_on}remove it, or give another name")
+        require_writable("--out", out, folder=False)
+        if out.exists() and not self.at.resume:
+            goes_on = "go on with it by --resume, " if self.at.writes_jsonl else ""
+            raise fail(f"--out: {out} is there: {goes_on}remove it, or give another name")
         try:
-            return Finished(self.out) if self.resume else None
+            return Finished(out) if self.at.resume else None
         except (OSError, ValueError) as error:
             raise fail(str(error)) from None
 
@@ -126,14 +126,11 @@ class Batch:
         """The rows of all files, each of which is opened here: one that is missing is found now, not after an hour."""
         from ..tasks.rows import read_rows
 
-        opened = [(name, stack.enter_context(_opened(name))) for name in self.files or ["-"]]
+        opened = [(name, stack.enter_context(_opened(name))) for name in self.at.files or ["-"]]
         return (
             row for name, file in opened
-            for row in read_rows(file, "stdin" if name == "-" else name, self.fields, self._skip, is_jsonl=self._is_jsonl(name))
+            for row in read_rows(file, "stdin" if name == "-" else name, self.fields, self._skip, is_jsonl=self.at.reads_jsonl(name))
         )  # fmt: skip
-
-    def _is_jsonl(self, name: str) -> bool:
-        return self.jsonl if name == "-" else Path(name).suffix == ".jsonl"
 
     def _skip(self, problem: str) -> None:
         self.skipped += 1
@@ -146,7 +143,7 @@ def _opened(name: str) -> IO[bytes]:
             return Path(name).open("rb")
         except OSError as error:
             raise ValueError(f"{name} cannot be read: {error.strerror}") from None
-    if sys.stdin.isatty():
+    if not has_input():
         raise ValueError("give at least one file, or a text in a pipe")
     return sys.stdin.buffer
 
@@ -154,20 +151,23 @@ def _opened(name: str) -> IO[bytes]:
 @contextmanager
 def _writer(out: Path | None) -> Iterator[Callable[[str], None]]:
     """A function that writes text at once: what an interrupt leaves are whole rows."""
-    if out is None:
-        file: IO[str] = console.file
-    else:
-        file = out.open("a", encoding="utf-8")
+    file: IO[str] = console.file if out is None else out.open("a", encoding="utf-8")
 
     def write(text: str) -> None:
-        file.write(text)
-        file.flush()
+        try:
+            file.write(text)
+            file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(f"{out or 'stdout'} cannot be written: {error.strerror}") from None
 
     try:
         yield write
     finally:
         if out is not None:
-            file.close()
+            with suppress(OSError):  # of what was not written, which has been said
+                file.close()
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from . import engine_options as options
-from .common import Threads, console, errors, fail
+from .common import console, errors, fail, grouped
 
 _HELP = """/help   shows this
 /reset  starts a new conversation
@@ -16,29 +17,24 @@ _HELP = """/help   shows this
 Ctrl-C ends a reply. The arrow keys edit a line and bring back earlier ones."""
 
 
+@grouped
 def chat(
-    model: options.ModelArgument = None,
+    model: options.Model = options.EMBEDDED,
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
     max_tokens: options.MaxTokens = 512,
-    temperature: options.Temperature = 0.7,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    seed: options.Seed = None,
-    device: options.DeviceName = "auto",
-    dtype: options.DTypeName = "auto",
-    max_cache_tokens: options.CacheTokens = None,
-    threads: Threads = None,
+    *,
+    sampling: options.Sampling,
+    engine: options.Engine,
 ) -> None:
     """Talk with a model. /help says what else can be typed; Ctrl-C ends a reply, Ctrl-D the chat."""
     from ..engine.sampling import SamplingParams
     from .terminal import Conversation
 
+    if sys.stdin is None:
+        raise fail("stdin is closed: a chat reads from it what you say")
     try:
-        params = SamplingParams(
-            max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
-        )
-        llm = options.open_engine(model, device, dtype, max_cache_tokens, params)
+        params = SamplingParams(max_tokens=max_tokens, **asdict(sampling))
+        llm = engine.open_for_one(model, params)
         llm.tokenizer.chat([{"role": "user", "content": ""}])  # a model without a template says so at once
         conversation = Conversation(llm, params, system)
     except (OSError, ValueError) as error:

@@ -1,8 +1,11 @@
-"""What every command of the command line shares: where it prints, how it fails, how it writes a file."""
+"""What every command of the command line shares: where it prints, how it fails, how it writes a file, options in groups."""
 
 import os
+import sys
 from collections.abc import Callable
-from functools import partial
+from dataclasses import fields, is_dataclass
+from functools import partial, wraps
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -49,6 +52,35 @@ def require_writable(option: str, path: Path, *, folder: bool = True) -> None:
         raise fail(f"{option}: the folder {there} does not exist")
     if not os.access(there, os.W_OK | os.X_OK):
         raise fail(f"{option}: no permission to write to {there}")
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes groups of options, for typer: each parameter that is a dataclass is given by its fields."""
+    own = signature(command)
+    groups: dict[str, Any] = {
+        name: each.annotation for name, each in own.parameters.items() if is_dataclass(each.annotation)
+    }
+    spread = [
+        option.replace(kind=Parameter.KEYWORD_ONLY)
+        for name, each in own.parameters.items()
+        for option in (signature(groups[name]).parameters.values() if name in groups else [each])
+    ]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        made = {
+            name: group(**{each.name: given.pop(each.name) for each in fields(group)}) for name, group in groups.items()
+        }
+        command(**made, **given)
+
+    run.__signature__ = own.replace(parameters=spread)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in spread}
+    return run
+
+
+def has_input() -> bool:
+    """Whether something comes from stdin: a pipe or a file is there, which is no terminal and was not closed."""
+    return sys.stdin is not None and not sys.stdin.isatty()
 
 
 def read_measured(path: Path, kind: type[T], made_by: str) -> T:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,14 +15,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from . import engine_options as options
-from .common import Command, GroupWithDefault, Threads, console, errors, fail, read_measured, require_writable
+from .common import Command, GroupWithDefault, console, errors, fail, grouped, read_measured, require_writable
 
 if TYPE_CHECKING:
     from ..evaluate.perplexity import Windows
     from ..evaluate.result import Evaluation, TaskResult
     from ..evaluate.tasks import Task
 
-EMBEDDED = "embedded"
 STORY_TASKS = ("stories", "questions", "summaries")
 
 app = typer.Typer(
@@ -30,33 +29,76 @@ app = typer.Typer(
 )
 
 
-@app.command(cls=Command)
-def run(
-    model: Annotated[
-        str, typer.Argument(help="A folder, a .gguf file, a hub id, smollm2, a run of `train`, or embedded.")
-    ],
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """What a model is asked, as options of a command."""
+
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
             help="stories, questions, summaries; a text, .jsonl or .toml file; a folder of shards.", show_default=False
         ),
-    ] = None,
+    ] = None
     lm_eval: Annotated[
         str | None, typer.Option(help="Comma-separated: tasks of lm-eval, or .yaml files that describe some.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Examples of a task at most.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")] = False,
-    window: Annotated[int | None, typer.Option(help="Tokens that a text is read in at a time.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens that a window scores; half of it by default.")] = None,
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of a task at most.")] = None
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")] = False
+    window: Annotated[int | None, typer.Option(help="Tokens that a text is read in at a time.")] = None
+    stride: Annotated[int | None, typer.Option(help="Tokens that a window scores; half of it by default.")] = None
     training_text: Annotated[
         Path | None, typer.Option(help="A text like the training data, for xz to know before a text task.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the intervals, and of the examples that a task draws.")] = 0,
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Of the intervals, and of the examples that a task draws.")] = 0
+
+    def read(self) -> list["Task"]:
+        """The tasks, ours before lm-eval's. Raises ValueError if there is none."""
+        from ..evaluate.files import read_text
+        from ..evaluate.perplexity import Windows
+        from ..evaluate.tasks import PromptTask
+
+        windows = Windows(window=self.window, stride=self.stride)
+        training = None if self.training_text is None else read_text(self.training_text)
+        asked = [self._task(name, windows, training) for name in self.tasks or ()]
+        if self.chat:
+            asked = [replace(task, chat=True) if isinstance(task, PromptTask) else task for task in asked]
+        if self.lm_eval is not None:
+            from ..evaluate.harness import load_tasks
+
+            names = [name.strip() for name in self.lm_eval.split(",") if name.strip()]
+            asked += load_tasks(names, limit=self.limit, chat=self.chat, seed=self.seed)
+        if not asked:
+            raise ValueError(
+                "give at least one task, such as questions or a text file: llama-fast eval embedded questions"
+            )
+        return asked
+
+    def _task(self, name: str, windows: "Windows", training: str | None) -> "Task":
+        from ..evaluate import story_tasks
+        from ..evaluate.files import read_task
+
+        count = story_tasks.LIMIT if self.limit is None else self.limit
+        if name == "stories":
+            return story_tasks.story_texts(limit=count, seed=self.seed, windows=windows)
+        if name == "questions":
+            return story_tasks.story_questions(limit=count, seed=self.seed)
+        if name == "summaries":
+            return story_tasks.story_summaries(limit=count, seed=self.seed)
+        if Path(name).exists():
+            return read_task(Path(name), limit=self.limit, windows=windows, training=training)
+        raise ValueError(
+            f"there is no task {name!r}: it must be {', '.join(STORY_TASKS)}, a file, or a folder of shards"
+        )
+
+
+@app.command(cls=Command)
+@grouped
+def run(
+    model: options.Model,
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html.")] = None,
-    device: options.DeviceName = "auto",
-    dtype: options.DTypeName = "auto",
-    max_cache_tokens: options.CacheTokens = None,
-    threads: Threads = None,
+    *,
+    exam: Exam,
+    engine: options.Engine,
 ) -> None:
     """Measure how good a model is, and show its worst examples.
 
@@ -72,28 +114,14 @@ def run(
 
     try:
         from ..decoder import checkpoint
-        from ..engine.llm import EMBEDDED_MODEL, LLM
-        from ..evaluate.perplexity import Windows
         from ..evaluate.run import evaluate
-        from ..evaluate.tasks import PromptTask
 
-        windows = Windows(window=window, stride=stride)
-        asked = _tasks(tasks or [], limit, windows, training_text, seed)
-        if chat:
-            asked = [replace(task, chat=True) if isinstance(task, PromptTask) else task for task in asked]
-        if lm_eval is not None:
-            from ..evaluate.harness import load_tasks
-
-            names = [name.strip() for name in lm_eval.split(",") if name.strip()]
-            asked += load_tasks(names, limit=limit, chat=chat, seed=seed)
-        if not asked:
-            raise fail("give at least one task, such as questions or a text file: llama-fast eval embedded questions")
-        with options.model_folder(None if model == EMBEDDED else model) as folder_of_model, _progress() as progress:
-            path = EMBEDDED_MODEL if folder_of_model is None else checkpoint.find(folder_of_model)
-            llm = LLM(path, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens)
+        asked = exam.read()
+        with options.model_folder(model) as folder_of_model, _progress() as progress:
+            path = checkpoint.find(folder_of_model)
             evaluation = evaluate(
-                llm, asked, model=model, path=path, seed=seed, command=shlex.join(["llama-fast", *sys.argv[1:]]),
-                progress=progress, keep=keep,
+                engine.open(path), asked, model=model, path=path, seed=exam.seed,
+                command=shlex.join(["llama-fast", *sys.argv[1:]]), progress=progress, keep=keep,
             )  # fmt: skip
     except KeyboardInterrupt:
         errors.print("interrupted" + _what_is_kept(done, folder), highlight=False, soft_wrap=True)
@@ -145,31 +173,6 @@ def score(
         show_scores([score_outputs(file.stem, outputs, references, names, seed=seed)], console)
     except (ImportError, OSError, ValueError) as error:
         raise fail(str(error)) from None
-
-
-def _tasks(
-    names: list[str], limit: int | None, windows: "Windows", training_text: Path | None, seed: int
-) -> list["Task"]:
-    from ..evaluate import story_tasks
-    from ..evaluate.files import read_task, read_text
-
-    training = None if training_text is None else read_text(training_text)
-    count = story_tasks.LIMIT if limit is None else limit
-    asked: list[Task] = []
-    for name in names:
-        if name == "stories":
-            asked.append(story_tasks.story_texts(limit=count, seed=seed, windows=windows))
-        elif name == "questions":
-            asked.append(story_tasks.story_questions(limit=count, seed=seed))
-        elif name == "summaries":
-            asked.append(story_tasks.story_summaries(limit=count, seed=seed))
-        elif Path(name).exists():
-            asked.append(read_task(Path(name), limit=limit, windows=windows, training=training))
-        else:
-            raise ValueError(
-                f"there is no task {name!r}: it must be {', '.join(STORY_TASKS)}, a file, or a folder of shards"
-            )
-    return asked
 
 
 def _folder(out: Path | None, model: str) -> Path:

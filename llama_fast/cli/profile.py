@@ -38,7 +38,9 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def run(
-    model: options.ModelArgument = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A folder, a .gguf file, a hub id or smollm2; the embedded model by default.")
+    ] = None,
     prompt_tokens: Annotated[
         str | None, typer.Option(help="512 by default, or what the model has room for.", show_default=False)
     ] = None,

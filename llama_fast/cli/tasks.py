@@ -7,22 +7,18 @@ import typer
 from . import batch
 from . import engine_options as options
 from .batch import Batch
-from .common import Threads, fail
+from .common import fail, grouped
 
 
+@grouped
 def summarize(
-    model: batch.ModelArgument,
-    files: batch.Files = None,
+    model: options.Model,
     field: batch.Field = "text",
     prompt: batch.Prompt = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a summary at most.")] = 96,
-    out: batch.Out = None,
-    jsonl: batch.Jsonl = False,
-    resume: batch.Resume = False,
-    device: options.DeviceName = "auto",
-    dtype: options.DTypeName = "auto",
-    max_cache_tokens: options.CacheTokens = None,
-    threads: Threads = None,
+    *,
+    at: batch.Files,
+    engine: options.Engine,
 ) -> None:
     """Sum up texts. One that is longer than the context is summed up in parts first.
 
@@ -30,26 +26,22 @@ def summarize(
     """
     from .. import tasks
 
-    Batch(files=files, fields=[field], out=out, jsonl=jsonl, resume=resume).run(
+    Batch(at, fields=[field]).run(
         lambda llm, rows: tasks.summarize(llm, [row[field] for row in rows], max_tokens=max_tokens, prompt=prompt),
-        model=model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens,
+        model=model, engine=engine,
     )  # fmt: skip
 
 
+@grouped
 def translate(
-    model: batch.ModelArgument,
-    files: batch.Files = None,
+    model: options.Model,
     target: Annotated[str, typer.Option(help="Language to translate to.", show_default=False)] = "",
     source: Annotated[str, typer.Option(help="Language to translate from.")] = "English",
     field: batch.Field = "text",
     prompt: batch.Prompt = None,
-    out: batch.Out = None,
-    jsonl: batch.Jsonl = False,
-    resume: batch.Resume = False,
-    device: options.DeviceName = "auto",
-    dtype: options.DTypeName = "auto",
-    max_cache_tokens: options.CacheTokens = None,
-    threads: Threads = None,
+    *,
+    at: batch.Files,
+    engine: options.Engine,
 ) -> None:
     """Translate texts, paragraph by paragraph.
 
@@ -59,30 +51,26 @@ def translate(
 
     if not target:
         raise fail("give the language to translate to: --target French")
-    Batch(files=files, fields=[field], out=out, jsonl=jsonl, resume=resume).run(
+    Batch(at, fields=[field]).run(
         lambda llm, rows: tasks.translate(
             llm, [row[field] for row in rows], source=source, target=target, prompt=prompt
         ),
-        model=model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens,
+        model=model, engine=engine,
     )  # fmt: skip
 
 
+@grouped
 def answer(
-    model: batch.ModelArgument,
-    files: batch.Files = None,
+    model: options.Model,
     question: Annotated[
         str | None, typer.Option(help="About every text; by default rows have one each, in the field question.")
     ] = None,
     field: batch.Field = "context",
     prompt: batch.Prompt = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 48,
-    out: batch.Out = None,
-    jsonl: batch.Jsonl = False,
-    resume: batch.Resume = False,
-    device: options.DeviceName = "auto",
-    dtype: options.DTypeName = "auto",
-    max_cache_tokens: options.CacheTokens = None,
-    threads: Threads = None,
+    *,
+    at: batch.Files,
+    engine: options.Engine,
 ) -> None:
     """Answer questions about texts. One that is longer than the context is read in windows, and the likeliest answer is taken.
 
@@ -90,32 +78,30 @@ def answer(
     """
     from .. import tasks
 
+    if question is not None and not question.strip():
+        raise fail("--question: it is empty")
     fields = [field] if question is not None else [field, "question"]
-    Batch(files=files, fields=fields, out=out, jsonl=jsonl, resume=resume).run(
+    Batch(at, fields=fields).run(
         lambda llm, rows: tasks.answer(
             llm,
             [row["question"] if question is None else question for row in rows],
             [row[field] for row in rows], max_tokens=max_tokens, prompt=prompt,
         ),
-        model=model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens,
+        model=model, engine=engine,
     )  # fmt: skip
 
 
+@grouped
 def complete(
-    model: batch.ModelArgument,
-    files: batch.Files = None,
+    model: options.Model,
     field: batch.Field = "text",
     max_tokens: options.MaxTokens = 128,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be given again.")] = None,
-    out: batch.Out = None,
-    jsonl: batch.Jsonl = False,
-    resume: batch.Resume = False,
-    device: options.DeviceName = "auto",
-    dtype: options.DTypeName = "auto",
-    max_cache_tokens: options.CacheTokens = None,
-    threads: Threads = None,
+    stop: options.Stop = None,
+    *,
+    at: batch.Files,
+    engine: options.Engine,
 ) -> None:
     """Complete texts: `llama-fast generate` for files of them."""
     from .. import tasks
@@ -125,7 +111,6 @@ def complete(
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop or ())
     except ValueError as error:
         raise fail(str(error)) from None
-    Batch(files=files, fields=[field], out=out, jsonl=jsonl, resume=resume).run(
-        lambda llm, rows: tasks.complete(llm, [row[field] for row in rows], params=params),
-        model=model, device=device, dtype=dtype, max_cache_tokens=max_cache_tokens,
-    )  # fmt: skip
+    Batch(at, fields=[field]).run(
+        lambda llm, rows: tasks.complete(llm, [row[field] for row in rows], params=params), model=model, engine=engine
+    )

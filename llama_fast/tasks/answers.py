@@ -21,7 +21,7 @@ def answer(
         llm: the engine.
         questions: as many as there are contexts.
         contexts: for each question the text that it is about, of any length. One that does not fit is read in windows that overlap by a
-            quarter, and of their answers the one with the largest mean log-probability of a token is taken.
+            quarter, and of their answers that are not empty the one with the largest mean log-probability of a token is taken.
         max_tokens: of an answer.
         prompt: with {question} and {context}; by default as `TaskPrompt.of` says.
 
@@ -43,11 +43,11 @@ def answer(
     ]  # fmt: skip
     params = SamplingParams(temperature=0, max_tokens=max_tokens, stop=asked.stop, logprobs=0)
     done = iter(llm.generate(prompts, params))
-    return [max((next(done) for _ in several), key=_mean_logprob).text.strip() for several in windows]
+    return [max((next(done) for _ in several), key=_rank).text.strip() for several in windows]
 
 
-def _mean_logprob(done: Completion) -> float:
-    """Of a token, the end included: by their sum the shortest answer would win."""
+def _rank(done: Completion) -> tuple[bool, float]:
+    """Any words before none; then by the mean of all tokens, the end included: by their sum the shortest answer would win."""
     total = done.cumulative_logprob
     assert total is not None
-    return total / max(1, len(done.token_ids))
+    return bool(done.text.strip()), total / max(1, len(done.token_ids))

@@ -62,9 +62,10 @@ class TaskPrompt:
         return self.llm.tokenizer.chat([{"role": "user", "content": text}])
 
     def room(self, output: int, **fields: str) -> int:
-        """Tokens that the field which is left out may have, beside an output of so many."""
-        (missing,) = set(_fields(self.form)) - fields.keys()
-        return self.llm.longest - len(self.tokens(**fields, **{missing: ""})) - output - _SLACK
+        """Tokens that the field which is left out may have, as often as the form has it, beside an output of so many."""
+        missing = [field for field in _fields(self.form) if field not in fields]
+        rest = len(self.tokens(**fields, **dict.fromkeys(missing, "")))
+        return (self.llm.longest - rest - output) // len(missing) - _SLACK
 
 
 def checked_texts(name: str, texts: str | Sequence[str]) -> list[str]:
@@ -89,9 +90,9 @@ def _own_forms(llm: LLM) -> Mapping[str, str]:
     return forms
 
 
-def _fields(form: str) -> set[str]:
+def _fields(form: str) -> list[str]:
     try:
-        return {field for _, field, _, _ in Formatter().parse(form) if field is not None}
+        return [field for _, field, _, _ in Formatter().parse(form) if field is not None]
     except ValueError as error:
         raise ValueError(
             f"the prompt {form!r} cannot be read ({error}): a brace that is none of a field is doubled"
@@ -101,7 +102,7 @@ def _fields(form: str) -> set[str]:
 def _check(task: str, form: str) -> None:
     known = set(FIELDS[task])
     needed = known - {"source", "target"}
-    if not needed <= _fields(form) <= known:
+    if not needed <= set(_fields(form)) <= known:
         expected = " and ".join(f"{{{field}}}" for field in FIELDS[task] if field in needed)
         optional = "" if needed == known else " (and may have {source} and {target})"
         raise ValueError(f"the prompt to {task} must have {expected}{optional}, and no other field; got {form!r}")

@@ -55,5 +55,6 @@ def _in_place(piece: str, translation: str) -> str:
 
 def _unquoted(translation: str, source: str) -> str:
     """Without the quotes that a model puts around a text that has none."""
-    is_quoted = len(translation) > 1 and _QUOTES.get(translation[0]) == translation[-1]
-    return translation[1:-1].strip() if is_quoted and source[0] not in _QUOTES else translation
+    first, inside, last = translation[:1], translation[1:-1], translation[-1:]
+    is_quoted = inside and _QUOTES.get(first) == last and first not in inside and last not in inside
+    return inside.strip() if is_quoted and source[0] not in _QUOTES else translation

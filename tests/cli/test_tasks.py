@@ -95,6 +95,7 @@ BAD = {
     b'{"text": "\xff"}': "can't decode byte 0xff",
     b'{"text": "\\ud800"}': "the text is not UTF-8",
     b'{"text": "' + b"owl " * 600 + b'"}': "the context holds 512",
+    b'{"text": "x", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}": "its brackets are nested too deep",
 }
 
 
@@ -125,6 +126,7 @@ def test_a_bad_line_is_named_and_left_out(here, short):
         (["summarize", "embedded", "a.txt", "--out", "no/x"], None, "no does not exist"),
         (["summarize", "embedded", "a.txt", "--out", "o.jsonl", "--resume"], None, "o.jsonl, line 1 is no row"),
         (["complete", "embedded", "a.txt", "--stop", ""], None, "stop"),
+        (["answer", "embedded", "a.txt", "--question", " "], None, "--question: it is empty"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_named_before_anything_is_written(here, arguments, stdin, message):
@@ -163,6 +165,50 @@ def test_what_is_there_is_not_computed_again(here, short, monkeypatch):
     assert (here / "new.jsonl").read_bytes() == whole
 
 
+def test_rows_that_were_left_out_stay_so(here, short):
+    """Those that only the engine refuses too: what follows them is there, and is not computed again."""
+    rows = [{"text": text} for text in ("Once", "owl " * 600, "Once", "Twice", "owl " * 600, "Thrice")]
+    write_rows(here / "rows.jsonl", rows)
+    command = ["complete", "embedded", "rows.jsonl", "--max-tokens", "2", "--out", "out.jsonl", "--resume"]
+    invoke(*command, exit_code=1)
+    whole = (here / "out.jsonl").read_bytes()
+    assert [row["text"] for row in read_rows(here / "out.jsonl")] == ["Once", "Once", "Twice", "Thrice"]
+    (here / "out.jsonl").write_bytes(whole[: whole.index(b"Thr")])
+    result = invoke(*command, exit_code=1)
+    assert (here / "out.jsonl").read_bytes() == whole
+    assert "line 2: it was left out before" in said(result) and "line 5: the prompt has" in said(result)
+    assert "1 row in" in said(result) and "3 were there, 2 skipped" in said(result)
+
+
+def test_numbers_that_are_none_and_half_characters_are_kept_and_found_again(here):
+    (here / "rows.jsonl").write_text('{"text": "Once", "a": NaN, "b": "\\ud800 é"}\n{"text": "Twice"}\n')
+    command = ["complete", "embedded", "rows.jsonl", "--max-tokens", "2", "--out", "out.jsonl", "--resume"]
+    invoke(*command)
+    first, _ = (here / "out.jsonl").read_text().splitlines()
+    assert first.startswith('{"text": "Once", "a": NaN, "b": "\\ud800 é", "output": ')
+    assert "0 rows in" in said(invoke(*command)) and "2 were there" in said(invoke(*command))
+
+
+def test_a_file_that_is_no_output_loses_nothing(here):
+    """Its last line has no end, as that of an output that was torn."""
+    write_rows(here / "rows.jsonl", [{"text": "Once"}])
+    (here / "mine.jsonl").write_text('{"text": "Onc", "mine": 1}')
+    command = ["complete", "embedded", "rows.jsonl", "--out", "mine.jsonl", "--resume"]
+    assert "mine.jsonl is no beginning of this output: its line 1" in said(invoke(*command, exit_code=2))
+    assert (here / "mine.jsonl").read_text() == '{"text": "Onc", "mine": 1}'
+
+
+def test_files_of_other_editors(here):
+    """A mark before UTF-8, and lines that end in two characters."""
+    (here / "a.txt").write_bytes(b"\xef\xbb\xbfOnce upon a time\r\n")
+    (here / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "Once upon a time"}\r\n')
+    result = invoke("complete", "embedded", "a.txt", "a.jsonl", "--max-tokens", "6")
+    expected = llama_fast.complete(
+        LLM(progress=False), "Once upon a time", params=SamplingParams(temperature=0, max_tokens=6)
+    )
+    assert result.stdout == f"{expected[0]}\n" * 2
+
+
 def test_another_input_is_not_gone_on_with(here):
     command = ["complete", "embedded", "rows.jsonl", "--max-tokens", "4", "--out", "out.jsonl", "--resume"]
     write_rows(here / "rows.jsonl", [{"text": "a"}, {"text": "b"}])
@@ -197,6 +243,23 @@ def test_an_interrupt_leaves_whole_rows_and_the_rest_follows(here, sign):
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert [row["id"] for row in read_rows(out)] == list(range(80)) and read_rows(out)[: len(left)] == left
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_disk_is_named_and_what_goes_on(here):
+    write_rows(here / "rows.jsonl", [{"text": "Once"}])
+    command = [sys.executable, "-m", "llama_fast", "complete", "embedded", "rows.jsonl", "--max-tokens", "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
+    assert done.returncode == 2 and done.stderr == "error: stdout cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["complete", "generate", "chat"])
+def test_stdin_that_is_closed(here, command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert app([command, "embedded"], standalone_mode=False) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_whoever_reads_may_stop_reading(here):

@@ -37,6 +37,8 @@ def test_a_run_and_its_export(file):
     told = [runner.invoke(app, ["generate", model, "-p", "Once upon", *greedy]) for model in ("run", "hf")]
     assert told[0].stdout == told[1].stdout and told[0].stdout.startswith("Once upon")
     assert "step-00000004 of run" in told[0].stderr and "step-" not in told[1].stderr
+    told = [runner.invoke(app, ["complete", model, "--max-tokens", "6"], input="Once upon") for model in ("run", "hf")]
+    assert told[0].stdout == told[1].stdout != "" and "step-00000004 of run" in told[0].stderr
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,51 @@ def test_an_answer_is_the_likeliest_of_all_windows(monkeypatch):
     assert llama_fast.answer(llm, "What is red?", context) == ["red"], "its sum is -0.3, its mean -0.1"
 
 
+def test_no_words_are_taken_only_where_no_window_has_any(monkeypatch):
+    context = " ".join(f"Bird {i} sat on the fence near the old bridge." for i in range(100))
+    real = LLM.generate
+
+    def silent_but_for_the_first(self, prompts, params):
+        done = real(self, prompts, params)
+        for i, each in enumerate(done):
+            each.text, each.token_ids = ("" if i else " red"), [0]
+            each.logprobs = each.logprobs[:1]
+            object.__setattr__(each.logprobs[0], "logprob", -0.1 if i else -3.0)
+        return done
+
+    monkeypatch.setattr(LLM, "generate", silent_but_for_the_first)
+    assert llama_fast.answer(engine(), "What is red?", context) == ["red"]
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "kept"),
+    [
+        ("Yes.", '"Oui."', "Oui."),
+        ("Yes.", "« Oui. »", "Oui."),
+        ('"Yes."', '"Oui."', '"Oui."'),
+        ('The words "yes" and "no"', '"Oui" et "non"', '"Oui" et "non"'),
+        ("It", '"', '"'),
+    ],
+)
+def test_quotes_around_a_whole_translation_go(monkeypatch, source, said, kept):
+    real = LLM.generate
+
+    def generate(self, prompts, params):
+        done = real(self, prompts, [SamplingParams(max_tokens=1)] * len(prompts))
+        done[0].text = said
+        return done
+
+    monkeypatch.setattr(LLM, "generate", generate)
+    assert llama_fast.translate(engine(), source, target="French") == [kept]
+
+
+def test_a_prompt_may_have_its_text_twice():
+    """Then a part may be half as long."""
+    story = " ".join(f"Bird {i} sat on the fence near the old bridge." for i in range(100))
+    form = "Story: {text}\nAgain: {text}\nSummary:"
+    assert len(llama_fast.summarize(engine(), story, max_tokens=30, prompt=form)) == 1
+
+
 def test_a_summary_that_is_cut_off_ends_with_a_sentence():
     story, _ = parts(told("question", 1)[0].prompt)
     (whole,) = llama_fast.summarize(engine(), story)
