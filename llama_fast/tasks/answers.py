@@ -8,11 +8,9 @@ from ..engine.sampling_params import SamplingParams
 from .pieces import pieces
 from .prompts import TaskPrompt, checked_texts
 
-MAX_TOKENS = 48
-
 
 def answer(
-    llm: LLM, questions: str | Sequence[str], contexts: str | Sequence[str], *, max_tokens: int = MAX_TOKENS,
+    llm: LLM, questions: str | Sequence[str], contexts: str | Sequence[str], *, max_tokens: int = 48,
     prompt: str | None = None,
 ) -> list[str]:  # fmt: skip
     """The answer to each question, in their order.
@@ -23,7 +21,7 @@ def answer(
         contexts: for each question the text that it is about, of any length. One that does not fit is read in windows that overlap by a
             quarter, and of their answers that are not empty the one with the largest mean log-probability of a token is taken.
         max_tokens: of an answer.
-        prompt: with {question} and {context}; by default as `TaskPrompt.of` says.
+        prompt: with {question} and {context}; by default that of the model's `task_prompts.json`, or else ours.
 
     Raises:
         ValueError: there are more questions than contexts, or fewer; one is empty; `prompt` has other fields; a question leaves no

@@ -12,6 +12,11 @@ GREEDY = SamplingParams(temperature=0, max_tokens=128)
 def complete(llm: LLM, texts: str | Sequence[str], *, params: SamplingParams = GREEDY) -> list[str]:
     """What follows each text, in their order, as it comes: no space is dropped.
 
+    Args:
+        llm: the engine.
+        texts: they go without a template.
+        params: by default greedy, 128 tokens at most.
+
     Raises:
         ValueError: a text is empty, or longer than the context.
     """

@@ -8,19 +8,15 @@ from ..engine.sampling_params import SamplingParams
 from .pieces import pieces, whole_sentences
 from .prompts import TaskPrompt, checked_texts
 
-MAX_TOKENS = 96
 
-
-def summarize(
-    llm: LLM, texts: str | Sequence[str], *, max_tokens: int = MAX_TOKENS, prompt: str | None = None
-) -> list[str]:
+def summarize(llm: LLM, texts: str | Sequence[str], *, max_tokens: int = 96, prompt: str | None = None) -> list[str]:
     """A summary of each text, in their order.
 
     Args:
         llm: the engine.
         texts: of any length: one that does not fit the context is cut into parts, and the summaries of these are summed up.
         max_tokens: of a summary. What it cuts off in a sentence is dropped.
-        prompt: with {text}; by default as `TaskPrompt.of` says.
+        prompt: with {text}; by default that of the model's `task_prompts.json`, or else ours.
 
     Raises:
         ValueError: a text is empty; `prompt` has other fields; a text is long, and `max_tokens` more than a quarter of what the context has room for.

@@ -21,7 +21,7 @@ def translate(
         llm: the engine.
         texts: of any length: each line is translated by itself, and one that does not fit, in groups of sentences.
         source, target: names of languages, as the prompt has them.
-        prompt: with {text}, and {source} and {target} where they are needed; by default as `TaskPrompt.of` says.
+        prompt: with {text}, and {source} and {target} where they are needed; by default that of the model's `task_prompts.json`, or else ours.
 
     Raises:
         ValueError: a text is empty; `prompt` has other fields.
