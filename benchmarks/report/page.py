@@ -115,7 +115,10 @@ def _device(device: Device, ops: dict[str, list[Contest]]) -> tuple[list[str], l
         lines += ["", *_losses(ops, profiles)]
     lines += sections.latencies(profiles) + sections.plans(device.only(Sweep))
     lines += sections.tests(device.only(SuiteRuns))
-    for picture in (pictures.roofline(device, ops), pictures.decoding(device, ops.get("generate", []))):
+    generate = ops.get("generate", [])
+    for picture in (
+        pictures.roofline(device, ops), pictures.generating(device, generate), pictures.decoding(device, generate),
+    ):  # fmt: skip
         if picture:
             lines += ["", *_shown(picture)]
             shown.append(picture)

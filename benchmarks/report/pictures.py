@@ -1,7 +1,8 @@
-"""From results to pictures: throughput over size, the roofline of all ops, decoding speed over context."""
+"""From results to pictures: throughput over size, the roofline of all ops, speed of generating, decoding speed over context."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from llama_fast.benchmarks.peers import OURS
 from llama_fast.benchmarks.report.measured import Contest, Device, kinds
@@ -77,6 +78,28 @@ def roofline(device: Device, ops: dict[str, list[Contest]]) -> Picture | None:
         (Series(LIMIT, roof), *points), log_x=True, log_y=True,
     )  # fmt: skip
     return Picture(f"{device.folder}/roofline.svg", f"Roofline of {device.name}", (panel,))
+
+
+def generating(device: Device, contests: Sequence[Contest]) -> Picture | None:
+    """Tokens a second of all requests of a batch, a row for each size and dtype."""
+    rows = [
+        (each, int(found[1]))
+        for each in contests
+        if each.timed and each.direction == "inter-token latency" and (found := re.search(r"batch (\d+),", each.shape))
+    ]
+    if not rows:
+        return None
+    series = _series(
+        [
+            (x, result, batch / result.timing.median)
+            for x, (each, batch) in enumerate(rows) for result in each.timed
+        ]
+    )  # fmt: skip
+    names = tuple(f"{each.shape}, {each.dtype}" for each, _ in rows)
+    panel = Panel(
+        "further right is faster", "", "tokens/s", tuple(replace(each, line=False) for each in series), names=names
+    )
+    return Picture(f"{device.folder}/generating.svg", f"Generating on {device.name}", (panel,))
 
 
 def decoding(device: Device, contests: Sequence[Contest]) -> Picture | None:

@@ -10,6 +10,7 @@ import torch
 
 from llama_fast.benchmarks.report.measured import by_device
 from llama_fast.benchmarks.report.page import page
+from llama_fast.benchmarks.report.pictures import generating
 from llama_fast.benchmarks.report.plots import _style, shows
 from llama_fast.benchmarks.report.publish import DOCS, RESULTS, read_results, suite_cases, write_report
 from llama_fast.benchmarks.shapes import LLAMA_3_2_1B
@@ -73,9 +74,24 @@ def test_the_same_files_give_the_same_bytes_whatever_was_there(tmp_path):
         "rms_norm.svg",
         "attention.svg",
         "generate.svg",
+        "generating.svg",
         "roofline.svg",
         "decoding.svg",
     }
+
+
+def test_the_speed_of_generating_is_that_of_all_requests():
+    made = [
+        result("generate", f"1B, batch {batch}, 64 + 64 tokens", name, seconds, direction=direction)
+        for batch in (1, 8) for name, seconds in (("PyTorch", 0.02), ("llama-fast", 0.01))
+        for direction in ("time to first token", "inter-token latency")
+    ]  # fmt: skip
+    (device,) = by_device({FILE: record(*made)})
+    picture = generating(device, device.contests)
+    (panel,) = picture.panels
+    assert panel.names == ("1B, batch 1, 64 + 64 tokens, bfloat16", "1B, batch 8, 64 + 64 tokens, bfloat16")
+    shown = {series.name: [round(y) for _, y in series.points] for series in panel.series}
+    assert shown == {"llama-fast": [100, 800], "PyTorch": [50, 400]}
 
 
 def test_a_picture_that_is_not_the_pages_stays(tmp_path):
