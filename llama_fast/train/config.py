@@ -298,6 +298,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "log_every", "keep", "validation_tokens", "sample_tokens")
         _check_not_negative(self, "seed", "evaluate_every", "save_every", "patience", "spike_factor")
+        if self.sample == "":
+            raise ValueError("sample must be a text to go on with: leave it out for none")
         if self.weights == "bfloat16" and self.dtype != "bfloat16":
             raise ValueError("weights in bfloat16 are for layers that compute in it: give dtype, too")
         if self.spike_factor and self.spike_factor <= 1:

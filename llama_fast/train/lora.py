@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .config import LoraConfig
 from .dropout import Dropout, name_sites
 from .model import Linear, TrainedDecoder, random_generator
+from .ranks import assign
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -79,11 +80,11 @@ class AdaptedLinear(Linear):
         return merged
 
 
-def add(model: TrainedDecoder, config: LoraConfig, *, seed: int) -> None:
-    """Freezes a model and gives it adapters: new ones, or those of `config.path`.
+def add(model: TrainedDecoder, config: LoraConfig) -> None:
+    """Freezes a model and gives it adapters, without weights: see `fill`.
 
     Raises:
-        ValueError: a target is no product of a layer, or the folder does not fit the model.
+        ValueError: a target is no product of a layer, or `config.path` is no adapter.
     """
     adapter = Adapter.of(config)
     model.requires_grad_(False)
@@ -92,10 +93,18 @@ def add(model: TrainedDecoder, config: LoraConfig, *, seed: int) -> None:
         if adapter.is_target(name):
             model.set_submodule(name, AdaptedLinear(linear, adapter.rank, adapter.alpha / adapter.rank, config.dropout))
     name_sites(model)
+
+
+def fill(model: TrainedDecoder, config: LoraConfig, *, seed: int) -> None:
+    """Gives the adapters of a model their weights: new ones, or those of `config.path`.
+
+    Raises:
+        ValueError: the folder does not fit the model.
+    """
     if config.path is None:
         _initialise(model, seed)
     else:
-        _fill(model, Path(config.path))
+        _read_weights(model, Path(config.path))
 
 
 def merge(model: TrainedDecoder) -> None:
@@ -162,12 +171,12 @@ def _initialise(model: TrainedDecoder, seed: int) -> None:
         if name.endswith("lora_A.weight"):
             bound = parameter.shape[1] ** -0.5
             generator = random_generator(seed, name)
-            parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+            assign(parameter, (torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
         else:
             parameter.zero_()
 
 
-def _fill(model: TrainedDecoder, folder: Path) -> None:
+def _read_weights(model: TrainedDecoder, folder: Path) -> None:
     path = folder / WEIGHTS
     if not path.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}: save the adapter as safetensors")
@@ -180,6 +189,5 @@ def _fill(model: TrainedDecoder, folder: Path) -> None:
     ]
     if differ:
         raise ValueError(f"{path} does not fit the model: {', '.join(differ[:3])}")
-    with torch.no_grad():
-        for name, tensor in ours.items():
-            tensor.copy_(stored[name])
+    for name, tensor in ours.items():
+        assign(tensor, stored[name])

@@ -83,8 +83,18 @@ def adapted(folder, monkeypatch):
 
 def not_a_number(folder, monkeypatch):
     """The loss of one micro-batch of the second step, on the last rank."""
+    _not_a_number(folder, "nan", monkeypatch)
+
+
+def fused(folder, monkeypatch):
+    """The same, with the optimizer of a GPU."""
+    monkeypatch.setattr("llama_fast.train.optimizer.FUSED_ON", ("cpu",))
+    _not_a_number(folder, "fused", monkeypatch)
+
+
+def _not_a_number(folder, name, monkeypatch):
     at_call(monkeypatch, dist.get_world_size() - 1, 4 // dist.get_world_size(), lambda loss: loss * float("nan"))
-    made = run(folder, "nan", "run.save_every=1", "run.keep=9", "run.evaluate_every=0", "schedule.steps=3")
+    made = run(folder, name, "run.save_every=1", "run.keep=9", "run.evaluate_every=0", "schedule.steps=3")
     progress = train(made).progress
     assert (progress.step, progress.skipped) == (3, 1), progress
 
@@ -159,7 +169,7 @@ def losses(model, ranks):
             own[number] = loss.detach()
         found.append(ranks.gathered(own, 2, torch.device("cpu")).sum().item())
         clip(parameters, gradient_norm(parameters, ranks), 1.0)
-        optimizers.step(1.0)
+        optimizers.step(1.0, skip=torch.tensor(False))
     return found
 
 

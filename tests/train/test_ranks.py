@@ -8,15 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from llama_fast.train import checkpoints
 from llama_fast.train.export import export
@@ -25,7 +22,7 @@ from llama_fast.train.ranks import Layout, PairwiseReduceScatter, Ranks, joined,
 from tests.parity import not_interpreted
 from tests.train.conftest import CONFIG
 from tests.train.rank_checks import ADAPTED, EIGHT, ODD, UNSAVED, run
-from tests.train.test_loop import numbers, quiet, rows, same
+from tests.train.test_loop import moments, numbers, quiet, rows, same
 
 pytestmark = not_interpreted
 
@@ -75,21 +72,8 @@ def two(corpus, tmp_path_factory):
     export(folder / "whole", folder / "hf")
     train(run(folder, "whole adapted", *ADAPTED, *UNSAVED, file="adapted.toml"), show=quiet)
     stopped_after_three(run(folder, "adapted", *ADAPTED, *UNSAVED, file="adapted.toml"))
-    check(2, folder, "stopped", "odd", "adapted", "not_a_number", "full_disk", "tensor_parallel_losses")
+    check(2, folder, "stopped", "odd", "adapted", "not_a_number", "fused", "full_disk", "tensor_parallel_losses")
     return folder
-
-
-def moments(config, step):
-    """Everything in a checkpoint, also the optimizer's states."""
-    folder = checkpoints.folders(config.run.out)[step]
-    found = {
-        name: torch.empty(each.size)
-        for name, each in FileSystemReader(folder).read_metadata().state_dict_metadata.items()
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nothing is distributed
-        load(found, checkpoint_id=folder, no_dist=True)
-    return found
 
 
 def test_two_ranks_stop_together_and_one_goes_on_to_the_same_bits(two):
@@ -114,8 +98,10 @@ def test_two_ranks_go_on_with_what_one_has_saved_to_the_same_bits(two, name, set
     assert same(moments(ours, 6), moments(whole, 6))
 
 
-def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(two):
-    made = run(two, "nan")
+@pytest.mark.parametrize("name", ["nan", "fused"])
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(two, name):
+    """Also by fused AdamW, as on a GPU."""
+    made = run(two, name)
     assert [row["skipped"] for row in rows(made)] == ["False", "True", "False"]
     first, second, third = (moments(made, step) for step in (1, 2, 3))
     assert same(first, second) and not same(second, third)
@@ -170,9 +156,10 @@ def test_what_is_wrong_is_told_by_one_rank(monkeypatch):
     assert told_by_this("it is wrong") == "rank 1: it is wrong" and waits == [3.0]
 
 
-def test_muon_and_tensor_parallelism_do_not_go_together(config):
-    with pytest.raises(ValueError, match=r"ranks\.tensor_parallel must be 1"):
-        config("optimizer.kind=muon", "ranks.tensor_parallel=2")
+def test_what_tensor_parallelism_does_not_go_with(config):
+    for setting in ("optimizer.kind=muon", "lora={}"):
+        with pytest.raises(ValueError, match=r"ranks\.tensor_parallel must be 1"):
+            config("model={path='x'}", setting, "ranks.tensor_parallel=2")
 
 
 class Run:
