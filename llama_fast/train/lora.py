@@ -28,8 +28,14 @@ from .ranks import assign
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_NOT_READ = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters")  # fmt: skip
+_NOT_READ = (
+    "use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias", "layer_replication",
+    "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
+    "kasa_config", "monteclora_config",
+)  # fmt: skip
 """Of PEFT's settings those that change what is computed; each is off where it is false, empty or absent."""
+_KEEPS_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` that leave the model's own weights as they are: others (PiSSA, CorDA, LoftQ, ...) change them."""
 
 
 @dataclass(frozen=True)
@@ -136,15 +142,18 @@ def read(folder: str | Path) -> Adapter:
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} holds no adapter: it has no {CONFIG}")
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        rank, alpha, targets = (settings[name] for name in ("r", "lora_alpha", "target_modules"))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no adapter's config: {error!r}") from None
     unknown = [name for name in _NOT_READ if settings.get(name)]
+    if settings.get("init_lora_weights", True) not in _KEEPS_THE_BASE:
+        unknown.append(f"init_lora_weights={settings['init_lora_weights']!r}")
     if settings.get("peft_type") != "LORA" or settings.get("bias", "none") != "none" or unknown:
         what = unknown[0] if unknown else f"bias={settings.get('bias')!r}, peft_type={settings.get('peft_type')!r}"
         raise ValueError(f"{path}: only plain LoRA is read, without biases, and this has {what}")
-    targets = settings["target_modules"]
-    return Adapter(
-        settings["r"], settings["lora_alpha"], targets if isinstance(targets, str) else tuple(sorted(targets))
-    )
+    return Adapter(rank, alpha, targets if isinstance(targets, str) else tuple(sorted(targets)))
 
 
 def _linears(model: TrainedDecoder) -> Iterator[tuple[str, Linear]]:

@@ -158,6 +158,8 @@ def test_gradients_and_starting_weights_are_pefts(base):
     ("change", "message"),
     [
         ({"use_dora": True}, "only plain LoRA is read, without biases, and this has use_dora"),
+        ({"init_lora_weights": "pissa_niter_4"}, "and this has init_lora_weights='pissa_niter_4'"),
+        ({"alora_invocation_tokens": [1]}, "and this has alora_invocation_tokens"),
         ({"peft_type": "IA3"}, "this has bias='none', peft_type='IA3'"),
         ({"target_modules": ["q_proj", "k_proj"]}, r"does not fit the model: model.layers.0.self_attn.k_proj.lora_A.weight"),
         ({"r": 4}, r"does not fit the model: .* \(3, 64\), expected \(4, 64\)"),
@@ -170,6 +172,13 @@ def test_an_adapter_that_does_not_fit_is_refused(base, tmp_path, change, message
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         trained_on(base, LoraConfig(path=str(tmp_path / "peft")))
+
+
+@pytest.mark.parametrize("text", ["{", '{"peft_type": "LORA"}'])
+def test_a_config_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"adapter_config.json is no adapter's config: "):
+        lora.read(tmp_path)
 
 
 @pytest.mark.parametrize(
