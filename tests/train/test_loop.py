@@ -23,6 +23,7 @@ from llama_fast.train.config import TrainConfig
 from llama_fast.train.loop import Diverged, train
 from llama_fast.train.metrics import Journal
 from llama_fast.train.model import TrainedDecoder
+from llama_fast.train.start import first_model, tokenizer_of
 from tests.parity import not_interpreted
 from tests.train.conftest import longer
 
@@ -109,6 +110,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(config, settings):
     assert numbers(parts) == numbers(whole)
     assert same(weights(parts), weights(whole))
     assert train(parts, show=quiet).progress == outcome.progress  # there is nothing left to do
+
+
+def test_a_model_has_no_weights_before_ranks_have_shared_it_out(config):
+    made = config("run.weights=bfloat16", "run.dtype=bfloat16")
+    model = first_model(made, tokenizer_of(made))
+    assert {(each.device.type, each.dtype) for each in model.parameters()} == {("meta", torch.bfloat16)}
 
 
 def test_the_same_config_is_saved_and_can_be_read(config, tmp_path):
