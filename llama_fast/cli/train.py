@@ -46,7 +46,7 @@ def run(
     progress = outcome.progress
     best = "" if progress.best is None else f", best {progress.best:.4f} bits per byte at step {progress.best_step}"
     if outcome.interrupted is not None:
-        show(f"saved after step {progress.step}{best}; the same command goes on")
+        show(f"{'saved' if progress.step else 'stopped'} after step {progress.step}{best}; the same command goes on")
         raise typer.Exit(128 + outcome.interrupted)
     show(f"done after step {progress.step}{best}")
 

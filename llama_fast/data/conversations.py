@@ -9,6 +9,7 @@ it writes with one message more: see `Tokenizer.render_answers`. An answer ends 
 part of it.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,14 @@ class Conversations(Sequence[npt.NDArray[np.uint32]]):
     def count_learnt(self, i: int, start: int, stop: int) -> int:
         """How many they are."""
         return int(self._learnt_before[i][stop] - self._learnt_before[i][start])
+
+    def fingerprint(self) -> str:
+        """sha256 of all of them."""
+        digest = hashlib.sha256(self.lengths().tobytes())
+        for each in self._conversations:
+            digest.update(each.ids.tobytes())
+            digest.update(each.is_learnt.tobytes())
+        return digest.hexdigest()
 
     def judged(self, i: int) -> npt.NDArray[np.uint32]:
         """The tokens of a conversation whose text a model is judged by: the learnt ones."""

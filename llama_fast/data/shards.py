@@ -10,6 +10,7 @@ A shard is three files of datatrove's layout and one of ours, which is written l
 The first number is the task that wrote the shard, the second counts the shards of a task.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,6 +105,13 @@ class Shards(Sequence[Tokens]):
     def count_learnt(self, i: int, start: int, stop: int) -> int:
         """How many they are."""
         return max(0, stop - max(start, 1))
+
+    def fingerprint(self) -> str:
+        """sha256 of the length of each document and of what stands in a thousand or two of them: all would be to read the folder."""
+        digest = hashlib.sha256(self.lengths().tobytes())
+        for i in range(0, len(self), max(1, len(self) // 1000)):
+            digest.update(self[i].tobytes())
+        return digest.hexdigest()
 
     def judged(self, i: int) -> Tokens:
         """The tokens of a document whose text a model is judged by: all."""

@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
@@ -68,7 +68,7 @@ def folders(run: Path) -> dict[int, Path]:
     found = {}
     for folder in (run / "checkpoints").glob("step-*"):
         number = folder.name.removeprefix("step-")
-        if number.isdecimal() and (folder / ".metadata").is_file():
+        if number.isdecimal() and _is_complete(folder):
             found[int(number)] = folder
     return dict(sorted(found.items()))
 
@@ -107,7 +107,7 @@ class Saver:
         folder = self._folder / f"step-{progress.step:08d}"
         tensors = _tensors(model, optimizers)
         is_there, problem = self._ranks.of_the_first(
-            (folder.exists(), None if folder.exists() else _prepared(folder, model, tensors, progress, note))
+            (_is_complete(folder), None if _is_complete(folder) else _prepared(folder, model, tensors, progress, note))
             if self._ranks.is_first
             else (False, None)
         )
@@ -146,6 +146,10 @@ class Saver:
                 shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _is_complete(folder: Path) -> bool:
+    return (folder / ".metadata").is_file()
+
+
 def _unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + ".tmp")
 
@@ -173,15 +177,18 @@ def _prepared(
 
 
 def restore(
-    folder: Path, model: TrainedDecoder, optimizers: Optimizers, ranks: Ranks, *, data: Mapping[str, str]
+    folder: Path, model: TrainedDecoder, optimizers: Optimizers, ranks: Ranks, *, origin: Mapping[str, str | None]
 ) -> tuple[Progress, Layout]:
     """Puts weights and states back where they were, whichever ranks have written them.
+
+    Args:
+        origin: as `check_origin` has it.
 
     Returns:
         Where the run stood, and on which ranks.
 
     Raises:
-        ValueError: the checkpoint is of a model of another shape, of other data, or of another optimizer, or it is damaged.
+        ValueError: the checkpoint is of a model of another shape, of another origin, or of another optimizer, or it is damaged.
     """
     stored = decoder_config(folder)
     if stored != model.config:
@@ -192,20 +199,40 @@ def restore(
             if ours[name] != theirs.get(name)
         ]
         raise ValueError(f"{folder} is of another model: {'; '.join(differ)}. Name another run.out, or undo the change")
-    note = _read(folder / "progress.json")
-    for name, hashed in data.items():
-        if note["data"].get(name) != hashed:
-            raise ValueError(
-                f"{folder} was trained on another {name}: name another run.out for a new run, or give the {name} it began with"
-            )
+    check_origin(folder, origin)
     tensors = _tensors(model, optimizers)
-    there = set(_metadata(folder).state_dict_metadata)
-    here = {f"{part}.{name}" for part, named in tensors.items() for name in named}
-    if there != here:
-        other = sorted(there ^ here)[0]
-        raise ValueError(f"{folder} was trained with another optimizer.kind: one of the two has {other}")
+    _check_tensors(folder, tensors)
     _load(folder, tensors, ranks)
-    return Progress(**note["progress"]), Layout(**note["layout"])
+    _, progress, layout = _note(folder)
+    return progress, layout
+
+
+def check_origin(folder: Path, origin: Mapping[str, str | None]) -> None:
+    """Compares what a run is of, by name, with what its checkpoint was of. What an older version has not written is not compared.
+
+    Raises:
+        ValueError: something is another.
+    """
+    there, _, _ = _note(folder)
+    for name, value in origin.items():
+        if there.get(name, value) != value:
+            raise ValueError(
+                f"{folder} was trained with another {name}: name another run.out for a new run, or give the {name} it began with"
+            )
+
+
+def _check_tensors(folder: Path, tensors: Tensors) -> None:
+    there = _metadata(folder).state_dict_metadata
+    here = {f"{part}.{name}": tensor for part, named in tensors.items() for name, tensor in named.items()}
+    undo = "Name another run.out, or undo the change of optimizer.kind, lora or run.weights"
+    if differ := there.keys() ^ here.keys():
+        raise ValueError(f"{folder} holds other tensors: one of the two has {min(differ)}. {undo}")
+    for name, tensor in here.items():
+        stored = there[name]
+        assert isinstance(stored, TensorStorageMetadata)
+        theirs, ours = f"{tuple(stored.size)} {stored.properties.dtype}", f"{tuple(tensor.shape)} {tensor.dtype}"
+        if theirs != ours:
+            raise ValueError(f"{folder} holds other tensors: {name} is {theirs} there and {ours} here. {undo}")
 
 
 def load_weights(folder: Path) -> TrainedDecoder:
@@ -221,10 +248,11 @@ def load_learnt(folder: Path, model: TrainedDecoder) -> None:
 
 
 def remove_old(run: Path, *, keep: int, best: int | None) -> None:
-    """Leaves the last `keep` checkpoints, and that of the best step."""
+    """Leaves the last `keep` checkpoints, and that of the best step. One of which only a part is gone is none."""
     for step, folder in list(folders(run).items())[:-keep]:
         if step != best:
-            shutil.rmtree(folder)
+            os.replace(folder, _unfinished(folder))
+            shutil.rmtree(_unfinished(folder), ignore_errors=True)
 
 
 def decoder_config(folder: Path) -> DecoderConfig:
@@ -271,7 +299,7 @@ def _metadata(folder: Path) -> Metadata:
         raise _damaged(folder, error) from None
 
 
-def _damaged(folder: Path, cause: BaseException) -> ValueError:
+def _damaged(folder: Path, cause: object) -> ValueError:
     return ValueError(f"{folder} is damaged ({cause}): remove it, and the run goes on from the checkpoint before it")
 
 
@@ -292,8 +320,20 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise _damaged(path.parent, f"{path.name}: {error}") from None
     return value
+
+
+def _note(folder: Path) -> tuple[dict[str, str], Progress, Layout]:
+    """What the run was of, where it stood, and on which ranks."""
+    note = _read(folder / "progress.json")
+    try:
+        return note["data"], Progress(**note["progress"]), Layout(**note["layout"])
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder, f"progress.json: {error!r}") from None
 
 
 def _sync(folder: Path) -> None:

@@ -14,6 +14,23 @@ from ..decoder.tokenizer import Tokenizer
 DType = Literal["float32", "bfloat16"]
 
 
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) is not None and not value > 0:  # NaN is not, either
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+def _check_not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) is not None and not value >= 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def _check_dropout(share: float) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"dropout must be from 0 to below 1, got {share}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The model: one to train further (`path`), or a LLaMA of these sizes with random weights.
@@ -51,8 +68,7 @@ class ModelConfig:
             )
         if self.path is None and (missing := [name for name in sizes if name not in given]):
             raise ValueError(f"{', '.join(missing)}: give them, or the path of a model to train further")
-        if self.init_std <= 0 or (self.embedding_std is not None and self.embedding_std <= 0):
-            raise ValueError("init_std and embedding_std must be positive")
+        _check_positive(self, *given, "norm_eps", "rope_theta", "init_std", "embedding_std", "init_last_norm")
         _check_dropout(self.dropout)
 
     def decoder_config(self, tokenizer: Tokenizer, sequence_length: int) -> DecoderConfig:
@@ -99,8 +115,7 @@ class LoraConfig:
         given = [name for name in ("rank", "alpha", "targets") if getattr(self, name) != getattr(LoraConfig, name)]
         if self.path is not None and given:
             raise ValueError(f"an adapter that is trained further has its own: leave out path, or {', '.join(given)}")
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"rank must be at least 1 and alpha positive, got {self.rank} and {self.alpha}")
+        _check_positive(self, "rank", "alpha")
         if not self.targets:
             raise ValueError("targets must name a product of the layers, such as q_proj")
         _check_dropout(self.dropout)
@@ -136,9 +151,7 @@ class BatchConfig:
     micro_batches: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("sequence_length", "rows", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _check_positive(self, "sequence_length", "rows", "micro_batches")
 
     @property
     def rows_per_step(self) -> int:
@@ -157,6 +170,9 @@ class Group:
     match: str
     weight_decay: float | None = None
     lr_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_not_negative(self, "weight_decay", "lr_factor")
 
 
 @dataclass(frozen=True)
@@ -181,13 +197,11 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.muon_lr <= 0:
-            raise ValueError(f"lr and muon_lr must be positive, got {self.lr} and {self.muon_lr}")
+        _check_positive(self, "lr", "muon_lr", "eps")
+        _check_not_negative(self, "weight_decay", "clip_norm")
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, got {getattr(self, name)}")
-        if self.clip_norm < 0:
-            raise ValueError(f"clip_norm must be positive, or 0 for none, got {self.clip_norm}")
 
 
 @dataclass(frozen=True)
@@ -207,8 +221,7 @@ class ScheduleConfig:
     final: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        _check_positive(self, "steps")
         if not 0 <= self.warm_up <= self.steps:
             raise ValueError(f"warm_up must be from 0 to steps ({self.steps}), got {self.warm_up}")
         if not 0 < self.decay <= 1 or not 0 <= self.final <= 1:
@@ -222,6 +235,11 @@ class LossConfig:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_not_negative(self, "label_smoothing", "z_loss")
+        if self.label_smoothing > 1:
+            raise ValueError(f"label_smoothing is a share, from 0 to 1, got {self.label_smoothing}")
+
 
 @dataclass(frozen=True)
 class RanksConfig:
@@ -232,6 +250,9 @@ class RanksConfig:
     """
 
     tensor_parallel: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "tensor_parallel")
 
 
 @dataclass(frozen=True)
@@ -275,10 +296,10 @@ class RunConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("log_every", 1), ("keep", 1), ("validation_tokens", 1), ("evaluate_every", 0), ("save_every", 0), ("patience", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-
+        _check_positive(self, "log_every", "keep", "validation_tokens", "sample_tokens")
+        _check_not_negative(self, "seed", "evaluate_every", "save_every", "patience", "spike_factor")
+        if self.sample == "":
+            raise ValueError("sample must be a text to go on with: leave it out for none")
         if self.weights == "bfloat16" and self.dtype != "bfloat16":
             raise ValueError("weights in bfloat16 are for layers that compute in it: give dtype, too")
         if self.spike_factor and self.spike_factor <= 1:
@@ -311,6 +332,8 @@ class TrainConfig:
             raise ValueError(
                 "optimizer.kind muon takes matrices whose rows alone are shared out: ranks.tensor_parallel must be 1"
             )
+        if self.lora is not None and self.ranks.tensor_parallel > 1:
+            raise ValueError("adapters are not cut: with lora, ranks.tensor_parallel must be 1")
         if self.data.tokenizer is None and self.model.path is None:
             raise ValueError("data.tokenizer is missing")
         if self.lora is not None and self.model.path is None:
@@ -319,11 +342,6 @@ class TrainConfig:
     def to_toml(self) -> str:
         """Every setting with its value, for `read_config`; what is None is left out."""
         return "\n".join(_toml(self, "")).lstrip() + "\n"
-
-
-def _check_dropout(share: float) -> None:
-    if not 0 <= share < 1:
-        raise ValueError(f"dropout must be from 0 to below 1, got {share}")
 
 
 def _toml(value: Any, where: str) -> Iterator[str]:

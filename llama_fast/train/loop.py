@@ -10,13 +10,13 @@ The loss of a step is the mean over all its target tokens, however they are spre
 are, and each micro-batch's sum is divided by that. A run that was interrupted goes on from its last checkpoint, to the same bits.
 """
 
-import hashlib
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ from ..profiler.measure.work import training_flops
 from ..reports.jsonfile import write_whole
 from ..reports.units import duration
 from . import checkpoints, progress_lines, tensor_parallel
-from .batches import Batches, Documents, MicroBatch, open_documents
+from .batches import Batches, MicroBatch, open_documents
 from .checkpoints import Progress
 from .config import TrainConfig
 from .interruption import Interruption
@@ -39,8 +39,7 @@ from .optimizer import GradientSum, Optimizers, clip, gradient_norm, learning_ra
 from .ranks import Ranks, joined
 from .report.page import write_report
 from .speed import peak, peak_memory
-from .start import fingerprint as base_fingerprint
-from .start import first_model, tokenizer_of
+from .start import BASE, fill, first_model, tokenizer_of
 from .validation import Validation, continued
 
 MOST_SKIPPED = 10
@@ -98,16 +97,21 @@ class _Run:
         self.batches = Batches(documents, config.batch, seed=run.seed, device=self.device)
         self.validation = self._validation()
         self.exact = self.device.type == "cpu" if run.exact is None else run.exact
-        model = first_model(config, self.tokenizer)
-        self.data = {"tokenizer": fingerprint(self.tokenizer), "training text": _hash(documents)}
-        if config.lora is not None:
-            self.data["model.path"] = base_fingerprint(model)
-        self.model = model.to(self.device)
+        self.model = first_model(config, self.tokenizer)
         if run.compile:
             self.model.compile_layers()
         if ranks.mesh is not None and ranks.tensor_parallel > 1:
             tensor_parallel.cut(self.model, ranks.mesh["tp"])
         self.sums = ranks.shard(self.model, list(self.model.model.layers), exact=self.exact)
+        self.model.to_empty(device=self.device)
+        self.origin = {
+            "tokenizer": fingerprint(self.tokenizer),
+            "data.train": documents.fingerprint(),
+            "run.seed": str(run.seed),
+            "batch.sequence_length": str(config.batch.sequence_length),
+        }
+        if (base := fill(self.model, config)) is not None:
+            self.origin[BASE] = base
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizers = Optimizers(self.model, config.optimizer)
         self.layout = ranks.layout(exact=self.exact)
@@ -129,7 +133,7 @@ class _Run:
         self.before = self.layout
         if there:
             self.progress, self.before = checkpoints.restore(
-                there[-1], self.model, self.optimizers, self.ranks, data=self.data
+                there[-1], self.model, self.optimizers, self.ranks, origin=self.origin
             )
         self.saver = checkpoints.Saver(out, self.ranks)
         self.journal = self._folder() if self.ranks.is_first else None
@@ -151,13 +155,13 @@ class _Run:
         with Interruption() as interruption, self._last_checkpoint_kept():
             while not self._is_done() and not (asked := self.ranks.largest(interruption.asked or 0)):
                 metrics = self._step()
-                self._attempt(self.saver.check)
+                self._attempt_checkpoint(self.saver.check)
                 since.append(metrics)
                 evaluated = _is_due(self.progress.step, self.config.run.evaluate_every) or self._is_done()
                 if evaluated:
                     metrics = replace(metrics, bits_per_byte=self._evaluate())
                 if self.journal is not None:
-                    self.journal.append(metrics)
+                    self._attempt("metrics", partial(self.journal.append, metrics))
                 if metrics.step == first + 1 or _is_due(metrics.step, self.config.run.log_every) or self._is_done():
                     self._say_how_it_goes(since, (time.perf_counter() - start) / (metrics.step - first))
                     since = []
@@ -165,10 +169,10 @@ class _Run:
                     self.report()
                 is_best = self.progress.best_step == self.progress.step
                 if is_best or _is_due(self.progress.step, self.config.run.save_every):
-                    self._attempt(self.saver.finish)
-                    self._attempt(self._save)
+                    self._attempt_checkpoint(self.saver.finish)
+                    self._attempt("checkpoint", self._save)
             if self.progress.step:
-                self._attempt(self.saver.finish)
+                self._attempt_checkpoint(self.saver.finish)
                 self._save()
                 self.saver.finish()
         if self.sums is not None and self.progress.step > first:
@@ -200,23 +204,20 @@ class _Run:
             if number is not None:
                 losses[number] = part.detach()
         gradients.finish()
-        total = self.ranks.gathered(losses, batch.micro_batches, self.device).sum().item()
-        norm = gradient_norm(self.parameters, self.ranks)
         share = learning_rate_share(progress.step, self.config.schedule)
-        fault = self._fault(total, norm.item())
-        if fault is None:
-            self._update(norm, share)
+        total, norm, fits = self._update(self.ranks.gathered(losses, batch.micro_batches, self.device).sum(), share)
+        if fits:
             progress.skipped_in_a_row = 0
             progress.recent = [*progress.recent, total][-RECENT:]
         else:
-            self._skip(fault)
+            self._note_skip(total, norm)
         progress.step += 1
         tokens = self.batches.tokens(progress.rows)
         progress.rows += batch.rows_per_step
         seconds = time.perf_counter() - start
         return StepMetrics(
-            step=progress.step, loss=total, gradient_norm=norm.item(), learning_rate=self.config.optimizer.lr * share,
-            skipped=fault is not None, tokens=tokens, seconds=seconds, data_seconds=reading.seconds,
+            step=progress.step, loss=total, gradient_norm=norm, learning_rate=self.config.optimizer.lr * share,
+            skipped=not fits, tokens=tokens, seconds=seconds, data_seconds=reading.seconds,
             memory=peak_memory(self.device), mfu=self._mfu(tokens / seconds),
         )  # fmt: skip
 
@@ -233,30 +234,42 @@ class _Run:
         for number in self.ranks.turns(self.config.batch.micro_batches):
             yield number, self.batches.micro_batch(self.progress.rows, number or 0)
 
-    def _fault(self, loss: float, norm: float) -> str | None:
-        """Why the weights must not change by this gradient, None if they may."""
-        if not math.isfinite(loss + norm):
-            return "the loss or the gradient is not finite"
-        factor, recent = self.config.run.spike_factor, self.progress.recent
-        if factor and len(recent) == RECENT and loss > factor * median(recent):
-            return f"the loss of {loss:.4f} is more than {factor:g} times {median(recent):.4f}, the median of {RECENT} steps"
-        return None
+    def _update(self, loss: Tensor, share: float) -> tuple[float, float, bool]:
+        """Changes the weights, if the step may. What is decided is decided on the device, and read when all its work is given.
 
-    def _update(self, norm: torch.Tensor, share: float) -> None:
+        Returns:
+            The loss, the norm of the gradient, and whether the step was not skipped.
+        """
+        norm = gradient_norm(self.parameters, self.ranks)
+        fits = (loss + norm).isfinite() & (loss <= self._highest_loss())
         if self.config.optimizer.clip_norm:
             clip(self.parameters, norm, self.config.optimizer.clip_norm)
-        self.optimizers.step(share)
+        self.optimizers.step(share, skip=~fits)
+        total, length, fitted = torch.stack((loss, norm, fits)).tolist()
+        return total, length, bool(fitted)
 
-    def _skip(self, fault: str) -> None:
+    def _highest_loss(self) -> float:
+        """What a loss above is a spike."""
+        factor, recent = self.config.run.spike_factor, self.progress.recent
+        return factor * median(recent) if factor and len(recent) == RECENT else math.inf
+
+    def _note_skip(self, loss: float, norm: float) -> None:
         progress = self.progress
-        self.optimizers.zero_grad()
         progress.skipped += 1
         progress.skipped_in_a_row += 1
+        fault = "the loss or the gradient is not finite"
+        if math.isfinite(loss + norm):
+            fault = (
+                f"the loss of {loss:.4f} is more than {self.config.run.spike_factor:g} times {median(progress.recent):.4f}, "
+                f"the median of {RECENT} steps"
+            )
         self.show(f"step {progress.step + 1}: skipped: {fault}")
         if progress.skipped_in_a_row >= MOST_SKIPPED:
+            there = checkpoints.folders(self.config.run.out)
+            advice = f"The last checkpoint in {self.config.run.out} is good: go on from it" if there else "Begin anew"
             raise Diverged(
-                f"{MOST_SKIPPED} steps in a row were skipped, up to step {progress.step + 1}: {fault}. The last checkpoint in "
-                f"{self.config.run.out} is good: go on from it with a lower learning rate, or a longer warm-up"
+                f"{MOST_SKIPPED} steps in a row were skipped, up to step {progress.step + 1}: {fault}. {advice} with a lower "
+                "learning rate, or a longer warm-up"
             )
 
     def _evaluate(self) -> float | None:
@@ -265,7 +278,7 @@ class _Run:
         bits = None
         if self.validation is not None:
             bits = self.validation.bits_per_byte(self.model, self.ranks)
-            better = progress.best is None or bits < progress.best
+            better = math.isfinite(bits) and (progress.best is None or bits < progress.best)
             if better:
                 progress.best, progress.best_step, progress.worse_in_a_row = bits, progress.step, 0
             else:
@@ -274,17 +287,21 @@ class _Run:
         if run.sample is not None:
             sample = Sample(progress.step, continued(self.model, self.tokenizer, run.sample, tokens=run.sample_tokens))
             if self.journal is not None:
-                self.journal.add_sample(sample)
+                self._attempt("sample", partial(self.journal.add_sample, sample))
             self.show(f"  {sample.text!r}")
         self.ranks.reshard(self.model)
         return bits
 
-    def _attempt(self, part: Callable[[], None]) -> None:
-        """Where a checkpoint fails, the run goes on, and tries again when the next one is due."""
+    def _attempt(self, what: str, write: Callable[[], None], *, step: int | None = None) -> None:
+        """Where something cannot be written, the run goes on, and tries again when the next one is due."""
         try:
-            part()
+            write()
         except OSError as error:
-            self.show(f"no checkpoint of step {self.saver.step}: {error}")
+            self.show(f"no {what} of step {self.progress.step if step is None else step}: {error}")
+
+    def _attempt_checkpoint(self, wait: Callable[[], None]) -> None:
+        """Of the one that is being written."""
+        self._attempt("checkpoint", wait, step=self.saver.step)
 
     @contextmanager
     def _last_checkpoint_kept(self) -> Iterator[None]:
@@ -292,21 +309,17 @@ class _Run:
         try:
             yield
         except Diverged:
-            self._attempt(self.saver.finish)
+            self._attempt_checkpoint(self.saver.finish)
             raise
 
     def _save(self) -> None:
-        note = {"data": self.data, "layout": asdict(self.layout)}
+        note = {"data": self.origin, "layout": asdict(self.layout)}
         self.saver.start(self.model, self.optimizers, self.progress, note, keep=self.config.run.keep)
 
     def report(self) -> None:
-        """Where it cannot be written, the run goes on."""
-        if not self.ranks.is_first:
-            return
-        try:
-            write_report(self.config.run.out, self.config, parameters=sum(each.numel() for each in self.parameters))
-        except OSError as error:
-            self.show(f"step {self.progress.step}: no report: {error}")
+        if self.ranks.is_first:
+            count = sum(each.numel() for each in self.parameters)
+            self._attempt("report", partial(write_report, self.config.run.out, self.config, parameters=count))
 
     def _say_what_it_is(self) -> None:
         lines = progress_lines.before(
@@ -365,8 +378,3 @@ def _silent(line: str) -> None:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _hash(documents: Documents) -> str:
-    """Of the length of every document: another text has others."""
-    return hashlib.sha256(documents.lengths().tobytes()).hexdigest()

@@ -24,11 +24,18 @@ from torch import Tensor, nn
 from .config import LoraConfig
 from .dropout import Dropout, name_sites
 from .model import Linear, TrainedDecoder, random_generator
+from .ranks import assign
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_NOT_READ = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters")  # fmt: skip
+_NOT_READ = (
+    "use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias", "layer_replication",
+    "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
+    "kasa_config", "monteclora_config",
+)  # fmt: skip
 """Of PEFT's settings those that change what is computed; each is off where it is false, empty or absent."""
+_KEEPS_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` that leave the model's own weights as they are: others (PiSSA, CorDA, LoftQ, ...) change them."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,11 @@ class AdaptedLinear(Linear):
         return merged
 
 
-def add(model: TrainedDecoder, config: LoraConfig, *, seed: int) -> None:
-    """Freezes a model and gives it adapters: new ones, or those of `config.path`.
+def add(model: TrainedDecoder, config: LoraConfig) -> None:
+    """Freezes a model and gives it adapters, without weights: see `fill`.
 
     Raises:
-        ValueError: a target is no product of a layer, or the folder does not fit the model.
+        ValueError: a target is no product of a layer, or `config.path` is no adapter.
     """
     adapter = Adapter.of(config)
     model.requires_grad_(False)
@@ -92,10 +99,18 @@ def add(model: TrainedDecoder, config: LoraConfig, *, seed: int) -> None:
         if adapter.is_target(name):
             model.set_submodule(name, AdaptedLinear(linear, adapter.rank, adapter.alpha / adapter.rank, config.dropout))
     name_sites(model)
+
+
+def fill(model: TrainedDecoder, config: LoraConfig, *, seed: int) -> None:
+    """Gives the adapters of a model their weights: new ones, or those of `config.path`.
+
+    Raises:
+        ValueError: the folder does not fit the model.
+    """
     if config.path is None:
         _initialise(model, seed)
     else:
-        _fill(model, Path(config.path))
+        _read_weights(model, Path(config.path))
 
 
 def merge(model: TrainedDecoder) -> None:
@@ -127,15 +142,18 @@ def read(folder: str | Path) -> Adapter:
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} holds no adapter: it has no {CONFIG}")
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        rank, alpha, targets = (settings[name] for name in ("r", "lora_alpha", "target_modules"))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no adapter's config: {error!r}") from None
     unknown = [name for name in _NOT_READ if settings.get(name)]
+    if settings.get("init_lora_weights", True) not in _KEEPS_THE_BASE:
+        unknown.append(f"init_lora_weights={settings['init_lora_weights']!r}")
     if settings.get("peft_type") != "LORA" or settings.get("bias", "none") != "none" or unknown:
         what = unknown[0] if unknown else f"bias={settings.get('bias')!r}, peft_type={settings.get('peft_type')!r}"
         raise ValueError(f"{path}: only plain LoRA is read, without biases, and this has {what}")
-    targets = settings["target_modules"]
-    return Adapter(
-        settings["r"], settings["lora_alpha"], targets if isinstance(targets, str) else tuple(sorted(targets))
-    )
+    return Adapter(rank, alpha, targets if isinstance(targets, str) else tuple(sorted(targets)))
 
 
 def _linears(model: TrainedDecoder) -> Iterator[tuple[str, Linear]]:
@@ -162,12 +180,12 @@ def _initialise(model: TrainedDecoder, seed: int) -> None:
         if name.endswith("lora_A.weight"):
             bound = parameter.shape[1] ** -0.5
             generator = random_generator(seed, name)
-            parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+            assign(parameter, (torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
         else:
             parameter.zero_()
 
 
-def _fill(model: TrainedDecoder, folder: Path) -> None:
+def _read_weights(model: TrainedDecoder, folder: Path) -> None:
     path = folder / WEIGHTS
     if not path.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}: save the adapter as safetensors")
@@ -180,6 +198,5 @@ def _fill(model: TrainedDecoder, folder: Path) -> None:
     ]
     if differ:
         raise ValueError(f"{path} does not fit the model: {', '.join(differ[:3])}")
-    with torch.no_grad():
-        for name, tensor in ours.items():
-            tensor.copy_(stored[name])
+    for name, tensor in ours.items():
+        assign(tensor, stored[name])

@@ -10,7 +10,8 @@ A run that goes on from a checkpoint cuts all of them back to its step: what was
 import csv
 import importlib.util
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -65,34 +66,51 @@ class Journal:
 
     Raises:
         ValueError: TensorBoard is asked for and not installed.
+        OSError: also of `append` and `add_sample`; what could not be written is written with what comes next.
     """
 
     def __init__(self, out: Path, *, step: int, tensorboard: bool = False) -> None:
-        self._metrics, self._samples = out / "metrics.csv", out / "samples.jsonl"
-        kept = [[row.get(name, "") for name in NAMES] for row in _rows(self._metrics) if int(row["step"]) <= step]
-        write_whole(self._metrics, "".join(",".join(row) + "\n" for row in [list(NAMES), *kept]))
-        samples = [sample for sample in read_samples(out) if sample.step <= step]
-        write_whole(self._samples, "".join(_line(sample) for sample in samples))
+        rows = [[row.get(name, "") for name in NAMES] for row in _rows(out / "metrics.csv") if int(row["step"]) <= step]
+        self._metrics = _Lines(out / "metrics.csv", [_row(values) for values in (NAMES, *rows)])
+        samples = [_line(sample) for sample in read_samples(out) if sample.step <= step]
+        self._samples = _Lines(out / "samples.jsonl", samples)
         self._board = _board(out / "tensorboard", step) if tensorboard else None
 
     def append(self, metrics: StepMetrics) -> None:
         values = asdict(metrics)
-        with self._metrics.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(values.values())
+        self._metrics.add(_row("" if value is None else str(value) for value in values.values()))
         if self._board is not None:
             for name, value in values.items():
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, float(value), metrics.step)
 
     def add_sample(self, sample: Sample) -> None:
-        with self._samples.open("a", encoding="utf-8") as file:
-            file.write(_line(sample))
+        self._samples.add(_line(sample))
         if self._board is not None:
             self._board.add_text("sample", sample.text, sample.step)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+class _Lines:
+    """A file that grows by whole lines: those that a full disk has no room for wait for the next ones."""
+
+    def __init__(self, path: Path, lines: Iterable[str]) -> None:
+        self._path, self._waiting = path, ""
+        write_whole(path, "".join(lines))
+
+    def add(self, line: str) -> None:
+        self._waiting += line
+        size = self._path.stat().st_size
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(self._waiting)
+        except OSError:
+            os.truncate(self._path, size)
+            raise
+        self._waiting = ""
 
 
 def require_tensorboard() -> None:
@@ -126,6 +144,10 @@ def _value(name: str, text: str) -> Any:
         return None
     kind = _KINDS[name]
     return text == "True" if kind is bool else int(text) if kind in (int, int | None) else float(text)
+
+
+def _row(values: Iterable[str]) -> str:
+    return ",".join(values) + "\n"
 
 
 def _line(sample: Sample) -> str:

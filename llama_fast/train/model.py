@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -29,13 +28,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from .. import ops
-from ..decoder.checkpoint import find, load
 from ..decoder.checkpoint_layout import huggingface_slots
 from ..decoder.config import DecoderConfig
 from ..decoder.model import Decoder, Embedding
 from ..decoder.rotary import RotaryTable
 from .dropout import Dropout, name_sites
-from .ranks import local
+from .ranks import assign, local
 
 FEWEST_TOKENS = 128
 """The queries of an attention tile on a CPU; products of up to 16 rows have kernels of their own, too."""
@@ -213,7 +211,7 @@ class TrainedDecoder(nn.Module):
         self.config, self.dtype, self.recompute = config, dtype, recompute
         self.model = Backbone(config, dropout)
         self.lm_head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
-        self._rotary = RotaryTable(config)
+        self._rotary_tables: dict[torch.device, RotaryTable] = {}
         name_sites(self)
 
     def forward(
@@ -232,11 +230,17 @@ class TrainedDecoder(nn.Module):
         """The normalised hidden states (tokens, hidden), of the dtype it computes in."""
         tokens, packed = len(packed.ids), packed.filled_up()
         x = self.model.dropout(self.model.embed_tokens(packed.ids).to(self.dtype), key)
-        cos, sin = self._rotary.rows(packed.positions, packed.lengths)
+        cos, sin = self._rotary(packed.ids.device).rows(packed.positions, packed.lengths)
         for layer in self.model.layers:
             x = self._layer(layer, x, cos, sin, packed.cu_seqlens, key)
         normed: Tensor = self.model.norm(x)
         return normed[:tokens]
+
+    def _rotary(self, device: torch.device) -> RotaryTable:
+        """No buffer: it would be cast with the weights."""
+        if device not in self._rotary_tables:
+            self._rotary_tables[device] = RotaryTable(self.config, device)
+        return self._rotary_tables[device]
 
     def _layer(self, layer: nn.Module, *arguments: Tensor | None) -> Tensor:
         if self.recompute == "none" or not torch.is_grad_enabled():
@@ -274,7 +278,8 @@ class TrainedDecoder(nn.Module):
         """Random weights, each a function of the seed and its name alone: the same in every process, in any order.
 
         Matrices are normal with `std`; those whose product is added to the residual get std / sqrt(2 layers), so that the sum of
-        all layers starts no larger than one of them (GPT-2). Norms are one, biases zero.
+        all layers starts no larger than one of them (GPT-2). Norms are one, biases zero. Of a parameter that ranks share out, each
+        makes the whole and keeps its part.
         """
         into_residual = std / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
@@ -286,13 +291,13 @@ class TrainedDecoder(nn.Module):
                 scale = into_residual if name.endswith(("o_proj.weight", "down_proj.weight")) else std
                 if name == "model.embed_tokens.weight" and embedding_std is not None:
                     scale = embedding_std
-                parameter.copy_(torch.randn(parameter.shape, generator=random_generator(seed, name)) * scale)
+                assign(parameter, torch.randn(parameter.shape, generator=random_generator(seed, name)) * scale)
 
     @torch.no_grad()
     def fill(self, decoder: Decoder) -> None:
         """Takes the weights of a decoder of the same config."""
         for name, slot in huggingface_slots(self.config).items():
-            self.get_parameter(name).copy_(slot.of(decoder))
+            assign(self.get_parameter(name), slot.of(decoder))
 
     @torch.no_grad()
     def as_decoder(self) -> Decoder:
@@ -301,16 +306,6 @@ class TrainedDecoder(nn.Module):
         for name, slot in huggingface_slots(self.config).items():
             slot.fill(decoder, self.get_parameter(name))
         return decoder
-
-
-def load_trained(
-    path_or_id: str | Path, *, dtype: torch.dtype, recompute: Recompute = "none", dropout: float = 0.0
-) -> TrainedDecoder:
-    """The model of a folder, a .gguf file or the hub's name, to train further. Raises ValueError as `decoder.checkpoint.find` does."""
-    decoder = load(find(path_or_id), device="cpu", dtype=torch.float32)
-    model = TrainedDecoder(decoder.config, dtype=dtype, recompute=recompute, dropout=dropout)
-    model.fill(decoder)
-    return model
 
 
 def random_generator(seed: int, name: str) -> torch.Generator:

@@ -14,6 +14,8 @@ from .sharded_muon import ShardedMuon
 
 _BLOCK = 1 << 20
 """Elements of a gradient that are float64 at a time."""
+FUSED_ON = ("cuda",)
+"""Devices whose AdamW is the fused one. A CPU's treats the last elements of a tensor otherwise: cut in shards they would get other bits."""
 
 
 class GradientSum:
@@ -116,12 +118,20 @@ class Optimizers:
             if groups:
                 self.parts.append(_muon(groups, config) if muon else _adamw(groups, config))
 
-    def step(self, share: float) -> None:
-        """Changes the weights by their gradients, at this share of the peak learning rates, and forgets the gradients."""
+    def step(self, share: float, *, skip: Tensor) -> None:
+        """Changes the weights by their gradients, at this share of the peak learning rates, and forgets the gradients.
+
+        Where `skip`, a boolean scalar on their device, is true, weights and states stay as they are: fused AdamW reads it where it
+        is, for the others it is read here.
+        """
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = group["peak_lr"] * share
-            part.step()
+            if part.defaults.get("fused"):
+                part.found_inf = skip.float()  # type: ignore[attr-defined]  # as GradScaler sets it
+                part.step()
+            elif not skip:
+                part.step()
         self.zero_grad()
 
     def zero_grad(self) -> None:
@@ -171,8 +181,7 @@ def _muon(groups: list[dict[str, object]], config: OptimizerConfig) -> torch.opt
 
 
 def _adamw(groups: list[dict[str, object]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """On a CPU never the fused one, which treats the last elements of a tensor otherwise: cut in shards they would get other bits."""
-    fused = all(parameter.is_cuda for group in groups for parameter in group["params"])  # type: ignore[attr-defined]
+    fused = all(parameter.device.type in FUSED_ON for group in groups for parameter in group["params"])  # type: ignore[attr-defined]
     optimizer = torch.optim.AdamW(
         groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused, foreach=not fused
     )

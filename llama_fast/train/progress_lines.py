@@ -1,5 +1,6 @@
 """What a run says: what it is and what it will take before its first step, and how it goes."""
 
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -44,7 +45,8 @@ def before(
         dp=layout.data_parallel, tp=layout.tensor_parallel,
     )  # fmt: skip
     ranks, free = layout.data_parallel * layout.tensor_parallel, available_bytes(device)
-    free = free // ranks if device.type == "cpu" else free  # torchrun's processes on one machine share its memory
+    if device.type == "cpu":  # torchrun's processes on one machine share its memory
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     yield f"memory{' of each rank' if ranks > 1 else ''} {_ledger(memory, free)}"
 
 

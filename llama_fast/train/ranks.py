@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Ranks:
         """Of the values of all ranks."""
         if self.mesh is None:
             return value
-        values = torch.tensor(value, device=self.mesh.device_type)
+        values = torch.tensor(value)  # on the CPU: no GPU is waited for
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
@@ -126,12 +126,12 @@ class Ranks:
         return values[0]
 
     def shard(self, model: nn.Module, layers: Sequence[nn.Module], *, exact: bool) -> "PairwiseReduceScatter | None":
-        """Leaves a shard of the model to each data parallel rank; returns what sums the gradients, if that is exact."""
+        """Leaves a shard of the model to each data parallel rank; returns what sums their gradients, if that is exact."""
         if self.mesh is None:
             return None
         for module in (*layers, model):
             fully_shard(module, mesh=self.mesh["dp"])
-        sums = PairwiseReduceScatter() if exact else None
+        sums = PairwiseReduceScatter() if exact and self.count > 1 else None
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
@@ -228,6 +228,14 @@ def told_by_this(error: str) -> str:
 def local(tensor: Tensor) -> Tensor:
     """What this rank has of a tensor that ranks share out."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def assign(parameter: Tensor, whole: Tensor) -> None:
+    """Gives a parameter its value, of which each rank has the whole, and keeps its part."""
+    if isinstance(parameter, DTensor):
+        whole = local(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
+    local(parameter).copy_(whole)
 
 
 def first_row(tensor: Tensor) -> int | None:

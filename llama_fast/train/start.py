@@ -6,11 +6,17 @@ from pathlib import Path
 import torch
 
 from ..config_file import read_config
-from ..decoder.checkpoint import find
+from ..decoder.checkpoint import find, load, open_checkpoint
+from ..decoder.checkpoint_layout import huggingface_slots
+from ..decoder.config import DecoderConfig
+from ..decoder.model import Decoder
 from ..decoder.tokenizer import Tokenizer
 from . import checkpoints, lora
 from .config import TrainConfig
-from .model import TrainedDecoder, load_trained
+from .model import TrainedDecoder
+
+BASE = "model.path"
+"""What a checkpoint of adapters calls the fingerprint of the model that they stand beside."""
 
 
 def tokenizer_of(config: TrainConfig) -> Tokenizer:
@@ -22,38 +28,58 @@ def tokenizer_of(config: TrainConfig) -> Tokenizer:
 
 
 def first_model(config: TrainConfig, tokenizer: Tokenizer) -> TrainedDecoder:
-    """The model before its first step, on the CPU.
+    """The model of a run before it has weights: its parameters are on the meta device, so that ranks can share out one that none could hold.
 
     Raises:
-        ValueError: it cannot be loaded, does not fit the tokenizer or the length of rows, or an adapter does not fit it.
+        ValueError: there is none, it does not fit the tokenizer or the length of rows, or an adapter does not fit it.
     """
     run, sizes = config.run, config.model
-    options = dict(dtype=run.torch_dtype, recompute=run.recompute, dropout=sizes.dropout)
     if sizes.path is None:
         decoder = sizes.decoder_config(tokenizer, config.batch.sequence_length)
-        model = TrainedDecoder(decoder, **options)  # type: ignore[arg-type]
-        model.initialise(
-            seed=run.seed, std=sizes.init_std, embedding_std=sizes.embedding_std, last_norm=sizes.init_last_norm
-        )
     else:
-        model = load_trained(sizes.path, **options)  # type: ignore[arg-type]
-        _check(model, config, tokenizer)
-    if run.weights == "bfloat16":
-        model = model.to(torch.bfloat16)
-    if config.lora is not None:
-        lora.add(model, config.lora, seed=run.seed)
+        decoder = open_checkpoint(find(sizes.path)).config
+        _check(decoder, config, tokenizer)
+    with torch.device("meta"):
+        model = TrainedDecoder(decoder, dtype=run.torch_dtype, recompute=run.recompute, dropout=sizes.dropout)
+        if run.weights == "bfloat16":
+            model = model.to(torch.bfloat16)
+        if config.lora is not None:
+            lora.add(model, config.lora)
     return model
 
 
-def _check(model: TrainedDecoder, config: TrainConfig, tokenizer: Tokenizer) -> None:
-    if model.config.vocab_size < tokenizer.vocab_size:
+def fill(model: TrainedDecoder, config: TrainConfig) -> str | None:
+    """Gives it the weights it begins with. Of a model that is there each rank reads all into its memory, and lets it go.
+
+    Returns:
+        The fingerprint of the model that adapters stand beside, None without adapters.
+
+    Raises:
+        ValueError: it cannot be loaded, or an adapter's weights do not fit it.
+    """
+    seed, sizes = config.run.seed, config.model
+    if sizes.path is None:
+        model.initialise(
+            seed=seed, std=sizes.init_std, embedding_std=sizes.embedding_std, last_norm=sizes.init_last_norm
+        )
+        return None
+    decoder = load(find(sizes.path), device="cpu", dtype=torch.float32)
+    model.fill(decoder)
+    if config.lora is None:
+        return None
+    lora.fill(model, config.lora, seed=seed)
+    return _fingerprint(model, decoder)
+
+
+def _check(decoder: DecoderConfig, config: TrainConfig, tokenizer: Tokenizer) -> None:
+    if decoder.vocab_size < tokenizer.vocab_size:
         raise ValueError(
-            f"{config.model.path} has {model.config.vocab_size:,} tokens, and {tokenizer.folder} {tokenizer.vocab_size:,}: "
+            f"{config.model.path} has {decoder.vocab_size:,} tokens, and {tokenizer.folder} {tokenizer.vocab_size:,}: "
             "tokenise with the model's own tokenizer"
         )
-    if model.config.max_positions < config.batch.sequence_length:
+    if decoder.max_positions < config.batch.sequence_length:
         raise ValueError(
-            f"batch.sequence_length must be at most {model.config.max_positions}, got {config.batch.sequence_length}"
+            f"batch.sequence_length must be at most {decoder.max_positions}, got {config.batch.sequence_length}"
         )
 
 
@@ -66,16 +92,18 @@ def model_of(run: Path, checkpoint: Path) -> tuple[TrainedDecoder, TrainConfig]:
     config = read_config(run / "config.toml", TrainConfig)
     if config.lora is None:
         return checkpoints.load_weights(checkpoint), config
-    model = first_model(config, Tokenizer(run / "tokenizer"))
+    model = first_model(config, Tokenizer(run / "tokenizer")).to_empty(device="cpu")
+    checkpoints.check_origin(checkpoint, {BASE: fill(model, config)})
     checkpoints.load_learnt(checkpoint, model)
     return model, config
 
 
-def fingerprint(model: TrainedDecoder) -> str:
-    """sha256 of the shapes and of some elements of the weights that stay as they are."""
-    digest = hashlib.sha256()
-    for name, each in model.named_parameters():
-        if not each.requires_grad:
-            digest.update(f"{name} {tuple(each.shape)}".encode())
-            digest.update(each.detach().flatten()[::997].float().numpy().tobytes())
+def _fingerprint(model: TrainedDecoder, decoder: Decoder) -> str:
+    """sha256 of the shapes and of some elements of the weights that the model has from this decoder."""
+    digest, slots = hashlib.sha256(), huggingface_slots(decoder.config)
+    for name, parameter in model.named_parameters():
+        if name in slots:
+            digest.update(f"{name} {slots[name].shape}".encode())
+            some = slots[name].of(decoder).flatten()[::997].to(parameter.dtype)
+            digest.update(some.float().numpy().tobytes())
     return digest.hexdigest()

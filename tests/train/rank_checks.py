@@ -83,8 +83,18 @@ def adapted(folder, monkeypatch):
 
 def not_a_number(folder, monkeypatch):
     """The loss of one micro-batch of the second step, on the last rank."""
+    _not_a_number(folder, "nan", monkeypatch)
+
+
+def fused(folder, monkeypatch):
+    """The same, with the optimizer of a GPU."""
+    monkeypatch.setattr("llama_fast.train.optimizer.FUSED_ON", ("cpu",))
+    _not_a_number(folder, "fused", monkeypatch)
+
+
+def _not_a_number(folder, name, monkeypatch):
     at_call(monkeypatch, dist.get_world_size() - 1, 4 // dist.get_world_size(), lambda loss: loss * float("nan"))
-    made = run(folder, "nan", "run.save_every=1", "run.keep=9", "run.evaluate_every=0", "schedule.steps=3")
+    made = run(folder, name, "run.save_every=1", "run.keep=9", "run.evaluate_every=0", "schedule.steps=3")
     progress = train(made).progress
     assert (progress.step, progress.skipped) == (3, 1), progress
 
@@ -123,13 +133,15 @@ QWEN = dict(model_type="qwen3", head_dim=16, tie_word_embeddings=False, **SIZES)
 
 
 def tensor_parallel_losses(folder, monkeypatch):
-    """30 steps of two ranks to a micro-batch, beside those of the whole model: in float64 and float32."""
+    """30 steps of two ranks to a micro-batch, which compute some of it again, beside those of the whole model: in float64 and float32."""
     mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("dp", "tp"))
     ranks = Ranks(mesh)
-    for sizes, dtype, bound in ((LLAMA, torch.float64, 1e-12), (QWEN, torch.float32, 1e-6)):
+    for sizes, dtype, bound, recompute in (
+        (LLAMA, torch.float64, 1e-12, "selective"), (QWEN, torch.float32, 1e-6, "full"),
+    ):  # fmt: skip
         whole, parts = (
-            TrainedDecoder(DecoderConfig.from_huggingface(sizes), dtype=dtype).to(dtype),
-            TrainedDecoder(DecoderConfig.from_huggingface(sizes), dtype=dtype).to(dtype),
+            TrainedDecoder(DecoderConfig.from_huggingface(sizes), dtype=dtype, recompute=how).to(dtype)
+            for how in ("none", recompute)
         )
         for model in (whole, parts):
             model.initialise(seed=1, std=0.1)
@@ -159,7 +171,7 @@ def losses(model, ranks):
             own[number] = loss.detach()
         found.append(ranks.gathered(own, 2, torch.device("cpu")).sum().item())
         clip(parameters, gradient_norm(parameters, ranks), 1.0)
-        optimizers.step(1.0)
+        optimizers.step(1.0, skip=torch.tensor(False))
     return found
 
 
@@ -168,6 +180,12 @@ def both_kinds(folder, monkeypatch):
     at_call(monkeypatch, 3, 2 * (8 // 2), ask_to_stop)
     for step in (3, 6):
         assert train(run(folder, "both", *EIGHT, "ranks.tensor_parallel=2")).progress.step == step
+
+
+def compiled(folder, monkeypatch):
+    """Layers by `torch.compile`: two ranks that take turns, and two to a micro-batch."""
+    for count in (1, 2):
+        train(run(folder, f"compiled {count}", *EIGHT, "run.compile=true", f"ranks.tensor_parallel={count}"))
 
 
 def main() -> None:

@@ -10,10 +10,11 @@ from llama_fast.evaluate.perplexity import Windows, score_documents
 from llama_fast.train import checkpoints
 from llama_fast.train.export import export
 from llama_fast.train.loop import train
-from llama_fast.train.model import Packed, load_trained
+from llama_fast.train.model import Packed
 from llama_fast.train.validation import continued
 from tests.parity import not_interpreted
 from tests.train.test_loop import quiet
+from tests.train.test_model import loaded
 
 pytestmark = not_interpreted
 
@@ -32,7 +33,7 @@ def test_logits_and_weights_are_the_same_everywhere(config, tmp_path, tied):
     torch.testing.assert_close(
         ours.logits(Packed.of(ids, [len(ids)])), theirs(ids[None]).logits[0], rtol=1e-5, atol=1e-5
     )
-    again = load_trained(tmp_path / "hf", dtype=torch.float32)
+    again = loaded(tmp_path / "hf")
     assert all(torch.equal(again.get_parameter(name), weight) for name, weight in ours.named_parameters())
     llm = LLM(tmp_path / "hf", progress=False)
     assert tokenizer.eos_token_id in theirs.generation_config.eos_token_id

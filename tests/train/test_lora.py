@@ -12,11 +12,11 @@ from llama_fast.train import checkpoints, lora
 from llama_fast.train.config import LoraConfig
 from llama_fast.train.export import export
 from llama_fast.train.loop import train
-from llama_fast.train.model import Packed, load_trained
+from llama_fast.train.model import Packed
 from llama_fast.train.start import model_of
 from tests.parity import not_interpreted
 from tests.train.test_loop import numbers, quiet, same
-from tests.train.test_model import tokens
+from tests.train.test_model import loaded, tokens
 
 pytestmark = not_interpreted
 
@@ -108,8 +108,9 @@ def test_peft_reads_ours_and_merging_changes_nothing(tuned, base, tmp_path):
 
 
 def trained_on(base, config):
-    model = load_trained(base, dtype=torch.float32)
-    lora.add(model, config, seed=0)
+    model = loaded(base)
+    lora.add(model, config)
+    lora.fill(model, config, seed=0)
     return model
 
 
@@ -157,6 +158,8 @@ def test_gradients_and_starting_weights_are_pefts(base):
     ("change", "message"),
     [
         ({"use_dora": True}, "only plain LoRA is read, without biases, and this has use_dora"),
+        ({"init_lora_weights": "pissa_niter_4"}, "and this has init_lora_weights='pissa_niter_4'"),
+        ({"alora_invocation_tokens": [1]}, "and this has alora_invocation_tokens"),
         ({"peft_type": "IA3"}, "this has bias='none', peft_type='IA3'"),
         ({"target_modules": ["q_proj", "k_proj"]}, r"does not fit the model: model.layers.0.self_attn.k_proj.lora_A.weight"),
         ({"r": 4}, r"does not fit the model: .* \(3, 64\), expected \(4, 64\)"),
@@ -169,6 +172,13 @@ def test_an_adapter_that_does_not_fit_is_refused(base, tmp_path, change, message
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         trained_on(base, LoraConfig(path=str(tmp_path / "peft")))
+
+
+@pytest.mark.parametrize("text", ["{", '{"peft_type": "LORA"}'])
+def test_a_config_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"adapter_config.json is no adapter's config: "):
+        lora.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +197,7 @@ def test_wrong_settings_are_named(tuned, settings, message):
         train(tuned(*settings), show=quiet)
 
 
-def test_adapters_need_a_model_and_the_same_one(config, tuned, base):
+def test_adapters_need_a_model_and_the_same_one(config, tuned, base, tmp_path):
     with pytest.raises(ValueError, match=r"lora is for a model that has learnt already: give model.path"):
         config("lora={}")
     made = tuned("schedule.steps=1")
@@ -195,8 +205,34 @@ def test_adapters_need_a_model_and_the_same_one(config, tuned, base):
     path = base / "model.safetensors"
     weights = safetensors.torch.load_file(path)
     safetensors.torch.save_file({name: each + 1 for name, each in weights.items()}, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="was trained on another model"):
-        train(made, show=quiet)
+    for use in (train, lambda made: export(made.run.out, tmp_path / "merged")):
+        with pytest.raises(ValueError, match=r"was trained with another model.path"):
+            use(made)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lora.rank=8", r"q_proj.lora_A.weight is \(4, 64\) torch.float32 there and \(8, 64\) torch.float32 here"),
+        (
+            "lora.targets=['q_proj']",
+            "holds other tensors: one of the two has .* undo the change of optimizer.kind, lora",
+        ),
+    ],
+)
+def test_other_adapters_do_not_go_on(tuned, setting, message):
+    """A checkpoint that does not fit is not called damaged."""
+    train(tuned("schedule.steps=1"), show=quiet)
+    with pytest.raises(ValueError, match=message):
+        train(tuned(setting), show=quiet)
+
+
+def test_rows_of_another_length_do_not_go_on(tuned):
+    """The cursor counts rows."""
+    train(tuned("schedule.steps=1"), show=quiet)
+    with pytest.raises(ValueError, match=r"was trained with another batch.sequence_length"):
+        train(tuned("batch.sequence_length=40"), show=quiet)
 
 
 def test_a_run_without_adapters_has_none_to_export(config, tmp_path):

@@ -46,7 +46,7 @@ def test_weights_gradients_and_states_are_those_of_a_real_run(kind, tied):
 def test_so_are_those_of_adapters_and_of_bfloat16():
     model = made(small())
     whole = sum(parameter.nbytes for parameter in model.parameters())
-    lora.add(model, LoraConfig(rank=4), seed=0)
+    lora.add(model, LoraConfig(rank=4))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adapters, states = sum(each.numel() for each in trained), Optimizers(model, OptimizerConfig(groups=())).states()
     counted = training_memory(small(), tokens=TOKENS, adapters=adapters, weights=torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,23 @@ def test_what_was_written_is_read_and_cut_back(tmp_path):
     Journal(tmp_path, step=3)
     assert read_metrics(tmp_path) == written[:3]
     assert read_samples(tmp_path) == [Sample(2, "a\u2028b\n,\"c'")]
+
+
+def test_lines_that_a_full_disk_has_no_room_for_are_written_later(tmp_path):
+    """No file may grow by more than 20 bytes: half of the line is written, and taken back."""
+    journal = Journal(tmp_path, step=0)
+    journal.append(step(1))
+    limits, size = resource.getrlimit(resource.RLIMIT_FSIZE), (tmp_path / "metrics.csv").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
+    try:
+        for number in (2, 3):
+            with pytest.raises(OSError, match="too large"):
+                journal.append(step(number))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "metrics.csv").stat().st_size == size
+    journal.append(step(4))
+    assert [each.step for each in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_a_file_of_an_older_version_goes_on(tmp_path):
@@ -121,7 +139,7 @@ def test_a_report_that_cannot_be_written_costs_nothing_else(config):
     made, said = config("schedule.steps=1"), []
     (made.run.out / "report.html").mkdir(parents=True)
     assert train(made, show=said.append).progress.step == 1
-    assert any(line.startswith("step 1: no report: ") for line in said)
+    assert any(line.startswith("no report of step 1: ") for line in said)
 
 
 @not_interpreted

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llama_fast.decoder.checkpoint import load
 from llama_fast.decoder.config import DecoderConfig
+from llama_fast.decoder.rotary import RotaryTable
 from llama_fast.train.dropout import make_key
-from llama_fast.train.model import Packed, TrainedDecoder, load_trained
+from llama_fast.train.model import Packed, TrainedDecoder
 from tests.decoder.models import SIZES, make
 from tests.parity import not_interpreted
 
@@ -24,6 +26,13 @@ def trained(dtype=torch.float32, recompute="none", dropout=0.0, **settings):
     config = DecoderConfig.from_huggingface(dict(model_type="llama", **(SIZES | settings)))
     model = TrainedDecoder(config, dtype=dtype, recompute=recompute, dropout=dropout)
     model.initialise(seed=1, std=0.2)
+    return model
+
+
+def loaded(folder):
+    decoder = load(folder, device="cpu", dtype=torch.float32)
+    model = TrainedDecoder(decoder.config)
+    model.fill(decoder)
     return model
 
 
@@ -174,11 +183,26 @@ def test_a_weight_depends_on_its_name_and_the_seed_alone():
     assert into_residual == pytest.approx(0.2 / 2, rel=0.05)  # of two layers
 
 
+def test_angles_are_computed_where_the_tokens_are(monkeypatch):
+    """A model that is moved takes its frequencies along."""
+    rows, seen = RotaryTable.rows, []
+
+    def watched(table, positions, lengths):
+        seen.append((positions.device.type, table._frequencies.device.type))
+        return rows(table, positions, lengths)
+
+    monkeypatch.setattr(RotaryTable, "rows", watched)
+    model = trained()
+    for device in ("cpu", "meta"):
+        model.to(device).hidden(Packed.of(tokens(64).to(device), LENGTHS))
+    assert seen == [("cpu", "cpu"), ("meta", "meta")]
+
+
 @pytest.mark.parametrize("name", ["llama", "tied", "head_dim apart", "biases", "mistral", "qwen2", "qwen3", "llama3"])
 def test_other_families_start_from_their_checkpoints(name, tmp_path):
     theirs = make(name)
     theirs.save_pretrained(tmp_path)
-    ours, ids = load_trained(tmp_path, dtype=torch.float32), tokens(40)
+    ours, ids = loaded(tmp_path), tokens(40)
     for parameter_name, parameter in copy.deepcopy(theirs).named_parameters():
         assert torch.equal(ours.get_parameter(parameter_name), parameter)
     expected = theirs(ids[None]).logits[0]
@@ -189,4 +213,4 @@ def test_other_families_start_from_their_checkpoints(name, tmp_path):
 def test_families_of_other_layers_are_refused(name, tmp_path):
     make(name).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"models of the family {name} are not trained here"):
-        load_trained(tmp_path, dtype=torch.float32)
+        loaded(tmp_path)

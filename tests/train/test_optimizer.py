@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_fast.train.config import Group, OptimizerConfig, ScheduleConfig
 from llama_fast.train.optimizer import GradientSum, Optimizers, clip, gradient_norm, learning_rate_share
@@ -88,10 +89,38 @@ def test_states_made_at_once_are_those_that_pytorch_makes(kind):
         for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
             mine.grad = torch.randn_like(mine)
             its.grad = mine.grad.clone()
-        optimizers.step(1.0)
+        optimizers.step(1.0, skip=torch.tensor(False))
         for other in others:
             other.step()
     assert all(torch.equal(mine, its) for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_fused_adamw_is_told_to_skip_without_a_look_at_it(monkeypatch):
+    """As on a GPU: nothing is read back."""
+    monkeypatch.setattr("llama_fast.train.optimizer.FUSED_ON", ("cpu",))
+    model = trained()
+    optimizers = Optimizers(model, OptimizerConfig(groups=()))
+
+    def changed(skip):
+        before = [each.clone() for each in (*model.parameters(), *optimizers.states().values())]
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, float("nan") if skip else 1.0)
+        with Reads() as reads:
+            optimizers.step(1.0, skip=torch.tensor(skip))
+        assert reads.count == 0 and all(parameter.grad is None for parameter in model.parameters())
+        return not all(map(torch.equal, before, (*model.parameters(), *optimizers.states().values())))
+
+    assert [changed(skip) for skip in (False, True, False)] == [True, False, True]
+
+
+class Reads(TorchDispatchMode):
+    """How often a tensor's value was asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op is torch.ops.aten._local_scalar_dense.default
+        return op(*args, **(kwargs or {}))
 
 
 def test_schedules():

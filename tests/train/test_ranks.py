@@ -8,15 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from llama_fast.train import checkpoints
 from llama_fast.train.export import export
@@ -25,7 +22,7 @@ from llama_fast.train.ranks import Layout, PairwiseReduceScatter, Ranks, joined,
 from tests.parity import not_interpreted
 from tests.train.conftest import CONFIG
 from tests.train.rank_checks import ADAPTED, EIGHT, ODD, UNSAVED, run
-from tests.train.test_loop import numbers, quiet, rows, same
+from tests.train.test_loop import moments, numbers, quiet, rows, same
 
 pytestmark = not_interpreted
 
@@ -75,21 +72,8 @@ def two(corpus, tmp_path_factory):
     export(folder / "whole", folder / "hf")
     train(run(folder, "whole adapted", *ADAPTED, *UNSAVED, file="adapted.toml"), show=quiet)
     stopped_after_three(run(folder, "adapted", *ADAPTED, *UNSAVED, file="adapted.toml"))
-    check(2, folder, "stopped", "odd", "adapted", "not_a_number", "full_disk", "tensor_parallel_losses")
+    check(2, folder, "stopped", "odd", "adapted", "not_a_number", "fused", "full_disk", "tensor_parallel_losses")
     return folder
-
-
-def moments(config, step):
-    """Everything in a checkpoint, also the optimizer's states."""
-    folder = checkpoints.folders(config.run.out)[step]
-    found = {
-        name: torch.empty(each.size)
-        for name, each in FileSystemReader(folder).read_metadata().state_dict_metadata.items()
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nothing is distributed
-        load(found, checkpoint_id=folder, no_dist=True)
-    return found
 
 
 def test_two_ranks_stop_together_and_one_goes_on_to_the_same_bits(two):
@@ -114,8 +98,10 @@ def test_two_ranks_go_on_with_what_one_has_saved_to_the_same_bits(two, name, set
     assert same(moments(ours, 6), moments(whole, 6))
 
 
-def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(two):
-    made = run(two, "nan")
+@pytest.mark.parametrize("name", ["nan", "fused"])
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(two, name):
+    """Also by fused AdamW, as on a GPU."""
+    made = run(two, name)
     assert [row["skipped"] for row in rows(made)] == ["False", "True", "False"]
     first, second, third = (moments(made, step) for step in (1, 2, 3))
     assert same(first, second) and not same(second, third)
@@ -170,9 +156,10 @@ def test_what_is_wrong_is_told_by_one_rank(monkeypatch):
     assert told_by_this("it is wrong") == "rank 1: it is wrong" and waits == [3.0]
 
 
-def test_muon_and_tensor_parallelism_do_not_go_together(config):
-    with pytest.raises(ValueError, match=r"ranks\.tensor_parallel must be 1"):
-        config("optimizer.kind=muon", "ranks.tensor_parallel=2")
+def test_what_tensor_parallelism_does_not_go_with(config):
+    for setting in ("optimizer.kind=muon", "lora={}"):
+        with pytest.raises(ValueError, match=r"ranks\.tensor_parallel must be 1"):
+            config("model={path='x'}", setting, "ranks.tensor_parallel=2")
 
 
 class Run:
@@ -191,11 +178,17 @@ class Run:
                 return
         raise AssertionError("".join(self.said))
 
-    def kill(self, rank):
-        """Kills one rank, as only the machine does, and returns all that was said until the others had ended too."""
-        os.kill(ranks_of(self.process.pid)[rank], signal.SIGKILL)
+    def waits_for_a_checkpoint_to_be_written(self, folder):
+        while not any(folder.glob("*.tmp")):
+            assert self.process.poll() is None
+
+    def kill(self, *ranks):
+        """Kills ranks, or all there is, as only the machine does, and returns all that was said until the others had ended too."""
+        there = ranks_of(self.process.pid)
+        for process in [there[rank] for rank in ranks] or [self.process.pid, *there]:
+            os.kill(process, signal.SIGKILL)
         self.said.append(self.process.communicate(timeout=120)[0])
-        assert self.process.returncode == 1
+        assert self.process.returncode == (1 if ranks else -signal.SIGKILL)
         return "".join(self.said)
 
 
@@ -240,7 +233,7 @@ def goes_on(config, twelve):
 def test_a_killed_rank_ends_the_run_and_loses_a_step_or_two(corpus, tmp_path, twelve):
     running = Run(prepared(corpus, tmp_path))
     running.waits_for("step 6/")
-    said = running.kill(rank=1)
+    said = running.kill(1)
     assert "error: another rank has ended, or cannot be reached" in said
     made = run(tmp_path, "run", *SAVING[1::2])
     assert max(checkpoints.folders(made.run.out)) >= 4
@@ -249,13 +242,31 @@ def test_a_killed_rank_ends_the_run_and_loses_a_step_or_two(corpus, tmp_path, tw
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("attempt", range(20))
-def test_a_rank_killed_at_any_time_loses_no_checkpoint(corpus, tmp_path, twelve, attempt):
-    """One of them, or what has started them, while they train and while they save."""
+def test_a_kill_at_any_time_loses_no_checkpoint(corpus, tmp_path, twelve, attempt):
+    """Of one rank, the other one, or all there is; at some time, or while a checkpoint is written."""
     running = Run(prepared(corpus, tmp_path))
     running.waits_for(f"step {1 + attempt % 10}/")
-    time.sleep(random.Random(attempt).random() * 0.2)
-    running.kill(rank=attempt % 2)
+    if attempt % 2:
+        running.waits_for_a_checkpoint_to_be_written(tmp_path / "run" / "checkpoints")
+        time.sleep(random.Random(attempt).random() * 0.05)
+    else:
+        time.sleep(random.Random(attempt).random() * 0.2)
+    running.kill(*[(0,), (1,), ()][attempt % 3])
     goes_on(run(tmp_path, "run", *SAVING[1::2]), twelve)
+
+
+@pytest.mark.nightly
+def test_compiled_layers_on_ranks(corpus, tmp_path):
+    """Two ranks that take turns have the bits of one; two to a micro-batch are as good but for roundings."""
+    folder = prepared(corpus, tmp_path)
+    whole, dealt, cut = (
+        run(folder, name, *EIGHT, "run.compile=true") for name in ("whole", "compiled 1", "compiled 2")
+    )
+    train(whole, show=quiet)
+    check(2, folder, "compiled")
+    assert numbers(dealt) == numbers(whole) and same(moments(dealt, 6), moments(whole, 6))
+    for ours, theirs in zip(rows(cut), rows(whole), strict=True):
+        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-6)
 
 
 @pytest.mark.nightly
@@ -263,10 +274,13 @@ def test_other_numbers_of_ranks(two, corpus, tmp_path):
     """Four ranks go on with what two have saved; three, and two by two, are as good but for roundings."""
     folder = prepared(corpus, tmp_path)
     check(2, folder, "stopped")
-    check(4, folder, "gone_on", "both_kinds", "tensor_parallel_losses")
+    stopped_after_three(run(folder, "odd", *ODD, *UNSAVED))
+    check(4, folder, "gone_on", "odd", "both_kinds", "tensor_parallel_losses")
     check(3, folder, "three")
     whole = run(two, "whole", *EIGHT)
     assert same(moments(run(folder, "stopped", *EIGHT), 6), moments(whole, 6))
+    odd, whole_odd = run(folder, "odd", *ODD, *UNSAVED), run(two, "whole odd", *ODD, *UNSAVED)
+    assert numbers(odd) == numbers(whole_odd) and same(moments(odd, 6), moments(whole_odd, 6))
     for name in ("both", "three"):
         for ours, theirs in zip(rows(run(folder, name)), rows(whole), strict=True):
             assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-6)
