@@ -77,11 +77,6 @@ def recorded_by_name() -> Iterator[None]:
         _choice.reset(token)
 
 
-def named_in_environment() -> bool:
-    """Whether native kernels are asked for by the environment, even where PyTorch's ops are faster."""
-    return _default == "native"
-
-
 def why_not_native() -> str | None:
     """Why Triton kernels do not run natively here; None where they do."""
     if not HAS_TRITON:
@@ -232,11 +227,16 @@ class Implementation:
             result, call = remember(self._kernel, arguments)
         except NotImplementedError as error:
             _fall_back(self._name, error)
-            return self._know(key, arguments, self._pytorch)(*arguments)
+            return self._know(key, arguments, self._without_kernels)(*arguments)
         if call is self._kernel and _overlap(arguments):
             return result  # not remembered for these tensors, but it may be for others of these shapes
         self._know(key, arguments, call)
         return result
+
+    def _without_kernels(self, *arguments: Any) -> Any:
+        """Where one of its kernels cannot be compiled: what `pytorch` would have multiplied natively, it does not now."""
+        with use("pytorch"):
+            return self._pytorch(*arguments)
 
     def _record(self, arguments: tuple[Any, ...]) -> Any:
         from .native.capture import NotRecordableError, OnlyLaunches

@@ -2,17 +2,23 @@
 
     y[i] = weight[index[i]]
 
-A program owns one row, in tiles of up to 4096 columns: each row is read once and written once, memory bound. Inference only:
-`F.embedding` has a gradient.
+A program owns one row, in tiles of up to 4096 columns: each row is read once and written once, memory bound.
+
+Backward: dweight is zero but for the rows that were asked for, the sums of those of dy in their order, in float32 and rounded once. On a
+CPU it is the memory that costs: for 32000 x 768 PyTorch's gradient took 130 ms of a training step of 2.3 s.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from .huge_pages import in_huge_pages
 from .launch import Gpu, LaunchPlan, cdiv, next_power_of_2
-from .library import register
+from .library import below_autograd, register, register_autograd
+from .rows import accumulation_dtype
 from .triton_compat import tl, triton
 from .validate import require_floating, require_same_device, require_tensors
 
@@ -70,6 +76,22 @@ def _fake(index: Tensor, weight: Tensor) -> Tensor:
     return weight.new_empty((index.shape[0], weight.shape[1]))
 
 
+def _backward(dy: Tensor, index: Tensor, rows: int) -> Tensor:
+    if dy.is_cuda:  # sorts, so that rows are added in one order
+        dweight: Tensor = torch.ops.aten.embedding_dense_backward(dy, index, rows, -1, False)
+        return dweight
+    found, place = index.unique(return_inverse=True)
+    dtype = accumulation_dtype(dy)
+    sums = dy.new_zeros((len(found), dy.shape[1]), dtype=dtype).index_add_(0, place, dy.to(dtype))
+    dweight = in_huge_pages(_backward_fake(dy, index, rows)).zero_()
+    dweight[found] = sums.to(dy.dtype)
+    return dweight
+
+
+def _backward_fake(dy: Tensor, index: Tensor, rows: int) -> Tensor:
+    return dy.new_empty((rows, dy.shape[1]))
+
+
 def _require_rows(index: Tensor, weight: Tensor) -> None:
     wrong = index[(index < 0) | (index >= weight.shape[0])]
     if len(wrong):
@@ -85,8 +107,33 @@ embedding_op = register(
 )
 
 
+embedding_backward_op = register(
+    "embedding_backward(Tensor dy, Tensor index, SymInt rows) -> Tensor",
+    kernel=_backward,
+    pytorch=_backward,
+    fake=_backward_fake,
+)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, index: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.rows = weight.shape[0]
+        y: Tensor = below_autograd(embedding_op, index, weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor]:
+        return None, embedding_backward_op(dy, *ctx.saved_tensors, ctx.rows)
+
+
+register_autograd(embedding_op, _Embedding)
+
+
 def embedding(index: Tensor, weight: Tensor) -> Tensor:
-    """The rows of `weight` that `index` asks for. Inference only.
+    """The rows of `weight` that `index` asks for.
 
     Args:
         index: (rows,) int64, each from 0 to N - 1 (not checked on a GPU).
@@ -99,7 +146,6 @@ def embedding(index: Tensor, weight: Tensor) -> Tensor:
         TypeError: a tensor has the wrong dtype.
         ValueError: a shape or device does not fit.
         IndexError: on the CPU, an index is none of weight's rows.
-        RuntimeError: weight requires a gradient and grad mode is on: use `torch.nn.functional.embedding`.
     """
     require_tensors(index=index)
     require_floating(weight=weight)
@@ -110,7 +156,5 @@ def embedding(index: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(f"index must be (rows,), got {tuple(index.shape)}")
     if weight.ndim != 2:
         raise ValueError(f"weight must be (N, K), got {tuple(weight.shape)}")
-    if torch.is_grad_enabled() and weight.requires_grad:
-        raise RuntimeError("embedding has no gradient: use torch.nn.functional.embedding, or torch.no_grad()")
     y: Tensor = embedding_op(index, weight)
     return y

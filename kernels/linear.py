@@ -12,8 +12,8 @@ p is kept, rounded to x's dtype, where there is an activation: 4 bytes of traffi
 2K FLOPs; on an H200 (about 4.3 TB/s, 780 TFLOP/s) 1 ps against 10 ps at K = 4096. x is kept only if dweight is asked for,
 weight only for dx, and p for neither of them nor dbias: a frozen weight (LoRA) keeps no activations in memory.
 dp and dbias are one pass of a Triton kernel, with float32 partials added in a fixed order. dx and dweight are plain
-products, with nothing to fuse and large in every dimension: cuBLAS's ground, and oneDNN's. dweight is taken from it in float32 and then
-rounded, since cuBLAS may add the parts of a split sum over rows in bf16 otherwise.
+products, with nothing to fuse and large in every dimension: cuBLAS's ground, oneDNN's, and MKL's. dweight is taken from cuBLAS in float32
+and then rounded, since it may add the parts of a split sum over rows in bf16 otherwise.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,9 +27,10 @@ from torch.autograd.function import once_differentiable
 from . import flops
 from .activation import activation_slope
 from .cpu import converts, has_large_products
+from .huge_pages import in_huge_pages
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, call, register, register_autocast, register_autograd
-from .matmul import FEW_ROWS, multiply, plan_linear
+from .matmul import FEW_ROWS, library_linear, multiply, plan_linear
 from .rows import accumulation_dtype, plan_sum_rows
 from .triton_compat import tl, triton
 from .validate import (
@@ -172,20 +173,21 @@ def _products(dp: Tensor, x: Tensor | None, weight: Tensor | None, y_shape: torc
         if dp.is_cuda and dp.dtype in (torch.float16, torch.bfloat16):
             dweight = torch.mm(dp.t(), rows, out_dtype=torch.float32).to(dp.dtype)
         else:
-            dweight = multiply(dp.t(), rows)
+            dweight = in_huge_pages(dp.new_empty(dp.shape[1], rows.shape[1]))
+            multiply(dp.t(), rows, out=dweight)
     return dx, dweight
 
 
 def _pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None) -> Tensor:
     _result_dtype(x, weight, bias, residual)
-    return _pytorch_epilogue(F.linear(x, weight, bias), residual, activation)
+    return _pytorch_epilogue(library_linear(x, weight, bias), residual, activation)
 
 
 def _training_pytorch(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
     _result_dtype(x, weight, bias, residual)
-    preactivation = F.linear(x, weight, bias)
+    preactivation = library_linear(x, weight, bias)
     return _pytorch_epilogue(preactivation, residual, activation), preactivation
 
 

@@ -44,6 +44,7 @@ from .cross_entropy import (
     reduce_losses,
 )
 from .cross_entropy_pytorch import gradient_pytorch, losses_pytorch
+from .huge_pages import in_huge_pages
 from .launch import INTERPRETED, Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, call, register, register_autocast, register_autograd
 from .linear import require_dtype
@@ -118,10 +119,11 @@ def _walk(
     )
     on_triton = products_on_triton or natively
     write_losses, write_gradient = (losses_kernel, gradient_kernel) if on_triton else (losses_pytorch, gradient_pytorch)
-    buffer = hidden.new_empty((min(limit, hidden.shape[0]), weight.shape[0]))
+    several = hidden.shape[0] > limit
+    buffer = in_huge_pages(hidden.new_empty((limit, weight.shape[0]))) if several else None
     for chunk in _chunks(hidden.shape[0], limit):
-        logits = buffer[: chunk.stop - chunk.start]
-        multiply(hidden[chunk], weight.t(), bias, out=logits)
+        out = None if buffer is None else buffer[: chunk.stop - chunk.start]
+        logits = multiply(hidden[chunk], weight.t(), bias, out=out)
         if losses is not None:
             write_losses(logits, labels[chunk], losses[chunk], lse[chunk], objective)
         if any(needed):
@@ -196,11 +198,12 @@ def _new_gradients(
     """dhidden, dweight and dbias; each empty if it is not needed. What chunks are added to is float32; a dweight of one chunk is not
     (of 32000 x 768 the float32 one took 40 ms of 190: to get the memory, to write and to scale it)."""
     dtype = accumulation_dtype(hidden)
+    dweight = weight.new_empty(
+        weight.shape if needed[1] else 0, dtype=dtype if tokens > chunk or weight.dtype == torch.float16 else None
+    )
     return (
         hidden.new_empty(hidden.shape if needed[0] else 0),
-        weight.new_empty(
-            weight.shape if needed[1] else 0, dtype=dtype if tokens > chunk or weight.dtype == torch.float16 else None
-        ),
+        in_huge_pages(dweight),
         weight.new_empty(weight.shape[0] if needed[2] else 0, dtype=dtype),
     )
 

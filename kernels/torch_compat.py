@@ -66,6 +66,7 @@ softmax_backward = _private("torch._softmax_backward_data")
 flash_attention_cpu = _private("torch._scaled_dot_product_flash_attention_for_cpu")
 flash_attention_cpu_backward = _private("torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default")
 empty_strided_cpu = _private("torch._C._dynamo.guards._empty_strided_cpu")  # past the dispatcher: 0.9 us, not 2.1
+onednn_linear = _private("torch.ops.mkldnn._linear_pointwise.default")
 has_kernel_for_key = _private("torch._C._dispatch_has_kernel_for_dispatch_key")
 
 
@@ -112,6 +113,12 @@ def nothing_looks_before_autograd() -> bool:
 def in_forward_mode() -> bool:
     """Whether derivatives are computed forward; where PyTorch does not say so, tangents are lost without a word."""
     return getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+
+
+@functools.cache
+def has_onednn_linear() -> bool:
+    """Whether `onednn_linear` is there, and oneDNN behind it."""
+    return not isinstance(onednn_linear, _Gone) and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def cpu_multiplies_bfloat16() -> bool:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -118,22 +117,14 @@ def _can_pack(dtype: torch.dtype) -> bool:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     """`ops.linear`, also of a packed weight."""
-    if not (weight.is_mkldnn or _is_onednns(x)):
+    if not weight.is_mkldnn:
         return ops.linear(x, weight, bias, residual=residual)
-    y: Tensor  # of many rows, which oneDNN multiplies as fast by a plain weight as by a packed one
+    y: Tensor
     if residual is None:
         y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     else:
         y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
     return y
-
-
-def _is_onednns(x: Tensor) -> bool:
-    """Whether oneDNN multiplies these rows: many of them, on a CPU, without a gradient, unless kernels are asked for by name."""
-    few = x.device.type != "cpu" or len(x) <= FEW_ROWS
-    if few or torch.is_grad_enabled() or INTERPRETED or cpu.named_in_environment():
-        return False
-    return _can_pack(x.dtype)
 
 
 class Embedding(nn.Module):
@@ -144,8 +135,6 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size, **where))
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return F.embedding(token_ids, self.weight)
         return embedding(token_ids, self.weight)
 
 

@@ -21,7 +21,7 @@ from .. import ops
 from ..kernels import cpu
 from ..kernels.launch import INTERPRETED
 from ..kernels.layer_tail import Linear, layer_tail
-from ..kernels.matmul import FEW_ROWS
+from ..kernels.matmul import FEW_ROWS, is_onednns
 from ..kernels.norm_heads import norm_heads
 from ..kernels.torch_compat import GLOBAL_MODULE_HOOKS
 from .attention import eager_attention
@@ -84,16 +84,16 @@ _cpu_multiplies = functools.cache(cpu.multiplies)  # which asks the environment:
 
 def project(linear: Any, x: Tensor, residual: Tensor | None = None) -> Any:
     """`linear(x)`, or `linear(x) + residual` in one kernel. A kernel also does what PyTorch multiplies slower on a CPU."""
-    if residual is not None or (_multiplies_faster(x) and is_plain_linear(linear)):
+    if residual is not None or (is_plain_linear(linear) and _multiplies_faster(x, linear.weight)):
         weight, bias = linear_of(linear)
         return ops.linear(x, weight, bias, residual=residual)
     return linear(x)
 
 
-def _multiplies_faster(x: Tensor) -> bool:
+def _multiplies_faster(x: Tensor, weight: Tensor) -> bool:
     if torch.compiler.is_compiling() or INTERPRETED or x.device.type != "cpu" or x.numel() <= FEW_ROWS * x.shape[-1]:
         return False
-    return not any(GLOBAL_MODULE_HOOKS) and cpu.has_large_products(x.dtype)
+    return not any(GLOBAL_MODULE_HOOKS) and (cpu.has_large_products(x.dtype) or is_onednns(x, weight))
 
 
 class FusedRMSNorm(Fused):

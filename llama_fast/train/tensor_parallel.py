@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.distributed.device_mesh import DeviceMesh
@@ -22,6 +21,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from .. import ops
 from ..decoder.model import Embedding
+from ..kernels.embedding import embedding
 from .model import Layer, Linear, RMSNorm, TrainedDecoder
 from .ranks import local
 
@@ -91,7 +91,7 @@ class _Embedding(nn.Module):
         self.weight = whole.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, local(self.weight))
+        return embedding(ids, local(self.weight))
 
 
 def _enter(group: dist.ProcessGroup, block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

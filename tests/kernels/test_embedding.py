@@ -25,12 +25,20 @@ def test_embedding_of_a_row_that_is_not_there(wrong):
         embedding(torch.tensor([0, wrong]), torch.zeros(5, 4))
 
 
-def test_embedding_has_no_gradient(device):
-    weight = torch.zeros(5, 4, device=device, requires_grad=True)
-    with pytest.raises(RuntimeError, match="embedding has no gradient"):
-        embedding(torch.tensor([0], device=device), weight)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize(("rows", "vocab", "hidden"), [(1, 1, 1), (0, 3, 5), (30, 7, 65), (40, 5000, 1030)])
+def test_its_gradient_has_the_bits_of_pytorchs_rounded_once(rows, vocab, hidden, dtype):
+    index, dy = torch.randint(0, vocab, (rows,)), torch.randn(rows, hidden, dtype=dtype)
+    weight = torch.randn(vocab, hidden, dtype=dtype, requires_grad=True)
+    embedding(index, weight).backward(dy)
+    wide = torch.promote_types(dtype, torch.float32)
+    wide_weight = weight.detach().to(wide).requires_grad_()
+    F.embedding(index, wide_weight).backward(dy.to(wide))
+    assert torch.equal(weight.grad, wide_weight.grad.to(dtype))
 
 
 @not_interpreted
 def test_opcheck(device):
-    torch.library.opcheck(embedding_op, (torch.tensor([0, 2], device=device), torch.randn(3, 8, device=device)))
+    weight = torch.randn(3, 8, device=device)
+    for each in (weight, weight.requires_grad_()):
+        torch.library.opcheck(embedding_op, (torch.tensor([0, 2], device=device), each))

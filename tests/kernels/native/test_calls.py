@@ -311,6 +311,18 @@ def test_an_op_that_writes_runs_none_of_its_kernels_unless_all_are_compiled():
     cpu.fallbacks.pop("llama_fast::norm_qkv_rope")
 
 
+def test_what_falls_back_has_no_native_product_inside():
+    def kernel(*arguments):
+        raise NotImplementedError("tt.unheard_of")
+
+    made = cpu.Implementation(torch.ops.llama_fast.linear.default, kernel, lambda *_: cpu.chosen(), lambda *_: False, None)
+    with pytest.warns(RuntimeWarning, match="linear runs on PyTorch's ops: tt.unheard_of"):
+        assert made(torch.ones(2, 3)) == "pytorch"
+    assert made(torch.ones(2, 3)) == "pytorch"
+    assert cpu.chosen() == "auto"
+    cpu.fallbacks.pop("llama_fast::linear")
+
+
 def test_threads_may_make_the_first_call_at_once():
     """In a process of its own, whose first call it is: each thread's function needs what another has made as well."""
     script = """
