@@ -313,8 +313,9 @@ def block_d(head_dim: int) -> int:
 def read_pattern(options: tuple[Any, ...]) -> Pattern:
     """The last arguments of an op, with vectors as the kernels read them: with stride 1."""
     mask, key_start, key_end, cu_seqlens_q, cu_seqlens_k, *rest = options
-    vectors = contiguous(key_start), contiguous(key_end), contiguous(cu_seqlens_q), contiguous(cu_seqlens_k)
-    return Pattern(mask, *vectors, *rest)
+    cu_seqlens_q = contiguous(cu_seqlens_q)
+    cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else contiguous(cu_seqlens_k)
+    return Pattern(mask, contiguous(key_start), contiguous(key_end), cu_seqlens_q, cu_seqlens_k, *rest)
 
 
 def as_batch(x: Tensor) -> Tensor:

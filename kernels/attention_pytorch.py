@@ -60,8 +60,8 @@ def _unpacked(pattern: Pattern) -> Pattern:
 def _sequences(pattern: Pattern) -> Iterator[tuple[slice, slice]]:
     """The rows and the keys of each packed sequence."""
     assert pattern.cu_seqlens_q is not None
-    assert pattern.cu_seqlens_k is not None
-    bounds = pairwise(pattern.cu_seqlens_q.tolist()), pairwise(pattern.cu_seqlens_k.tolist())
+    of_keys = pattern.cu_seqlens_q if pattern.cu_seqlens_k is None else pattern.cu_seqlens_k
+    bounds = pairwise(pattern.cu_seqlens_q.tolist()), pairwise(of_keys.tolist())
     for rows, keys in zip(*bounds, strict=True):
         yield slice(*rows), slice(*keys)
 

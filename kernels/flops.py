@@ -65,8 +65,9 @@ def layer_tail(
 def attention(q: Tensor, k: Tensor, v: Tensor, *options: Any, **_: Any) -> int:
     """Of whole sequences, or of each packed one."""
     pattern, pairs = Pattern(*options), q.shape[-2] * k.shape[-2]
-    if pattern.cu_seqlens_q is not None and pattern.cu_seqlens_k is not None and _has_values(pattern.cu_seqlens_q):
-        pairs = int((pattern.cu_seqlens_q.diff().long() * pattern.cu_seqlens_k.diff()).sum())
+    if pattern.cu_seqlens_q is not None and _has_values(pattern.cu_seqlens_q):
+        of_keys = pattern.cu_seqlens_q if pattern.cu_seqlens_k is None else pattern.cu_seqlens_k
+        pairs = int((pattern.cu_seqlens_q.diff().long() * of_keys.diff()).sum())
     return 4 * prod(q.shape[:-2]) * q.shape[-1] * pairs
 
 

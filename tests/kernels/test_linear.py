@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_fast import ops
-from llama_fast.kernels import matmul, reference
+from llama_fast.kernels import cpu, matmul, reference
 from llama_fast.kernels.launch import GPUS
 from llama_fast.kernels.linear import example_plans, linear_backward_op, linear_op, linear_training_op
 from llama_fast.kernels.matmul import plan_linear
@@ -243,6 +243,27 @@ def test_autocast_casts_the_product_and_not_the_residual(compiled, device):
     # The residual was not rounded to bfloat16 on its way
     product = ops.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), residual=torch.zeros_like(residual))
     torch.testing.assert_close(y, product + residual, atol=1e-6, rtol=1e-6)
+
+
+@on_cpu
+@not_interpreted
+@pytest.mark.parametrize(("rows", "dtype", "products"), [(16, torch.float32, 0), (17, torch.float32, 2), (17, torch.float64, 0)])
+def test_many_rows_of_float32_are_onednns(rows, dtype, products):
+    """y and dx; dweight is MKL's, and so is what few rows leave to PyTorch."""
+    x, weight = torch.randn(rows, 64, dtype=dtype, requires_grad=True), torch.randn(48, 64, dtype=dtype, requires_grad=True)
+    with cpu.use("pytorch"), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ops.linear(x, weight).sum().backward()
+    assert sum(event.name == "mkldnn::_linear_pointwise" for event in profile.events()) == products
+
+
+@on_cpu
+@not_interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_among_many_has_the_bits_of_that_row_among_fewer(dtype):
+    x, weight = torch.randn(700, 320, dtype=dtype), torch.randn(864, 320, dtype=dtype)
+    y = ops.linear(x, weight)
+    for rows in (slice(0, 17), slice(5, 133), slice(100, 612)):
+        assert torch.equal(ops.linear(x[rows], weight), y[rows])
 
 
 @on_cpu

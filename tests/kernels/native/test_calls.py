@@ -315,12 +315,27 @@ def test_what_falls_back_has_no_native_product_inside():
     def kernel(*arguments):
         raise NotImplementedError("tt.unheard_of")
 
+    asked_for = cpu.chosen()
     made = cpu.Implementation(torch.ops.llama_fast.linear.default, kernel, lambda *_: cpu.chosen(), lambda *_: False, None)
     with pytest.warns(RuntimeWarning, match="linear runs on PyTorch's ops: tt.unheard_of"):
         assert made(torch.ones(2, 3)) == "pytorch"
     assert made(torch.ones(2, 3)) == "pytorch"
-    assert cpu.chosen() == "auto"
+    assert cpu.chosen() == asked_for
     cpu.fallbacks.pop("llama_fast::linear")
+
+
+def test_packed_sequences_that_attend_to_themselves_are_remembered():
+    """Their ends are those of the keys as well, and a tensor in two places would be in neither."""
+    q, k, v = (torch.randn(2, 130, 16, requires_grad=True) for _ in range(3))
+    for cu_seqlens_k in (True, False):
+        ends = torch.tensor([0, 64, 130], dtype=torch.int32)
+        options = {"cu_seqlens_q": ends} | ({"cu_seqlens_k": ends} if cu_seqlens_k else {})
+        out = ops.attention(q, k, v, **options)
+        dout = torch.ones_like(out)
+        out.backward(dout)
+        with compiled.recording() as launches:
+            ops.attention(q, k, v, **options).backward(dout)
+        assert launches == []
 
 
 def test_threads_may_make_the_first_call_at_once():
