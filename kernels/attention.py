@@ -329,7 +329,9 @@ def attention(
     is_packed = cu_seqlens_q is not None or cu_seqlens_k is not None
     _check_shapes(q, k, v, is_packed)
     if is_packed:
-        _check_packed(q, k, cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k, mask, key_start, key_end)
+        _check_packed(
+            q, k, cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k, mask, key_start, key_end
+        )
         if cu_seqlens_k is cu_seqlens_q:
             cu_seqlens_k = None  # calls with one tensor in two places are not remembered on a CPU
     else:

@@ -263,7 +263,7 @@ def require_dtype(x: Tensor, **others: Tensor | None) -> None:
 
 
 def _pytorch_is_faster(x: Tensor, weight: Tensor, bias: Any, residual: Tensor | None, *rest: Any) -> bool:
-    """Beyond few rows PyTorch's packed products win on most CPUs; in float32 those with a small weight, too, where no second operator adds
+    """Beyond few rows oneDNN's packed products win on most CPUs; in float32 those with a small weight, too, where no second operator adds
     a residual (one row, 576x576: 28 us of PyTorch's two, 21 of ours). MKL has a product of its own for up to three rows."""
     rows = x.numel() // max(1, x.shape[-1])
     if rows > FEW_ROWS:
@@ -335,7 +335,8 @@ def linear(
     """act(x @ weight.T + bias) + residual.
 
     The kernels accumulate in float32, apply all of it there and round once. Where a CPU takes PyTorch's ops instead (for more
-    than 16 rows, unless it multiplies bfloat16 slower than float32), these follow one after the other, and each rounds to its dtype.
+    than 16 rows, unless it multiplies bfloat16 slower than float32; oneDNN multiplies then), these follow one after the other, and each
+    rounds to its dtype.
 
     Args:
         x: (..., in_features), float16, bfloat16 or float32 (float64 on the CPU).

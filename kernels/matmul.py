@@ -250,8 +250,9 @@ def plan_linear(
     tuned = tuned_plan("linear", gpu, x.dtype, (next_power_of_2(m), n, k)) if aligned and not ieee else None
     if tuned is None:
         tile = choose_tile(m, n, x.element_size(), ieee, aligned, gpu)
-        if gpu.is_cpu:  # no zeros are packed
-            tile = tile._replace(block_k=min(tile.block_k, max(32, next_power_of_2(k))))
+        if gpu.is_cpu:  # no zeros are packed, and few rows of them multiplied
+            block_m, block_k = max(32, next_power_of_2(m)), max(32, next_power_of_2(k))
+            tile = tile._replace(block_m=min(tile.block_m, block_m), block_k=min(tile.block_k, block_k))
         stages = _stages((tile.block_m + tile.block_n) * tile.block_k * x.element_size(), gpu)
     else:
         tile = Tile(tuned["block_m"], tuned["block_n"], tuned["block_k"], tuned["num_warps"])
@@ -363,6 +364,8 @@ def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None, *, out: Tensor | 
         return y
     if out is None:
         return library_linear(a, b.t(), bias)
-    if b.shape[1] < b.shape[0] and is_onednns(a, b.t()):  # its result lies in new memory: a copy costs less than a was read for
+    if b.shape[1] < b.shape[0] and is_onednns(
+        a, b.t()
+    ):  # its result lies in new memory: a copy costs less than a was read for
         return out.copy_(library_linear(a, b.t(), bias))
     return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)

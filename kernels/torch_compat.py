@@ -118,7 +118,7 @@ def in_forward_mode() -> bool:
 @functools.cache
 def has_onednn_linear() -> bool:
     """Whether `onednn_linear` is there, and oneDNN behind it."""
-    return not isinstance(onednn_linear, _Gone) and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return not isinstance(onednn_linear, _Gone) and bool(torch.backends.mkldnn.is_available())
 
 
 def cpu_multiplies_bfloat16() -> bool:

@@ -247,10 +247,15 @@ def test_autocast_casts_the_product_and_not_the_residual(compiled, device):
 
 @on_cpu
 @not_interpreted
-@pytest.mark.parametrize(("rows", "dtype", "products"), [(16, torch.float32, 0), (17, torch.float32, 2), (17, torch.float64, 0)])
+@pytest.mark.parametrize(
+    ("rows", "dtype", "products"), [(16, torch.float32, 0), (17, torch.float32, 2), (17, torch.float64, 0)]
+)
 def test_many_rows_of_float32_are_onednns(rows, dtype, products):
     """y and dx; dweight is MKL's, and so is what few rows leave to PyTorch."""
-    x, weight = torch.randn(rows, 64, dtype=dtype, requires_grad=True), torch.randn(48, 64, dtype=dtype, requires_grad=True)
+    x, weight = (
+        torch.randn(rows, 64, dtype=dtype, requires_grad=True),
+        torch.randn(48, 64, dtype=dtype, requires_grad=True),
+    )
     with cpu.use("pytorch"), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         ops.linear(x, weight).sum().backward()
     assert sum(event.name == "mkldnn::_linear_pointwise" for event in profile.events()) == products

@@ -316,7 +316,9 @@ def test_what_falls_back_has_no_native_product_inside():
         raise NotImplementedError("tt.unheard_of")
 
     asked_for = cpu.chosen()
-    made = cpu.Implementation(torch.ops.llama_fast.linear.default, kernel, lambda *_: cpu.chosen(), lambda *_: False, None)
+    made = cpu.Implementation(
+        torch.ops.llama_fast.linear.default, kernel, lambda *_: cpu.chosen(), lambda *_: False, None
+    )
     with pytest.warns(RuntimeWarning, match="linear runs on PyTorch's ops: tt.unheard_of"):
         assert made(torch.ones(2, 3)) == "pytorch"
     assert made(torch.ones(2, 3)) == "pytorch"
