@@ -23,6 +23,7 @@ from .rows import (
     plan_sum_rows,
     row_programs,
     row_tile,
+    rows_of_program,
 )
 from .triton_compat import tl, triton
 
@@ -30,7 +31,7 @@ from .triton_compat import tl, triton
 @triton.jit
 def layer_norm_backward_kernel(
     p_dy, p_dsum, p_h, p_weight, p_mean, p_rstd, p_dh, p_dweight_partial, p_dbias_partial,
-    dy_stride, dsum_stride, h_stride, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    dy_stride, dsum_stride, h_stride, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IN_SHARES: tl.constexpr,
 ):  # fmt: skip
     o_n = tl.arange(0, BLOCK_N)[None, :]
     if p_weight is not None:
@@ -38,7 +39,8 @@ def layer_norm_backward_kernel(
     b_dweight = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     b_dbias = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
 
-    for start in range(tl.program_id(0) * BLOCK_M, M, tl.num_programs(0) * BLOCK_M):
+    first, end, step = rows_of_program(M, BLOCK_M, IN_SHARES)
+    for start in range(first, end, step):
         o_m = (start + tl.arange(0, BLOCK_M)[:, None]).to(tl.int64)
         mask = (o_m < M) & (o_n < N)
         b_dy = tl.load(p_dy + o_m * dy_stride + o_n, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
@@ -158,7 +160,7 @@ def plan_layer_norm_backward(
             ),
         ]
     else:
-        constants = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n)
+        constants = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, IN_SHARES=gpu.is_cpu)
         plans = [LaunchPlan(layer_norm_backward_kernel, (programs,), inputs | outputs, constants, tile.num_warps)]
     for partial, out in ((dweight_partial, dweight), (dbias_partial, dbias)):
         if partial is not None and out is not None:

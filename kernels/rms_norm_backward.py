@@ -20,6 +20,7 @@ from .rows import (
     plan_sum_rows,
     row_programs,
     row_tile,
+    rows_of_program,
 )
 from .triton_compat import tl, triton
 
@@ -27,14 +28,15 @@ from .triton_compat import tl, triton
 @triton.jit
 def rms_norm_backward_kernel(
     p_dy, p_dsum, p_h, p_weight, p_rstd, p_dh, p_dweight_partial, dy_stride, dsum_stride, h_stride, M, N, offset,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IN_SHARES: tl.constexpr,
 ):  # fmt: skip
     o_n = tl.arange(0, BLOCK_N)[None, :]
     if p_weight is not None:
         b_weight = tl.load(p_weight + o_n, mask=o_n < N, other=0.0).to(tl.float32) + offset
     b_dweight = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
 
-    for start in range(tl.program_id(0) * BLOCK_M, M, tl.num_programs(0) * BLOCK_M):
+    first, end, step = rows_of_program(M, BLOCK_M, IN_SHARES)
+    for start in range(first, end, step):
         o_m = (start + tl.arange(0, BLOCK_M)[:, None]).to(tl.int64)
         mask = (o_m < M) & (o_n < N)
         b_dy = tl.load(p_dy + o_m * dy_stride + o_n, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
@@ -134,7 +136,7 @@ def plan_rms_norm_backward(
             ),
         ]
     else:
-        constants = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n)
+        constants = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, IN_SHARES=gpu.is_cpu)
         plans = [LaunchPlan(rms_norm_backward_kernel, (programs,), inputs | outputs, constants, tile.num_warps)]
     if partial is not None and dweight is not None:
         plans.append(plan_sum_rows(partial, dweight))

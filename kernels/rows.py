@@ -19,6 +19,10 @@ BACKWARD_WHOLE_ROW_LIMIT = WHOLE_ROW_LIMIT // 2
 LONG_ROW_BLOCK = 8192
 """Tile of a row longer than that: 16 elements a thread with 16 warps, two 16-byte loads in flight in bf16."""
 
+LONG_ROW_BLOCK_ON_CPU = 1024
+"""The same on a CPU, where what a tile is computed into lies in the 32 KB of a core's first cache: softmax of 64 rows of 128256
+took 4.8 ms with tiles of 8192, and takes 3.9."""
+
 COLUMN_BLOCK = 1024
 """Columns of a long row that a program of a backward pass owns: 8 elements a thread with 4 warps (16 spilled on sm_100)."""
 
@@ -45,8 +49,9 @@ class RowTile:
 @functools.lru_cache
 def row_tile(n: int, gpu: Gpu, *, limit: int = WHOLE_ROW_LIMIT) -> RowTile:
     """The tile for rows of `n` elements: short rows share a program (2048 elements), rows past `limit` are cut."""
-    block_n = LONG_ROW_BLOCK if n > limit else next_power_of_2(max(1, n))
-    block_m = max(1, 2048 // block_n)
+    long_block = LONG_ROW_BLOCK_ON_CPU if gpu.is_cpu else LONG_ROW_BLOCK
+    block_n = long_block if n > limit else next_power_of_2(max(1, n))
+    block_m = 1 if n > limit else max(1, 2048 // block_n)
     # 16 elements a thread are two 16-byte loads in bf16; past 16 warps a thread would be left with 64 registers.
     threads = block_m * block_n // 16
     return RowTile(block_m, block_n, max(1, min(16, threads // gpu.warp_size)))
@@ -72,6 +77,20 @@ def column_programs(m: int, n: int, gpu: Gpu) -> int:
 def contiguous(parameter: Tensor | None) -> Tensor | None:
     """A weight or bias as the kernels read it: with stride 1."""
     return None if parameter is None else parameter.contiguous()
+
+
+@triton.jit
+def rows_of_program(M, BLOCK_M: tl.constexpr, IN_SHARES: tl.constexpr):
+    """The first row of a program that walks over many, where it ends, and its step.
+
+    A GPU's programs run side by side and read neighbouring tiles. A core of a CPU runs one program at a time: IN_SHARES its
+    tiles are neighbours, and are read 1.3 times as fast as every fourth row of 8 KB.
+    """
+    if IN_SHARES:
+        share = tl.cdiv(tl.cdiv(M, BLOCK_M), tl.num_programs(0)) * BLOCK_M
+        first = tl.program_id(0) * share
+        return first, tl.minimum(first + share, M), BLOCK_M
+    return tl.program_id(0) * BLOCK_M, M, tl.num_programs(0) * BLOCK_M
 
 
 @triton.jit

@@ -35,7 +35,7 @@ def compile_module(ir: str, name: str, machine: Machine, *, key: str | None = No
 
     With a `key` the object is kept on disk, for `cached`. `ttir` is only written beside the dump of the module.
     """
-    image = emit_object(ir + "\n" + drivers.work_function(name, machine), name, machine, ttir=ttir)
+    image = emit_object(drivers.with_work_function(ir, name, machine), name, machine, ttir=ttir)
     if key is not None:
         cache.write(_full_key(key, name, machine), image)
     return Code(name, image)

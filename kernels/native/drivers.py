@@ -79,15 +79,23 @@ loop:
   %more = icmp slt i64 %i_next, %end
   br i1 %more, label %loop, label %done
 done:
+  FENCE
   ret void
 }
 """
 
 
-def work_function(name: str, machine: Machine) -> str:
-    """LLVM IR that belongs behind the `@program` of the kernel `name`: it defines `work_symbol(name)`."""
+def with_work_function(program: str, name: str, machine: Machine) -> str:
+    """LLVM IR of the kernel `name`: the `@program` that is given, and behind it `work_symbol(name)`.
+
+    What a program stores around the caches others see behind a fence: one for all of a thread's programs.
+    """
     body = _WORK.replace("NAME", name).replace("ATTRIBUTES", machine.function_attributes)
-    return f"{_LAUNCH}\n{body}"
+    if machine.is_x86 and "!nontemporal" in program:
+        fence, declared = "call void @llvm.x86.sse.sfence()", "declare void @llvm.x86.sse.sfence()\n"
+    else:
+        fence, declared = "", ""
+    return f"{program}\n{_LAUNCH}\n{declared}{body.replace('FENCE', fence)}"
 
 
 def work_symbol(name: str) -> str:

@@ -49,7 +49,7 @@ def inspect_plan(plan: LaunchPlan, machine: Machine) -> MachineCodeReport:
     name = str(plan.kernel.__name__)
     start = time.process_time()
     function = read_plan(plan)
-    ir = lower(function, {}, machine) + "\n" + drivers.work_function(name, machine)
+    ir = drivers.with_work_function(lower(function, {}, machine), name, machine)
     image = codegen.emit_object(ir, name, machine)
     seconds = time.process_time() - start
     return MachineCodeReport(

@@ -13,6 +13,7 @@ import functools
 import os
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..variables import EnvironmentVariableError
 from .llvmlite_compat import llvm, llvmlite_version
@@ -104,6 +105,13 @@ def _best() -> Machine | str:
     if "amx-tile" in has and not _may_use_tiles():
         has -= _AMX_FEATURES - {"avx512bf16"}
     return _classify(triple, cpu, features.flatten(), has)
+
+
+@functools.cache
+def cache_bytes() -> int:
+    """The last cache before memory, as Linux tells it, or 32 MiB where it does not."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size.removesuffix("K")) * 1024 for size in sizes if size.endswith("K")), default=32 << 20)
 
 
 def _may_use_tiles() -> bool:

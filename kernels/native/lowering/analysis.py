@@ -33,6 +33,7 @@ EXPENSIVE = {
 LARGE = 100  # ops of a formula
 MOST_TERMS = 16  # of an address
 DEEP = 100  # ops from a formula's end to its beginning: each is a call of a call when it is written
+READS = {"tt.load", "tt.atomic_rmw", "tt.atomic_cas"}
 WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas"}
 
 
@@ -48,10 +49,16 @@ def is_release(op: Op) -> bool:
 
 
 class Analysis:
-    """`kept`: the tiles to keep. `aliases` maps a pointer argument's number to the class of those that share memory with it."""
+    """`kept`: the tiles to keep. `aliases` maps a pointer argument's number to the class of those that share memory with it.
 
-    def __init__(self, function: Function, aliases: dict[int, int], machine: Machine) -> None:
+    `large` are the numbers of pointers to tensors that caches do not hold until somebody reads them.
+    """
+
+    def __init__(
+        self, function: Function, aliases: dict[int, int], machine: Machine, large: frozenset[int] = frozenset()
+    ) -> None:
         self.machine = machine
+        self.large = {aliases.get(number, number) for number in large}
         self.classes = {
             argument: aliases.get(number, number)
             for number, argument in enumerate(function.arguments)
@@ -59,6 +66,7 @@ class Analysis:
         }
         ops = list(function.ops())
         self.writes = [op for op in ops if op.kind in WRITES]
+        self.reads_memory = [op for op in ops if op.kind in READS]
         self.kept = set(self.operands_of_products(ops))
         self.sizes: dict[Value, int] = {}
         self.depths: dict[Value, int] = {}
@@ -192,6 +200,19 @@ class Analysis:
         left, right = self.memory(access.operands[0]), self.memory(write.operands[0])
         return left is None or right is None or bool(left & right)
 
+    def streams(self, store: Op) -> bool:
+        """Whether a store goes around the caches: it is into large tensors, and this kernel reads nothing of them.
+
+        Where the address was loaded it is some places that are written, such as the slots of a cache.
+        """
+        written = self.memory(store.operands[0])
+        return (
+            written is not None
+            and written <= self.large
+            and not any(self.may_alias(read, store) for read in self.reads_memory)
+            and not follows_from_memory(store.operands[0])
+        )
+
     def memory(self, pointer: Value) -> set[int] | None:
         """The alias classes of the arguments that a pointer may be made from, None where it cannot be told."""
         arguments = origins(pointer)
@@ -237,6 +258,21 @@ def origins(pointer: Value) -> list[Value] | None:
             return None
         waiting += sources
     return list(found)
+
+
+def follows_from_memory(value: Value) -> bool:
+    """Whether something that was loaded is in a value's formula."""
+    seen: set[Op] = set()
+    waiting = [value]
+    while waiting:
+        op = waiting.pop().op
+        if op is None or op in seen:
+            continue
+        if op.kind in READS:
+            return True
+        seen.add(op)
+        waiting += op.operands
+    return False
 
 
 def is_shifted(left: Value, right: Value) -> bool:

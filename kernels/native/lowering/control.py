@@ -82,6 +82,22 @@ def assign(k: "Kernel", slots: list[Slot], values: list[Value]) -> None:
         k.b.emit(f"store i64 {k.b.add(offset, step)}, ptr {slot.pointer}")
 
 
+def independent_writes(k: "Kernel", op: Op) -> Iterator[Write]:
+    """Of what a region yields the tiles whose old values no other yielded tile reads: they may be written before the rest."""
+    slots = k.frames[-1].slots
+    yields = [(slot, value) for slot, value in zip(slots, op.operands, strict=True) if value.shape]
+    reads = [buffers_read(k, value) for _, value in yields]
+    for number, (slot, value) in enumerate(yields):
+        made = value.op
+        if slot.initial is not None or made is None or value.is_argument or value in k.tiles.stored:
+            continue
+        if made.ancestors != op.ancestors:  # made before the region, and perhaps read where nothing is in the slot
+            continue
+        others = reads[:number] + reads[number + 1 :]
+        if not reads[number].get(slot.pointer) and not any(slot.pointer in other for other in others):
+            yield Write(value, slot.pointer)
+
+
 def _in_order(k: "Kernel", writes: list[Write]) -> Iterator[list[Write]]:
     """Groups of one shape in an order in which no buffer is written that a later write reads."""
     reads = {write: buffers_read(k, write.value) for write in writes}

@@ -294,7 +294,8 @@ class _Loop:
                 lanes = self.tiles.lanes(pointer, at)
                 x = self.tiles.lanes(value, at)
                 mask = self.tiles.narrow(root.op, lanes, mask, at.width)
-                memory.store(self.b, lanes, x, value.element, mask, at.width)
+                streams = self.k.analysis.streams(root.op)
+                memory.store(self.b, lanes, x, value.element, mask, at.width, streams=streams)
             elif isinstance(root, Write):
                 pointer_lane = self.tiles.buffer_pointer(self.shape, root.value.element, root.buffer, at)
                 memory.store(self.b, pointer_lane, self.tiles.lanes(root.value, at), root.value.element, None, at.width)

@@ -26,12 +26,20 @@ from .lanes import Uniform
 from .tiles import FORMULAS, Buffer, Tiles
 
 
-def lower(function: Function, aliases: dict[int, int], machine: Machine, *, check_bounds: bool = False) -> str:
+def lower(
+    function: Function,
+    aliases: dict[int, int],
+    machine: Machine,
+    *,
+    check_bounds: bool = False,
+    large: frozenset[int] = frozenset(),
+) -> str:
     """The LLVM module of a kernel. `aliases` maps the number of a pointer argument to a class of those that share memory.
 
-    With `check_bounds` no access leaves the memory of the tensor that its pointer comes from (`failures.py`).
+    With `check_bounds` no access leaves the memory of the tensor that its pointer comes from (`failures.py`). What is written
+    into tensors whose arguments have the numbers `large`, and not read, goes around the caches.
     """
-    return Kernel(function, aliases, machine, check_bounds).module()
+    return Kernel(function, aliases, machine, check_bounds, large).module()
 
 
 # Of a program's tiles, on a thread whose stack may be of no more than 1 MiB; attention wants 608 KiB.
@@ -41,11 +49,18 @@ MOST_STACK_BYTES = 640 * 2**10
 class Kernel:
     """A kernel that is being written. `frames` are the regions around the point of writing."""
 
-    def __init__(self, function: Function, aliases: dict[int, int], machine: Machine, check_bounds: bool) -> None:
+    def __init__(
+        self,
+        function: Function,
+        aliases: dict[int, int],
+        machine: Machine,
+        check_bounds: bool,
+        large: frozenset[int],
+    ) -> None:
         self.function, self.check_bounds = function, check_bounds
         self.b = Builder(machine)
         self.tiles = Tiles(self.b)
-        self.analysis = Analysis(function, aliases, machine)
+        self.analysis = Analysis(function, aliases, machine, large)
         self.kept = self.analysis.kept
         self.frames: list[control.Frame] = []
         self.stack_bytes = 0
@@ -138,6 +153,8 @@ class Kernel:
                         flush()
                     waiting.append(root)
                 elif not is_formula(op):
+                    if op.kind == "scf.yield":
+                        waiting += self.yielded_with(waiting, op)
                     if op.kind in STATEMENTS or self.needs(op, waiting):
                         flush()
                     self.statement(op)
@@ -166,6 +183,15 @@ class Kernel:
                 isinstance(other, Write) and self.analysis.moves(operation(root), other.value) for other in waiting
             )
         )
+
+    def yielded_with(self, waiting: list[Root], op: Op) -> list[Root]:
+        """What a loop carries on and may be written in the loop of the waiting roots, which read nothing of what it overwrites."""
+        found: list[Root] = []
+        for write in control.independent_writes(self, op) if waiting else ():
+            read = {buffer for root in waiting for value in root.values for buffer in control.buffers_read(self, value)}
+            if write.buffer not in read and self.may_share_loop([*waiting, *found], write):
+                found.append(write)
+        return found
 
     def is_used_up(self, root: Root, group: list[Root]) -> bool:
         """Whether a tile that is to be kept is consumed by the other roots of its loop alone, each of which computes it."""

@@ -3,6 +3,7 @@
 pointer Uniform                         one scalar load, in every lane
 pointer Affine, stride 1                load <16 x float>                    contiguous
   with a mask                           llvm.masked.load                     only where Prefix or Vector masks remain
+  into a large tensor                   store ..., !nontemporal              around the caches: else a line is read to be overwritten
 pointer Affine, another stride          llvm.masked.gather
 pointer Vector                          llvm.masked.gather / scatter
 """
@@ -47,13 +48,15 @@ def load(
     return Vector(_masked(b, kind, name, (pointers, addresses), size(element), (flags, inside), (kind, passed)))
 
 
-def store(b: Builder, pointer: Lane, value: Lane, element: str, mask: Mask, width: int) -> None:
-    """Writes the lanes inside the mask."""
+def store(
+    b: Builder, pointer: Lane, value: Lane, element: str, mask: Mask, width: int, *, streams: bool = False
+) -> None:
+    """Writes the lanes inside the mask. What `streams` goes around the caches, where it is a whole vector that lies as one must."""
     stored = in_memory(element)
     if stored != element:
         lane = _to_memory(b, value, element, width)
         assert lane is not None
-        return store(b, pointer, lane, stored, mask, width)
+        return store(b, pointer, lane, stored, mask, width, streams=streams)
     kind, flags = vector_type(element, width), vector_type("i1", width)
     x = as_vector(b, value, element, width)
     if width == 1:
@@ -62,7 +65,10 @@ def store(b: Builder, pointer: Lane, value: Lane, element: str, mask: Mask, widt
             address = b.let(f"select i1 {as_vector(b, mask, 'i1', 1)}, ptr {address}, ptr @lf.sink")
         return b.emit(f"store {kind} {x}, ptr {address}, align {size(element)}")
     if mask is None and isinstance(pointer, Affine) and pointer.stride == 1:
-        return b.emit(f"store {kind} {x}, ptr {pointer.base}, align {size(element)}")
+        instruction = f"store {kind} {x}, ptr {pointer.base}"
+        if streams:
+            return _store_around_caches(b, pointer.base, instruction, width * size(element), size(element))
+        return b.emit(f"{instruction}, align {size(element)}")
     inside = splat_literal(True, "i1", width) if mask is None else as_vector(b, mask, "i1", width)
     if isinstance(pointer, Affine) and pointer.stride == 1:
         name = f"llvm.masked.store.{suffix(element, width)}.p0"
@@ -73,6 +79,21 @@ def store(b: Builder, pointer: Lane, value: Lane, element: str, mask: Mask, widt
     name = f"llvm.masked.scatter.{suffix(element, width)}.v{width}p0"
     _masked(b, "void", name, (kind, x), (pointers, addresses), size(element), (flags, inside))
     return None
+
+
+def _store_around_caches(b: Builder, pointer: Operand, instruction: str, vector: int, element: int) -> None:
+    """x86 has such stores for aligned vectors alone: whether this one is, a branch asks, the same way all along a row."""
+    b.definitions["nontemporal"] = "!0 = !{i32 1}"
+    aligned, other, done = (b.label(hint) for hint in ("aligned", "other", "stored"))
+    low = b.let(f"and i64 {b.let(f'ptrtoint ptr {pointer} to i64')}, {vector - 1}")
+    b.branch_if(b.let(f"icmp eq i64 {low}, 0"), aligned, other)
+    b.place(aligned)
+    b.emit(f"{instruction}, align {vector}, !nontemporal !0")
+    b.branch(done)
+    b.place(other)
+    b.emit(f"{instruction}, align {element}")
+    b.branch(done)
+    b.place(done)
 
 
 def _unknown(b: Builder, mask: str, width: int) -> str:

@@ -3,13 +3,13 @@
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...decoder.model import Linear
 from ...kernels.huge_pages import prefer_huge_pages
+from ...kernels.native import machine
 from ...kernels.read_stream import read_stream
 from .timing import Call, time_interleaved
 from .work import Work
@@ -142,5 +142,4 @@ def cache_bytes(device: torch.device) -> int:
     """A GPU's L2; a CPU's last-level cache, as Linux tells it, or 32 MiB where it does not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    return max((int(size.removesuffix("K")) * 1024 for size in sizes if size.endswith("K")), default=32 << 20)
+    return machine.cache_bytes()

@@ -229,7 +229,7 @@ def test_a_later_process_finds_it_without_compiling(directory):
 
 @pytest.mark.parametrize("machine", [AVX512, AVX512_BF16, AVX2, NEON], ids=["avx512", "avx512_bf16", "avx2", "neon"])
 def test_every_machine_has_an_object_and_assembly(machine):
-    ir = mirror_ir(machine) + drivers.work_function("mirror", machine)
+    ir = drivers.with_work_function(mirror_ir(machine), "mirror", machine)
     assert codegen.emit_object(ir, "mirror", machine)[:4] == b"\x7fELF"
     assert "mirror.work:" in codegen.emit_assembly(ir, machine)
 

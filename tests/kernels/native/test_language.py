@@ -361,6 +361,51 @@ def test_while_over_a_tile():
 
 
 @triton.jit
+def sums_kernel(p_x, p_y, p_sums, M, N: tl.constexpr):
+    o = tl.arange(0, N)
+    sums = tl.zeros([N], dtype=tl.float32)
+    before = tl.zeros([N], dtype=tl.float32)
+    for i in range(M):
+        x = tl.load(p_x + i * N + o)
+        tl.store(p_y + i * N + o, x + before)
+        before = sums
+        sums += x
+    tl.store(p_sums + o, sums)
+    tl.store(p_sums + N + o, before)
+
+
+def test_what_a_loop_carries_is_written_with_its_stores():
+    x, y, sums = torch.randn(5, 64), torch.full((5, 64), torch.nan), torch.full((2, 64), torch.nan)
+    native.launch(sums_kernel, (1,), x, y, sums, 5, N=64)
+    running = torch.cat([torch.zeros(2, 64), x.cumsum(0)])
+    torch.testing.assert_close(y, x + running[:5])
+    torch.testing.assert_close(sums, running[[6, 5]])
+
+
+@triton.jit
+def branches_kernel(p_x, p_y, flag, N: tl.constexpr):
+    o = tl.arange(0, N)
+    x = tl.load(p_x + o)
+    twice = x + x
+    if flag:
+        tl.store(p_y + o, x)
+        a, b = twice, twice
+    else:
+        a, b = twice + 1, x
+    tl.store(p_y + N + o, a)
+    tl.store(p_y + 2 * N + o, b)
+    tl.store(p_y + 3 * N + o, twice)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_a_branch_gives_what_was_made_before_it(flag):
+    x, y = torch.randn(512), torch.zeros(4, 512)
+    native.launch(branches_kernel, (1,), x, y, flag, N=512)
+    wanted = [x, 2 * x, 2 * x, 2 * x] if flag else [0 * x, 2 * x + 1, x, 2 * x]
+    assert torch.equal(y, torch.stack(wanted))
+
+
+@triton.jit
 def nested_kernel(x, out, n, N: tl.constexpr):
     i = tl.arange(0, N)
     y = tl.load(x + i)
