@@ -12,20 +12,23 @@ from ..builder import Builder
 from ..elements import Operand, size, splat_literal, vector_type
 from ..elementwise import convert_float
 from ..index import Index, Masks
-from ..lanes import Affine, Uniform
+from ..lanes import Affine, Lane, Uniform
 from .arithmetic import add_pairs, multiply_add
 from .operands import Product, loaded
 
 if TYPE_CHECKING:
     from ..kernel import Kernel
 
-PREFETCH = 1024  # bytes ahead of the rows that are streamed: 0.62 -> 1.0 of oneDNN's speed at 4 rows
-# Rows of a tile that take no more than this together are prefetched from the tile after it instead: ahead in a short row is
-# what the row below has brought already.
-SHORT_ROWS = 16 * 1024
-# Up to so many columns rows are taken one by one, in the order of memory, which the CPU's own prefetching goes on with: in huge pages
-# a core of an AMD EPYC read 27 GB/s so, and 13 to 18 by four rows at a time. With more, a row would be multiplied from cache too often.
-FEW_COLUMNS = 4
+# Rows that are read from memory are asked for a tile ahead, in the order of memory, into the second-level cache, which the CPU's own
+# prefetching goes on with: in huge pages a core of an AMD EPYC read 19 to 22 GB/s so for 8 columns, and 8 to 11 asking for each row apart.
+PREFETCH = 1024  # bytes ahead, of rows too long for one tile
+LONG_ROW = 16 * 1024  # bytes in a tile, of a row that may go on after it
+# Up to so many columns short rows are multiplied one by one, 27 to 31 GB/s, and longer ones by eight (by one 20, by four 24 to 29).
+# With more columns a row would be multiplied from cache too often.
+FEW_COLUMNS = 2
+SHORT_ROW = 4 * 1024
+
+_FIRST_LEVEL, _SECOND_LEVEL = 3, 2  # of the cache, as `llvm.prefetch` has them
 
 
 class AlongK:
@@ -42,15 +45,19 @@ class AlongK:
         self.lanes = lanes if self.pairs else self.width
         self.kind = vector_type(self.element, self.lanes)
         self.tile = (4, 4) if k.b.machine.vector_registers >= 32 else (2, 4)
-        self.in_order = product.n <= FEW_COLUMNS and (self.streamed() or (None, 0))[1] == 1
-        if self.in_order:
-            self.tile = (1, 4)
+        streamed = self.streamed()
+        if streamed is not None and streamed[1] == 1 and product.n <= FEW_COLUMNS:
+            short = product.k * size(streamed[0].element) <= SHORT_ROW
+            self.tile = (1 if short else 2 * self.tile[0], FEW_COLUMNS)
 
     def emit(self, rows: Operand, columns: Operand, first_row: Operand = 0) -> None:
         tall, wide = self.tile
         self.b.blocks(
-            first_row, rows, (tall, 2, 1) if tall > 2 else (tall, 1),
-            lambda m, height: self.b.blocks(0, columns, (wide, 2, 1), lambda n, breadth: self.emit_tile(m, n, height, breadth)),
+            first_row, rows, tuple(height for height in (8, 4, 2, 1) if height <= tall),
+            lambda m, height: self.b.blocks(
+                0, columns, tuple(breadth for breadth in (4, 2, 1) if breadth <= wide),
+                lambda n, breadth: self.emit_tile(m, n, height, breadth),
+            ),
         )  # fmt: skip
 
     def emit_tile(self, m: Operand, n: Operand, height: int, breadth: int) -> None:
@@ -87,15 +94,8 @@ class AlongK:
             )
             lefts = [Index((*product.lead, row, along), self.width, left_masks) for row in rows]
             rights = [Index((*product.lead, along, column), self.width, right_masks) for column in columns]
-            streamed = self.streamed()
-            if masks is Masks.INSIDE and streamed is not None:
-                value, dimension = streamed
-                of_tile = rows if dimension == 1 else columns
-                short = not self.in_order and len(of_tile) * product.k * size(value.element) <= SHORT_ROWS
-                ahead = [Uniform(b.add(each.x, len(of_tile))) for each in of_tile] if short else of_tile
-                places = [(each, along) if dimension == 1 else (along, each) for each in ahead]
-                for place in places:
-                    self.prefetch(Index((*product.lead, *place), self.width), value, 0 if short else PREFETCH)
+            if masks is Masks.INSIDE:
+                self.prefetch(rows, columns, i)
             left = [self.operand(product.a, at) for at in lefts]
             right = [self.operand(product.b, at) for at in rights]
             for x, slots in zip(left, sums, strict=True):
@@ -122,21 +122,44 @@ class AlongK:
                 return value, along
         return None
 
-    def prefetch(self, at: Index, value: Value, distance: int) -> None:
+    def prefetch(self, rows: list[Uniform], columns: list[Uniform], i: Operand) -> None:
+        """What is streamed, beyond element `i` of the tile's rows or columns."""
+        match self.streamed():
+            case value, 1 if self.product.k * size(value.element) <= LONG_ROW:
+                # rows mostly lie one behind the other: then the next tile begins where this one ends
+                start = self.address(value, Uniform(self.b.add(rows[0].x, len(rows))), Uniform(0))
+                passed, step = self.b.mul(i, size(value.element) * len(rows)), size(value.element) * self.width
+                for number in range(len(rows)):
+                    self.emit_prefetch(start, self.b.add(passed, step * number), _SECOND_LEVEL)
+            case value, 1:
+                for row in rows:
+                    self.emit_prefetch(self.address(value, row, Uniform(i)), PREFETCH, _FIRST_LEVEL)
+            case value, _:
+                for column in columns:
+                    after = Uniform(self.b.add(column.x, len(columns)))
+                    self.emit_prefetch(self.address(value, Uniform(i), after), 0, _FIRST_LEVEL)
+
+    def address(self, value: Value, *at: Lane) -> Operand | None:
+        """Where an element of an operand is loaded from; None where that is not simply computed."""
         found = loaded(self.kernel, value)
         assert found is not None
         load, dimensions = found
-        coordinates = tuple(at.coordinates[dimensions.index(d)] for d in range(len(dimensions)))
-        at = at.moved(coordinates)
+        coordinates = (*self.product.lead, *at)
+        index = Index(tuple(coordinates[dimensions.index(d)] for d in range(len(dimensions))), 1)
         # What is ahead may lie beyond the tile. An address that is itself loaded (a block table) is read under its mask.
         if any(
-            len(op.operands) < 2 for op, _, _ in self.kernel.tiles.reads(load.operands[0], at) if op.kind == "tt.load"
+            len(op.operands) < 2
+            for op, _, _ in self.kernel.tiles.reads(load.operands[0], index)
+            if op.kind == "tt.load"
         ):
-            return
-        pointer = self.kernel.tiles.lanes(load.operands[0], at)
-        if isinstance(pointer, Affine):
-            ahead = self.b.let(f"getelementptr i8, ptr {pointer.base}, i64 {distance}")
-            self.b.call("void", "llvm.prefetch.p0", ("ptr", ahead), ("i32", 0), ("i32", 3), ("i32", 1))
+            return None
+        pointer = self.kernel.tiles.lanes(load.operands[0], index)
+        return pointer.x if isinstance(pointer, Uniform) else None
+
+    def emit_prefetch(self, start: Operand | None, distance: Operand, level: int) -> None:
+        if start is not None:
+            ahead = self.b.let(f"getelementptr i8, ptr {start}, i64 {distance}")
+            self.b.call("void", "llvm.prefetch.p0", ("ptr", ahead), ("i32", 0), ("i32", level), ("i32", 1))
 
     def add_to_result(self, row: Uniform, column: Uniform, totals: str, number: int, height: int, breadth: int) -> None:
         """Adds the sums of row `number` of the tile, which stand side by side in `totals` as they do in the result."""
