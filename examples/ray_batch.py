@@ -5,7 +5,7 @@
 
 Rows come from JSONL files, and go to JSONL files in the folder `out`, in no particular order, with the field "output" beside their own.
 An actor that dies is started again, and what it had not finished is computed again: no row is lost, and none is there twice.
-A row whose text is empty ends the job with an error that says so; `rows.filter(...)` before `map_batches` leaves such rows out.
+A row whose text is empty ends the job with an error that says so; `.filter(...)` after `read_json` leaves such rows out.
 On a cluster, `ray job submit` this file there; on a GPU machine add `num_gpus=1` to `map_batches`.
 """
 
