@@ -5,6 +5,7 @@
 
 Rows come from JSONL files, and go to JSONL files in the folder `out`, in no particular order, with the field "output" beside their own.
 An actor that dies is started again, and what it had not finished is computed again: no row is lost, and none is there twice.
+A row whose text is empty ends the job with an error that says so; `.filter(...)` after `read_json` leaves such rows out.
 On a cluster, `ray job submit` this file there; on a GPU machine add `num_gpus=1` to `map_batches`.
 """
 
@@ -14,14 +15,13 @@ from typing import Any
 import ray
 
 from llama_fast import LLM, summarize
-from llama_fast.engine import EMBEDDED_MODEL
 
 
 class Summarizer:
     """What an actor holds: one engine for all of its batches."""
 
     def __init__(self, model: str) -> None:
-        self.llm = LLM(EMBEDDED_MODEL if model == "embedded" else model, progress=False)
+        self.llm = LLM(model, progress=False)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {**batch, "output": summarize(self.llm, list(batch["text"]))}

@@ -74,9 +74,21 @@ STAGES = {
     "tuned": Stage("llama-fast train export tune tuned", ("tuned",), ("tune",)),
     "before": Stage(f"llama-fast eval base {EVALUATE} --out before", ("before",), ("planted", "base", "conversations"), **LIMITS),
     "after": Stage(f"llama-fast eval tuned {EVALUATE} --out after", ("after",), ("planted", "tuned", "conversations"), **LIMITS),
-    "copied": Stage("python @copied.py", ("copied",), ("after",)),
-    "use": Stage("python @use.py", ("use.json",), ("tuned", "conversations")),
-    "report": Stage("python @report.py @lifecycle.html.jinja", ("lifecycle.json", "report.html"), ("planted", "pretrain", "tune", "before", "after", "copied", "use"), "--quick"),
+    "reversed": Stage(
+        "python @reversed.py @reversed.toml", ("reversed_tune.jsonl", "reversed_held_out.jsonl", "reversed.jsonl", "reversed.toml"),
+        ("conversations",), quick="--lines 500",
+    ),
+    "adapter": Stage(
+        "torchrun --standalone --nproc-per-node 2 -m llama_fast.train @adapter.toml", ("adapter",), ("tuned", "reversed"),
+        goes_on=True, quick="--set schedule.steps=12 --set batch.rows=1 --set run.evaluate_every=6 --set run.save_every=6",
+    ),
+    "peft": Stage("llama-fast train export adapter peft --adapter", ("peft",), ("adapter",)),
+    "merged": Stage("llama-fast train export adapter merged", ("merged",), ("adapter",)),
+    "unadapted": Stage("llama-fast eval tuned reversed.toml --chat --out unadapted", ("unadapted",), ("tuned", "reversed"), **LIMITS),
+    "adapted": Stage("llama-fast eval merged reversed.toml translation.toml --chat --out adapted", ("adapted",), ("merged", "reversed", "conversations"), **LIMITS),
+    "copied": Stage("python @copied.py", ("copied",), ("after", "adapted")),
+    "use": Stage("python @use.py", ("use.json",), ("base", "tuned", "conversations", "reversed", "peft", "merged")),
+    "report": Stage("python @report.py @lifecycle.html.jinja", ("lifecycle.json", "report.html"), ("planted", "pretrain", "tune", "before", "after", "adapter", "unadapted", "adapted", "copied", "use"), "--quick"),
 }  # fmt: skip
 
 

@@ -27,10 +27,19 @@ from llama_fast.train.report.curves import curve
 
 POINTS = 200
 """Of a curve; each is the mean of several steps."""
-RUNS = {"pretrain": "Pre-training", "tune": "Fine-tuning"}
+RUNS = {"pretrain": "Pre-training", "tune": "Fine-tuning", "adapter": "The adapter (LoRA)"}
+EVALUATIONS = ("before", "after", "unadapted", "adapted", "copied")
+PAIRS = [
+    ("before", "after"),
+    ("copied", "after"),
+    ("unadapted", "adapted"),
+    ("copied", "adapted"),
+    ("after", "adapted"),
+]
+"""Which are compared."""
 TASKS = {
     "modern": "held-out plays, modern", "folio": "held-out plays, 1623", "stories": "held-out stories",
-    "translation": "translation of lines", "questions": "questions about stories", "summaries": "summaries of stories",
+    "translation": "lines of 1623, spelt as today", "reversed": "lines of today, spelt as in 1623", "questions": "questions about stories", "summaries": "summaries of stories",
 }  # fmt: skip
 
 
@@ -52,7 +61,7 @@ def main() -> int:
 
 
 def collected(*, quick: bool) -> dict[str, Any]:
-    evaluations = {name: read_json(f"{name}/evaluation.json", Evaluation) for name in ("before", "after", "copied")}
+    evaluations = {name: read_json(f"{name}/evaluation.json", Evaluation) for name in EVALUATIONS}
     found: dict[str, Any] = {
         "quick": quick,
         "machine": machine(default_device()),
@@ -126,12 +135,12 @@ def scores(evaluations: dict[str, Evaluation]) -> Iterator[dict[str, Any]]:
 
 
 def changes(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
-    """What the paired bootstrap says of the tuned model, beside the model before and beside copies of the source."""
+    """What the paired bootstrap says of a model, beside another and beside copies of the source."""
     found = []
-    for against in ("before", "copied"):
-        compared = compare(evaluations[against], evaluations["after"])
+    for against, of in PAIRS:
+        compared = compare(evaluations[against], evaluations[of])
         found += [
-            {"against": against, "task": each.task, "score": each.score, "low": each.low, "high": each.high, "unit": each.unit, "verdict": each.verdict, "confidence": compared.confidence}
+            {"of": of, "against": against, "task": each.task, "score": each.score, "low": each.low, "high": each.high, "unit": each.unit, "verdict": each.verdict, "confidence": compared.confidence}
             for each in compared.changes if each.decides
         ]  # fmt: skip
     return found
@@ -160,6 +169,7 @@ def bars(found: dict[str, Any], *, quick: bool) -> Iterator[Bar]:
         share = score(found, task, "accuracy")["after"][0]
         yield "goal", f"{TASKS[task]}: 80 % accepted by the checker", units.percent(share), share >= 0.8
     yield from planted({each["what"]: each["count"] / each["of"] for each in found["planted"]}, bar)
+    yield from adapter(found)
     same = found["use"]["same"]
     met = same["fused"] == same["LLM"] == same["of"]
     yield (
@@ -190,9 +200,28 @@ def translations(found: dict[str, Any], bar: str) -> Iterator[Bar]:
         f"{after:.1f} and {copied:.1f}",
         after >= copied + 20,
     )
-    (change,) = (each for each in found["changes"] if (each["against"], each["task"]) == ("before", "translation"))
-    interval = f"{change['low']:+.1f} to {change['high']:+.1f}"
-    yield bar, "BLEU better than before tuning, by paired bootstrap", interval, change["verdict"] == "better"
+    interval, met = better(found, "before", "translation")
+    yield bar, "BLEU better than before tuning, by paired bootstrap", interval, met
+
+
+def adapter(found: dict[str, Any]) -> Iterator[Bar]:
+    interval, met = better(found, "copied", "reversed", of="adapted")
+    yield "goal", f"{TASKS['reversed']}: the adapter's BLEU above the source itself, by paired bootstrap", interval, met
+    its = found["use"]["adapter"]
+    yield (
+        "bar",
+        "the adapter writes the same beside the model and merged into it",
+        f"{its['same']} of {its['of']}",
+        its["same"] == its["of"],
+    )
+
+
+def better(found: dict[str, Any], against: str, task: str, *, of: str = "after") -> tuple[str, bool]:
+    """The interval of a difference, and whether all of it says better."""
+    (change,) = (
+        each for each in found["changes"] if (each["of"], each["against"], each["task"]) == (of, against, task)
+    )
+    return f"{change['low']:+.1f} to {change['high']:+.1f}", change["verdict"] == "better"
 
 
 def planted(shares: dict[str, float], bar: str) -> Iterator[Bar]:

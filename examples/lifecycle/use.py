@@ -1,4 +1,8 @@
-"""The exported model at work, in transformers, with fused layers, and in `LLM`: the same words from all three. Writes use.json."""
+"""The exported models at work. Writes use.json.
+
+The tuned one in transformers, with fused layers, and in `LLM`: the same words from all three. What the adapter has learnt, beside that model in
+PEFT, and merged into it in `LLM`: the same words from both.
+"""
 
 import json
 import random
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llama_fast
@@ -16,7 +21,7 @@ from llama_fast.data import stories
 from llama_fast.evaluate.files import read_lines
 from llama_fast.reports.jsonfile import write_whole
 
-MODEL = "tuned"
+MODEL, ADAPTER, MERGED = "tuned", "peft", "merged"
 MOST = 64
 JUDGED, LINES, STORIES = 300, 12, 3
 """The lines that `before` and `after` are judged by, those after them that are asked here, and stories."""
@@ -26,6 +31,8 @@ FORMS = {
     "summarize": "Story: {text}\nSummary:",
 }
 """How the model was asked while it learnt (conversations.py)."""
+REVERSED = "Today: {text}\n1623:"
+"""How it was while the adapter learnt (reversed.py)."""
 OPENINGS = ("MACBETH.\nIf", "PROSPERO.\nMy")
 
 
@@ -61,10 +68,13 @@ def main() -> None:
             for each, output in zip(asked, outputs, strict=True)
         ],
         "plays": plays(LLM("base")),
+        "adapter": adapter(tokenizer),
     }
     write_whole(Path("use.json"), json.dumps(found, indent=1, ensure_ascii=False))
     print(report)
     print(f"the same words as transformers: fused {same(plain, fused)}, LLM {same(plain, ours)}, of {len(asked)}")
+    beside = found["adapter"]
+    print(f"the same words of the adapter, merged, as beside the model: {beside['same']} of {beside['of']}")
     for each, output in list(zip(asked, outputs, strict=True))[::5]:
         print(f"[{each.task}] {each.prompt} {output}")
 
@@ -107,6 +117,27 @@ def by_tasks(llm: LLM, asked: list[Asked]) -> list[str]:
         *llama_fast.answer(llm, fields("answer", "question"), fields("answer", "context"), prompt=FORMS["answer"]),
         *llama_fast.summarize(llm, fields("summarize", "text"), prompt=FORMS["summarize"]),
     ]
+
+
+def adapter(tokenizer: AutoTokenizer) -> dict[str, object]:
+    """Lines of held-out plays spelt as in 1623, by the adapter beside the model, and merged into it."""
+    lines = [line for _, line in read_lines(Path("reversed.jsonl"), JUDGED + LINES)][JUDGED:]
+    prompts = [REVERSED.format(text=line["target"]) for line in lines]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), ADAPTER).eval()
+    beside = [by_transformers(model, tokenizer, prompt) for prompt in prompts]
+    merged = by_llm(LLM(MERGED), prompts)
+    return {
+        "same": same(beside, merged),
+        "of": len(lines),
+        "bytes": {
+            name: Path(name, file).stat().st_size
+            for name, file in ((ADAPTER, "adapter_model.safetensors"), (MERGED, "model.safetensors"))
+        },
+        "samples": [
+            {"prompt": prompt, "right": line["source"], "output": output}
+            for prompt, line, output in zip(prompts, lines, merged, strict=True)
+        ],
+    }
 
 
 def plays(llm: LLM) -> list[str]:

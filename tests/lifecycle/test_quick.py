@@ -56,7 +56,7 @@ def test_killed_in_each_stage(whole, tmp_path):
         with (tmp_path / "lock").open("w") as lock:  # until the last of them has ended
             fcntl.flock(lock, fcntl.LOCK_EX)
         assert driver(tmp_path, name).wait() == 0
-    for name in ("data/shards", "base", "tuned"):
+    for name in ("data/shards", "base", "tuned", "peft", "merged"):
         assert digest(tmp_path / name) == digest(whole / name)
     scores = [json.loads((out / "lifecycle.json").read_text())["scores"] for out in (whole, tmp_path)]
     assert scores[0] == scores[1]
