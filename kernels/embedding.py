@@ -4,8 +4,7 @@
 
 A program owns one row, in tiles of up to 4096 columns: each row is read once and written once, memory bound.
 
-Backward: dweight is zero but for the rows that were asked for, the sums of those of dy in their order, in float32 and rounded once. On a
-CPU it is the memory that costs: for 32000 x 768 PyTorch's gradient took 130 ms of a training step of 2.3 s.
+Backward: dweight is zero but for the rows that were asked for, the sums of those of dy in their order, in float32 and rounded once.
 """
 
 from collections.abc import Iterator
