@@ -177,8 +177,10 @@ class RecordedSteps(Generic[_Output]):
             return None
         seconds, taken = time.perf_counter() - start, self.recorder.bytes - before
         if seconds > 0.5 and self._console.is_terminal:
-            memory = f", {taken / 2**20:.0f} MiB" if taken else ""
-            self._console.print(f"recorded the decoding step of {rows} rows in {seconds:.1f} s{memory}")
+            memory = f", {taken / 2**20:.0f} MiB" if taken >= 2**20 else ""
+            plural = "s" if rows > 1 else ""
+            # from a line's start: a terminal shows the text up to here
+            self._console.print(f"\nrecorded the decoding step of {rows} row{plural} in {seconds:.1f} s{memory}")
         return Recorded(recording, inputs, self._writer(inputs, rows, blocks), output)
 
     def _writer(self, inputs: StepInputs, rows: int, blocks: int) -> Callable[[Sequence[Chunk]], None]:
