@@ -114,6 +114,8 @@ class Batch:
         if out is None:
             return None
         require_writable("--out", out, folder=False)
+        if any(out.exists() and Path(name).exists() and out.samefile(name) for name in self.at.files or ()):
+            raise fail(f"--out: {out} is what is read: give another name")
         if out.exists() and not self.at.resume:
             goes_on = "go on with it by --resume, " if self.at.writes_jsonl else ""
             raise fail(f"--out: {out} is there: {goes_on}remove it, or give another name")
