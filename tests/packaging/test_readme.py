@@ -121,9 +121,9 @@ def test_the_figures_of_generation_are_those_of_the_result_files(page):
 ENGINES = ("llama-fast", "llama.cpp", "OpenVINO GenAI")
 
 
-def beside_engines() -> list[str]:
-    """The rows of the table of a token, a batch, a prompt and memory, by the result file."""
-    (file,) = (README.parent / "benchmarks" / "results").glob("cpu-intel-*-avx-512-*/engines.json")
+def beside_engines(machine: str) -> list[str]:
+    """The rows of a machine's table of a token, a batch, a prompt and memory, by the result file."""
+    (file,) = (README.parent / "benchmarks" / "results").glob(f"cpu-{machine}-*-avx-512-*/engines.json")
     rows: dict[str, dict[str, list[Result]]] = {}
     for result in read_json(file, Record).results:
         model, what, tokens, threads = result.shape.split(", ")
@@ -157,10 +157,10 @@ def _cells(row: dict[str, list[Result]]) -> list[str]:
 def test_the_figures_beside_other_engines_are_those_of_the_result_file():
     page = (README.parent / "docs" / "generation.md").read_text()
     told = re.findall(r"^\| \S+, (?:a chat, )?(?:float32|bfloat16), \d threads? \|.*$", page, re.MULTILINE)
-    assert told == beside_engines()
+    assert told == beside_engines("amd") + beside_engines("intel")
     (line,) = re.findall(r"a token of it takes (.*?) ms in float32\s+and (.*?) in\s+bfloat16", README.read_text())
     two = [row for row in told if row.startswith("| 125M") and "2 threads" in row]
-    assert [row.split(" | ")[1] for row in two] == list(line)
+    assert [row.split(" | ")[1] for row in two[:2]] == list(line)
 
 
 def commands_of(page: Path) -> list[str]:

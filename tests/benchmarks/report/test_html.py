@@ -61,7 +61,7 @@ def test_nothing_is_loaded_and_nothing_complains(browser, file):
 def test_every_picture_is_seen_and_every_section_can_be_reached(browser, file):
     opened(browser, file, DESK)
     seen = browser.execute_script("return [...document.images].map(each => [each.alt, each.naturalWidth])")
-    assert len(seen) == 5 and all(alt and width > 500 for alt, width in seen)
+    assert len(seen) == 6 and all(alt and width > 500 for alt, width in seen)
     links = browser.find_elements("css selector", "nav a")
     assert [link.text for link in links] == ["NVIDIA H100 80GB HBM3", "rms_norm", "attention", "generate"]
     for link in links:
