@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backwa
 from llama_fast import kernels, ops
 
 WITHOUT_PRODUCTS = {
-    "add_layer_norm", "add_rms_norm", "cross_entropy", "cross_entropy_backward", "dropout", "embedding", "glu",
+    "add_layer_norm", "add_rms_norm", "cross_entropy", "cross_entropy_backward", "dropout", "embedding", "embedding_backward", "glu",
     "glu_backward", "layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward", "rope", "rope_append", "rotary_angles", "sample",
     "softmax", "softmax_backward",
 }  # fmt: skip
