@@ -1,11 +1,14 @@
 """Matrix products large enough to be packed, or streamed from memory, on each instruction set that this CPU has."""
 
+import re
+
 import pytest
 import torch
 
 from llama_fast import native
 from llama_fast.kernels.launch import LaunchPlan
-from llama_fast.kernels.native import machine
+from llama_fast.kernels.native import drivers, machine
+from llama_fast.kernels.native.codegen import emit_assembly
 from llama_fast.kernels.native.front_end import read_plan
 from llama_fast.kernels.native.inspection import inspect_plan
 from llama_fast.kernels.native.lowering import lower
@@ -90,6 +93,51 @@ def test_streamed(dtype, columns, rows, inner, target):
     check(dtype, (rows, columns, inner), tile, steps=2, along=(False, True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize(("k", "inner"), [(64, 41), (2048, 1100)])
+def test_every_remainder_of_rows_and_columns(dtype, n, k, inner, target):
+    """By few columns one short row at a time is multiplied, or up to eight; 27 are 3 * 8 + 2 + 1."""
+    for rows, columns in ((27, n), (4, n - 1)):
+        check(dtype, (rows, columns, inner), (32, n, k), along=(False, True))
+
+
+def plan_of_rows(columns, k, dtype=torch.float32):
+    a, b, c = (torch.empty(shape, device="meta", dtype=dtype) for shape in ((32, k), (columns, k), (32, columns)))
+    strides = dict(a_stride_m=k, a_stride_k=1, b_stride_k=1, b_stride_n=k, rows=27, columns=columns, inner=k)
+    constants = dict(M=32, N=columns, K=k, STEPS=1, COMPUTED=False)
+    return LaunchPlan(product_kernel, (1,), dict(p_a=a, p_b=b, p_c=c, **strides), constants)
+
+
+def largest_step(plan, cpu, sums, asks):
+    """Products and prefetches in the straight code that has most products, for which there are registers."""
+    ir = drivers.with_work_function(lower(read_plan(plan), {}, cpu), "product_kernel", cpu)
+    blocks = re.split(r"^\.LBB|%bb\.", emit_assembly(ir, cpu), flags=re.MULTILINE)
+    most = max(blocks, key=lambda block: len(re.findall(sums, block)))
+    assert not re.search(r"(16|32|64)-byte", most)  # vectors on the stack
+    return len(re.findall(sums, most)), len(re.findall(asks, most))
+
+
+@pytest.mark.parametrize(
+    ("columns", "k", "tile", "narrow"),
+    [(2, 1024, (1, 2), (1, 2)), (2, 2048, (8, 2), (4, 2)), (4, 1024, (8, 2), (4, 2)), (8, 1024, (4, 4), (2, 4))],
+)
+def test_tiles_of_few_columns(columns, k, tile, narrow):
+    """Height times width sums; each line of the next tile is asked for once."""
+    plan = plan_of_rows(columns, k)
+    for cpu, (height, width), sums, asks in (
+        (machine.AVX512, tile, r"vfmadd\d+ps.*zmm", r"prefetcht1"),
+        (machine.AVX2, narrow, r"vfmadd\d+ps.*ymm", r"prefetcht1"),
+        (machine.NEON, tile, r"fmla\tv", r"prfu?m\tpldl2keep"),
+    ):
+        lines = max(1, height * cpu.vector_bytes // 64)
+        assert largest_step(plan, cpu, sums, asks) == (height * width, lines), cpu.name
+
+
+def test_a_row_too_long_for_a_tile_is_asked_for_in_itself():
+    assert largest_step(plan_of_rows(4, 8192), machine.AVX512, r"vfmadd\d+ps.*zmm", r"prefetcht0") == (16, 8)
+
+
 def test_with_checks_of_bounds_no_row_is_read_by_the_matrix_unit(monkeypatch):
     weight, x, out = (torch.empty(128, 128, device="meta", dtype=torch.bfloat16) for _ in range(3))
     numbers = (*weight.stride(), 1, 128, 128, 4, 128)
@@ -168,6 +216,26 @@ def test_a_list_of_rows_is_not_read_beyond_its_end(masked, rows, target):
         listed_rows_kernel, (1,), x, table, listed, out, rows, M=2, N=16, K=64, MASKED=masked, check_bounds=True
     )
     torch.testing.assert_close(out[:, :rows], 2 * x @ table[listed].T, rtol=1e-5, atol=1e-5)
+
+
+@triton.jit
+def moved_list_kernel(p_x, p_rows, p_list, p_out, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N), tl.arange(0, K)
+    i = tl.load(p_list + n)
+    tl.store(p_list + n, i + 1)
+    b = tl.load(p_rows + i[:, None] * K + k[None, :])
+    x = tl.load(p_x + m * K + k[None, :])
+    tl.store(p_out + n[:, None] * M + m.trans(), tl.dot(b, x.trans(), input_precision="ieee"))
+
+
+def test_nor_is_a_list_that_is_kept():
+    x, table, listed = torch.randn(2, 64), torch.randn(32, 64), torch.randperm(32)[:16]
+    out, before = torch.full((16, 2), torch.nan), listed.clone()
+    arguments = dict(p_x=x, p_rows=table, p_list=listed, p_out=out)
+    plan = LaunchPlan(moved_list_kernel, (1,), arguments, dict(M=2, N=16, K=64))
+    assert "prefetch" not in lower(read_plan(plan), {}, machine.AVX512)
+    plan.launch()
+    torch.testing.assert_close(out, table[before] @ x.T, rtol=1e-5, atol=1e-5)
 
 
 def test_two_rows_are_multiplied_together():
