@@ -134,7 +134,8 @@ def _optimised(ir: str, target: Any, machine: Machine) -> Any:
 
 
 def _full_key(key: str, name: str, machine: Machine) -> str:
-    return "\n".join((key, name, repr(machine), llvmlite_version(), repr(llvm().llvm_version_info), drivers.VERSION))
+    around = drivers.with_work_function("", name, machine)
+    return "\n".join((key, name, repr(machine), llvmlite_version(), repr(llvm().llvm_version_info), around))
 
 
 def _dump(file: str, text: str) -> None:

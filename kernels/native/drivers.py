@@ -4,7 +4,7 @@ The lowering of a kernel defines one function that runs one program of a grid:
 
     define internal void @program(ptr noalias %arguments, i32 %i0, i32 %i1, i32 %i2, i32 %n0, i32 %n1, i32 %n2)
 
-`work_function` adds the one that runs a thread's share of the programs, and is all that a kernel exports:
+`with_work_function` adds the one that runs a thread's share of the programs, and is all that a kernel exports:
 
     define void @"rms_norm_kernel.work"(ptr %launch, i32 %thread, i32 %threads)
 
@@ -19,7 +19,6 @@ import struct
 
 from .machine import Machine
 
-VERSION = "1"  # of what is below: part of the key under which objects are kept on disk
 HEADER = struct.Struct("<QqiiiI")
 SLOT_BYTES = 8
 assert HEADER.size == 32
