@@ -36,11 +36,12 @@ from .swap import Fused, is_watched
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether the module computes x @ weight.T + bias and nothing else, so that a kernel may do it in its place."""
-    return (
-        type(module) is nn.Linear
-        and type(module._parameters.get("weight")) in (nn.Parameter, Tensor)  # no quantised or sharded weight
-        and not is_watched(module)
-    )
+    return type(module) is nn.Linear and has_plain_weight(module) and not is_watched(module)
+
+
+def has_plain_weight(module: nn.Module) -> bool:
+    """Whether its weight is neither quantised nor sharded."""
+    return type(module._parameters.get("weight")) in (nn.Parameter, Tensor)
 
 
 def part(module: nn.Module, name: str) -> Any:
@@ -94,6 +95,17 @@ def _multiplies_faster(x: Tensor, weight: Tensor) -> bool:
     if torch.compiler.is_compiling() or INTERPRETED or x.device.type != "cpu" or x.numel() <= FEW_ROWS * x.shape[-1]:
         return False
     return not any(GLOBAL_MODULE_HOOKS) and (cpu.has_large_products(x.dtype) or is_onednns(x, weight))
+
+
+class FusedHead(Fused):
+    """The projection to logits on a CPU. PyTorch copies a bfloat16 weight for the last token of a prompt, which the model cuts out of all:
+    115 ms for 49,152 x 576, and 2.3 here; a single token takes it 9.8 ms, and 10.3 in float32, here 4.6 (one thread of an AMD EPYC)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not has_plain_weight(self):
+            return super().forward(x)  # type: ignore[no-any-return]
+        few = has_norm_kernels(x)
+        return ops.linear(x, *linear_of(self)) if few or _multiplies_faster(x, self.weight) else super().forward(x)
 
 
 class FusedRMSNorm(Fused):

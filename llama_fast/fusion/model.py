@@ -22,6 +22,8 @@ from .verify import Parity, check, check_attention, check_loss, faint
 _CONFIGS = "_llama_fast_configs"
 """The attribute of a fused model that holds its own config and the copy it has while it is fused."""
 
+_JUDGED_LOGITS = 4096  # of a head: all of a large one in float64 take gigabytes, and one has nothing to do with another
+
 
 def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inference", verify: bool = True) -> FuseReport:
     """Swaps fused layers into `model`, in place: norms, gated MLPs, RoPE, attention, residual sums; in training the loss.
@@ -111,6 +113,8 @@ class _Fusing:
                 self._decoder(root, layers)
             if self.is_training:
                 self._loss(root)
+            else:
+                self._head(root)
 
     def _outermost_models(self) -> list[PreTrainedModel]:
         models = [module for module in self.names if isinstance(module, PreTrainedModel)]
@@ -229,6 +233,17 @@ class _Fusing:
         self._attempt(
             "loss", root, structure.causal_lm, lambda found: check_loss(root, _swapping(found)), recurse=False
         )
+
+    def _head(self, root: PreTrainedModel) -> None:
+        head: Any = root.get_output_embeddings()
+
+        def verified(found: Swap) -> Parity:
+            part = nn.Linear(head.in_features, 1, bias=False, device=head.weight.device, dtype=head.weight.dtype)
+            part.weight = nn.Parameter(head.weight[:_JUDGED_LOGITS].detach(), requires_grad=False)
+            return check(part, random_cases(head.in_features, head.weight), _swapping(found))
+
+        if head in self.names:
+            self._attempt("head", head, structure.head, verified)
 
     def _unknown_mlps(self, layer: nn.Module) -> None:
         """Names the MLPs that were not recognised: what else a decoder layer has with two or more projections."""

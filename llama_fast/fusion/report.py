@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-KINDS = ("norm", "mlp", "rope", "attention", "residual", "loss")
+KINDS = ("norm", "mlp", "rope", "attention", "residual", "head", "loss")
 """The kinds of swaps: norms; gated MLPs; rotary embedding in attention layers; the attention itself, of a decoder layer; the two
-residual sums of a decoder layer; the loss of the head."""
+residual sums of a decoder layer; the projection to logits, where it is large and on a CPU; the loss of the head."""
 
 
 @dataclass(frozen=True)

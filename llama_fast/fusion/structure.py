@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .causal_lm import FusedCausalLM
-from .layers import FusedAttention, FusedDecoderLayer, FusedLayerNorm, FusedMLP, FusedRMSNorm, identity
+from .layers import FusedAttention, FusedDecoderLayer, FusedHead, FusedLayerNorm, FusedMLP, FusedRMSNorm, identity
 from .neighbours import (
     ACTIVATION_SETTINGS,
     ACTIVATIONS,
@@ -222,6 +222,16 @@ def decoder_layer(module: Any) -> Swap | str:
     if not isinstance(children["self_attn"], FusedAttention) and not isinstance(children["mlp"], FusedMLP):
         return "neither its attention nor its MLP was swapped"
     return Swap(FusedDecoderLayer, dict(dropouts=tuple(sorted(rest))))
+
+
+_SMALL_HEAD = 2**21  # elements: 1136 x 128 of float32 takes PyTorch 20 us a token, and us 30
+
+
+def head(module: Any) -> Found:
+    """The projection to logits, on a CPU. (A GPU's is cuBLAS's.)"""
+    if not isinstance(module, nn.Linear) or module.weight.device.type != "cpu" or module.weight.numel() < _SMALL_HEAD:
+        return None
+    return Swap(FusedHead) if type(module) is nn.Linear else f"it is {_class_name(module)}, not nn.Linear"
 
 
 def causal_lm(module: Any) -> Found:

@@ -113,6 +113,30 @@ def test_long_prompts_take_separate_ops(device):
     assert ran_in_layers(model, random_ids(1, 17, device=device)) == separate
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_heads_on_a_cpu(dtype):
+    """The last tokens of a prompt, few of them and more, and all; a head is called as ever, so hooks see it."""
+    plain = make(dtype=dtype, vocab_size=2**15)
+    model = copy.deepcopy(plain)
+    report = llama_fast.fuse(model)
+    assert report.count("head") == 1 and not report.left, str(report)
+    assert llama_fast.fuse(make(dtype=dtype)).count("head") == 0
+    ids = random_ids(2, 20)
+    for given in (dict(logits_to_keep=1), dict(logits_to_keep=9), {}):
+        exact = logits_in_float64(plain, ids, **given)
+        assert_within_rule(str(given), logits(model, ids, **given), logits(plain, ids, **given), exact)
+    with CalledOps() as names:
+        logits(model, ids[:, :1])
+    assert names.count("llama_fast.linear.alone") == 1
+    assert torch.equal(generate(model, ids), generate(plain, ids)) or dtype == torch.bfloat16
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    logits(model, ids, logits_to_keep=1)
+    assert seen == [(2, 1, 2**15)]
+    llama_fast.unfuse(model)
+    assert torch.equal(logits(model, ids), logits(plain, ids))
+
+
 def test_gradients_take_separate_ops(ids, device):
     plain, model = make(device=device), fused(device=device)
     with CalledOps() as names:
