@@ -35,6 +35,9 @@ def fail(message: str) -> typer.Exit:
 
 def _use_threads(count: int | None) -> int | None:
     if count is not None:
+        most = 4 * (os.cpu_count() or 1)  # more than CPUs only wait for each other; 100,000 end the process
+        if count > most:
+            raise fail(f"--threads: {count} are too many for the {os.cpu_count()} CPUs of this machine; give at most {most}")
         import torch
 
         torch.set_num_threads(count)

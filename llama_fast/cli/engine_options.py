@@ -55,10 +55,9 @@ class Engine:
             return LLM(folder, device=self.device, dtype=self.dtype, max_cache_tokens=self.max_cache_tokens, **sizes)
 
     def open_for_one(self, model: str, params: "SamplingParams") -> "LLM":
-        """An engine for one sequence at a time. On a GPU it has captured its step: the lines that say so come before any text."""
+        """An engine for one sequence at a time. It has recorded its step: the line that says so comes before any text."""
         llm = self.open(model, max_batch=1)
-        if llm.device.type == "cuda":
-            llm.generate([0], replace(params, max_tokens=3, ignore_eos=True, stop=()))
+        llm.generate([0], replace(params, max_tokens=3, ignore_eos=True, stop=()))
         return llm
 
 

@@ -25,15 +25,15 @@ def generate(
     engine: options.Engine,
 ) -> None:
     """Complete prompts, and show the text as it comes. Figures go to stderr, text alone to stdout."""
-    from ..engine.sampling import SamplingParams
-    from .terminal import stream
-
     if not prompt and has_input():
         prompt = ["-"]
     try:
         prompts = [_read_stdin() if text == "-" else text for text in prompt or ()]
         if not any(prompts):
             raise fail('give at least one prompt: llama-fast generate -p "Once upon a time"')
+        from ..engine.sampling import SamplingParams  # seconds: not before it is known that there is a prompt
+        from .terminal import stream
+
         params = SamplingParams(max_tokens=max_tokens, stop=stop or (), **asdict(sampling))
         llm = engine.open_for_one(model, params)
         for text in prompts:

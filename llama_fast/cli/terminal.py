@@ -23,7 +23,7 @@ class Streamed:
 
     def __str__(self) -> str:
         tokens = len(self.completion.token_ids)
-        text = f"{tokens} tokens, first after {1e3 * self.first_token_seconds:.0f} ms"
+        text = f"{tokens} token{'s' if tokens != 1 else ''}, first after {1e3 * self.first_token_seconds:.0f} ms"
         if tokens > 1:
             text += f", then {(tokens - 1) / (self.seconds - self.first_token_seconds):.0f} tokens/s"
         return text + f" ({self.completion.finish_reason})"

@@ -9,6 +9,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from llama_fast.cli.engine_options import Engine
 from llama_fast.cli.main import app
 from llama_fast.cli.terminal import Conversation
 from llama_fast.engine.llm import LLM
@@ -32,6 +33,20 @@ def test_text_alone_on_stdout():
     assert result.stdout.startswith("Once upon a time,") and "tokens" not in result.stdout
     assert "8 tokens, first after" in result.stderr and result.stderr.endswith("(length)\n")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_one_token_is_one_token():
+    for count, counted in (("0", "0 tokens, "), ("1", "1 token, ")):
+        assert invoke("generate", "-p", "Once", "--max-tokens", count).stderr.startswith(counted)
+
+
+def test_nothing_is_recorded_once_text_comes():
+    """A line that says so would stand in the middle of the text."""
+    params = SamplingParams(temperature=0.7, max_tokens=8)
+    llm = Engine(device="cpu").open_for_one("embedded", params)
+    recorded = set(llm._core.runner.steps._recorded)
+    llm.generate("Once upon a time", params)
+    assert set(llm._core.runner.steps._recorded) == recorded
 
 
 @pytest.mark.parametrize("stdin", ["Once upon a time", "Once upon a time\n"])
