@@ -36,7 +36,7 @@ def llvm_type(element: str) -> str:
     if is_pointer(element):
         return "ptr"
     if element not in BITS:
-        raise NotImplementedError(f"elements of type {element}")
+        raise NotImplementedError(f"an element of type {element}")
     return _FLOATS.get(element, element)
 
 
