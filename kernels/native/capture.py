@@ -27,9 +27,8 @@ ALLOCATIONS = {
 
 _Result = TypeVar("_Result")
 
-_allocated: ContextVar[set[int] | None] = ContextVar(
-    "allocated", default=None
-)  # where memory was allocated since `record` began
+# where memory was allocated since `record` began
+_allocated: ContextVar[set[int] | None] = ContextVar("allocated", default=None)
 
 
 class NotRecordableError(RuntimeError):

@@ -33,9 +33,8 @@ from .threads import threads_for
 from .ttir import UnsupportedOpError, parse
 
 _LETTERS = {"fp32": "f", "fp64": "d"}
-PRODUCTS_PER_BYTE = (
-    32  # what a tile's product does for each byte it reads; an eighth of its FLOPs counts as a byte moved
-)
+PRODUCTS_PER_BYTE = 32
+"""What a tile's product does for each byte that it reads; an eighth of its FLOPs counts as a byte moved."""
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,6 @@ def is_float(element: str) -> bool:
     return element in _FLOATS
 
 
-def is_integer(element: str) -> bool:
-    return not is_float(element) and not is_pointer(element)
-
-
 def pointee(element: str) -> str:
     return element.removeprefix("ptr:")
 

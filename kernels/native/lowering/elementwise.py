@@ -112,7 +112,7 @@ def _function(name: str) -> Instruction:
 
 
 def call_math(b: Builder, name: str, x: str, element: str, width: int) -> str:
-    """A function of `math.py`."""
+    """A function of `math/`."""
     symbol = f"lf.{name}.{suffix(element, width)}"
     if symbol not in b.definitions:
         b.definitions[symbol] = math.definition(name, element, width, b.machine)

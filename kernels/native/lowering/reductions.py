@@ -23,14 +23,8 @@ IDENTITIES: dict[str, Operand] = {
     "arith.minimumf": math.inf, "arith.ori": 0, "arith.xori": 0, "arith.mulf": 1.0, "arith.muli": 1,
 }  # fmt: skip
 REPEATED = {
-    "arith.addf",
-    "arith.addi",
-    "arith.maxnumf",
-    "arith.maximumf",
-    "arith.minnumf",
-    "arith.minimumf",
-    "arith.ori",
-}
+    "arith.addf", "arith.addi", "arith.maxnumf", "arith.maximumf", "arith.minnumf", "arith.minimumf", "arith.ori",
+}  # fmt: skip
 """Combining with n equal elements is one step: times n for sums, once for the others."""
 
 

@@ -146,11 +146,9 @@ def emit_histogram(k: "Kernel", op: Op) -> None:
     emit_group(k, [Write(zero, buffer)])
 
     def count(at: Index) -> None:
-        bin_ = (
-            k.b.let(f"zext {source.element} {k.tiles.vector(source, at)} to i64")
-            if source.element != "i64"
-            else k.tiles.vector(source, at)
-        )
+        bin_ = k.tiles.vector(source, at)
+        if source.element != "i64":
+            bin_ = k.b.let(f"zext {source.element} {bin_} to i64")
         inside = k.b.let(f"icmp ult i64 {bin_}, {op.result.shape[0]}")
         if len(op.operands) > 1:
             inside = k.b.let(f"and i1 {inside}, {k.tiles.vector(op.operands[1], at)}")
