@@ -103,7 +103,7 @@ class FusedHead(Fused):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not has_plain_weight(self):
-            return super().forward(x)  # type: ignore[no-any-return]
+            return super().forward(x)
         few = has_norm_kernels(x)
         return ops.linear(x, *linear_of(self)) if few or _multiplies_faster(x, self.weight) else super().forward(x)
 

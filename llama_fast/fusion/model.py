@@ -234,8 +234,8 @@ class _Fusing:
             "loss", root, structure.causal_lm, lambda found: check_loss(root, _swapping(found)), recurse=False
         )
 
-    def _head(self, root: PreTrainedModel) -> None:
-        head: Any = root.get_output_embeddings()
+    def _head(self, root: Any) -> None:
+        head = root.get_output_embeddings()
 
         def verified(found: Swap) -> Parity:
             part = nn.Linear(head.in_features, 1, bias=False, device=head.weight.device, dtype=head.weight.dtype)

@@ -13,7 +13,7 @@ from llama_fast.decoder.config import DecoderConfig
 from llama_fast.engine import recorded_steps
 from llama_fast.engine.cache import KVCache
 from llama_fast.engine.sampling import SamplingParams
-from llama_fast.kernels import cpu, library
+from llama_fast.kernels import cpu, library, matmul
 from llama_fast.kernels.native import compiled
 from llama_fast.kernels.native.lowering import UnsupportedOpError
 from tests.decoder.models import MODELS, make, random_ids
@@ -226,6 +226,16 @@ def test_few_rows_beside_a_short_prompt_have_the_bits_of_a_recorded_step(folder)
         llm.step()
     assert request.completion.token_ids == alone.token_ids
     assert [each.logprob for each in request.completion.logprobs] == [each.logprob for each in alone.logprobs]
+
+
+def test_many_rows_of_a_prompt_are_onednns(folder, monkeypatch):
+    """In float32, where nobody asks for native kernels by name; the few rows of the next step are ours."""
+    multiplied = []
+    real = matmul.onednn_linear
+    monkeypatch.setattr(matmul, "onednn_linear", lambda x, *rest: multiplied.append(len(x)) or real(x, *rest))
+    llm = engine(folder("llama"), max_context=64)
+    llm.generate(list(range(3, 3 + 21)), SamplingParams(temperature=0.0, max_tokens=2))
+    assert multiplied == ([21] * 4 * 2 if cpu.chosen() == "auto" else [])  # four products in each of two layers
 
 
 def test_other_fusions_have_recordings_of_their_own(folder):
