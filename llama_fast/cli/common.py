@@ -1,5 +1,6 @@
 """What every command of the command line shares: where it prints, how it fails, how it writes a file, options in groups."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -37,7 +38,9 @@ def _use_threads(count: int | None) -> int | None:
     if count is not None:
         most = 4 * (os.cpu_count() or 1)  # more than CPUs only wait for each other; 100,000 end the process
         if count > most:
-            raise fail(f"--threads: {count} are too many for the {os.cpu_count()} CPUs of this machine; give at most {most}")
+            raise fail(
+                f"--threads: {count} are too many for the {os.cpu_count()} CPUs of this machine; give at most {most}"
+            )
         import torch
 
         torch.set_num_threads(count)
@@ -127,7 +130,7 @@ class _PlainHelp:
 
 
 class Command(_PlainHelp, TyperCommand):
-    """A command of ours. A wrong environment variable is its user's error, wherever it is found."""
+    """A command of ours. A wrong environment variable is its user's error, wherever it is found, and so is a full disk."""
 
     def invoke(self, ctx: Any) -> Any:
         from ..kernels.variables import EnvironmentVariableError
@@ -136,6 +139,10 @@ class Command(_PlainHelp, TyperCommand):
             return super().invoke(ctx)
         except EnvironmentVariableError as error:
             raise fail(str(error)) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise fail(f"the disk is full: {error.filename or 'the output'} could not be written") from None
 
 
 class Group(_PlainHelp, TyperGroup):

@@ -152,7 +152,7 @@ def _folder(out: Path | None, model: str | None) -> Path:
 def _write(profile: "Profile", folder: Path, trace: Path) -> list[str]:
     """Each file whole or not at all. All are made before the first is written."""
     from ..profiler.report.page import page
-    from ..reports.jsonfile import write_json, write_whole
+    from ..reports.jsonfile import unfinished, write_json, write_whole
 
     html = page(profile)
     folder.mkdir(exist_ok=True)
@@ -160,9 +160,8 @@ def _write(profile: "Profile", folder: Path, trace: Path) -> list[str]:
     write_whole(folder / "profile.html", html)
     if not trace.exists():
         return ["profile.json", "profile.html"]
-    partial = folder / "trace.json.partial"
-    shutil.move(trace, partial)
-    os.replace(partial, folder / "trace.json")
+    with unfinished(folder / "trace.json") as partial:
+        shutil.move(trace, partial)
     return ["profile.json", "profile.html", "trace.json"]
 
 

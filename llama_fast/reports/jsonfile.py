@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -28,11 +30,27 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a text file at once, so that an interrupted run leaves no half of it.
 
     Raises:
-        OSError: the folder is not there, or the disk is full.
+        OSError: the folder is not there, or the disk is full; nothing is left of it.
     """
-    unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with unfinished(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its name when all of it is there. Where that fails it is taken away.
+
+    Raises:
+        OSError: it could not be written; it names `path`, which a full disk's own error does not.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_json(path: str | Path, kind: type[T]) -> T:

@@ -97,6 +97,15 @@ def test_whoever_reads_may_stop_reading():
     assert process.wait(30) == 1 and "error" not in errors and "Traceback" not in errors
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_reply_that_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*COMMAND, "chat", "--max-tokens", "4"], input="hello\n", stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 2 and "the disk is full" in ended.stderr and "Traceback" not in ended.stderr
+
+
 def test_a_chat_that_is_piped_in():
     result = invoke(
         "chat", "--max-tokens", "8", "--temperature", "0", stdin="hello\n/reset\nhello\n\n/help\n/exit\nmore\n"
