@@ -24,7 +24,8 @@ SPILL_SHARE = (
 )
 # as float32 in the accumulators, half as wide in memory; the 16 x 16 tile of cross entropy is read by its rows of 8
 NARROW_ACCESS = {"cross_entropy_kernel"}
-HALF_WIDTH = {"embedding_kernel"}  # copies bfloat16, 32 bytes at a time
+# the one copies bfloat16, 32 bytes at a time; the other takes angles too large for its steps out of their vector and back, lane by lane
+HALF_WIDTH = {"embedding_kernel", "rotary_angles_kernel"}
 MANY_CONSTANTS = {"rotary_angles_kernel"}  # sine and cosine, of some hundred numbers a step
 
 
