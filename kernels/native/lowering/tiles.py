@@ -169,9 +169,12 @@ class Tiles:
             least = self.b.min(least, count)
         return least
 
-    def is_its_bounds(self, mask: Value) -> bool:
-        """Whether a mask is nothing but its bounds: true wherever all indices lie below them."""
-        return all(len(varying) == 1 and isinstance(part, Prefix) for varying, part in self.conjuncts(mask))
+    def is_its_bounds(self, mask: Value, dimensions: list[int]) -> bool:
+        """Whether a mask is nothing but its bounds: true wherever the indices of these dimensions lie below them."""
+        return all(
+            len(varying) == 1 and varying <= set(dimensions) and isinstance(part, Prefix)
+            for varying, part in self.conjuncts(mask)
+        )
 
     def conjuncts(self, mask: Value) -> list[tuple[set[int], Lane]]:
         """What a mask is the `and` of: the dimensions that each part varies in, and its lanes along the first of them."""

@@ -71,3 +71,24 @@ def test_of_a_narrow_tile_one_element_is_stored_alone(mode, block, dtype):
     expected[2 * mode] = 2 * mode - block
     launch(narrow_kernel, x, out, MODE=mode, BLOCK=block)
     assert torch.equal(out, expected)
+
+
+@triton.jit
+def batch_kernel(p_a, p_b, p_out, batch, rows, LEFT: tl.constexpr, BATCH: tl.constexpr, BLOCK: tl.constexpr):
+    o_b, o_r = tl.arange(0, BATCH)[:, None, None], tl.arange(0, BLOCK)
+    at = (o_b * BLOCK + o_r[None, :, None]) * BLOCK + o_r[None, None, :]
+    mask = (o_b < batch) & (o_r < rows)[None, :, None]
+    b_a = tl.load(p_a + at, mask=mask, other=0.0) if LEFT else tl.load(p_a + at)
+    b_b = tl.load(p_b + at) if LEFT else tl.load(p_b + at, mask=mask, other=0.0)
+    tl.store(p_out + at, tl.dot(b_a, b_b, input_precision="ieee"))
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("rows", [B, 5])
+def test_a_batch_of_products_of_which_a_mask_leaves_some_out(rows, left):
+    a, b = torch.randn(2, 4, B, B)
+    out = torch.full((4, B, B), torch.nan)
+    launch(batch_kernel, a, b, out, 3, rows, LEFT=left, BATCH=4, BLOCK=B)
+    masked = a if left else b
+    masked[3:], masked[:, rows:] = 0, 0
+    torch.testing.assert_close(out, a @ b)

@@ -60,13 +60,14 @@ def is_packed(op: Op, machine: Machine) -> bool:
 
 
 def mask_is_its_bounds(k: "Kernel", value: Value) -> bool:
-    """Whether an operand is simply loaded, and within its bounds no mask is to be tested."""
+    """Whether an operand is simply loaded, and within the bounds of its rows and columns no mask is to be tested."""
     found = loaded(k, value)
     if found is None or len(found[0].operands) < 2:
         return found is not None
-    _, mask, *other = found[0].operands
+    load, dimensions = found
+    _, mask, *other = load.operands
     with k.b.trial():
-        return (not other or is_zero(other[0])) and k.tiles.is_its_bounds(mask)
+        return (not other or is_zero(other[0])) and k.tiles.is_its_bounds(mask, dimensions[-2:])
 
 
 def loaded(k: "Kernel", value: Value) -> tuple[Op, list[int]] | None:

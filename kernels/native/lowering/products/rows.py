@@ -129,9 +129,9 @@ class AlongK:
             case value, 1 if self.product.k * size(value.element) <= LONG_ROW:
                 # rows mostly lie one behind the other: then the next tile begins where this one ends
                 start = self.address(value, Uniform(self.b.add(rows[0].x, len(rows))), Uniform(0))
-                column = size(value.element) * len(rows)
-                passed = self.b.mul(i, column)
-                for line in range(0, column * self.width, LINE):
+                of_column = size(value.element) * len(rows)
+                passed = self.b.mul(i, of_column)
+                for line in range(0, of_column * self.width, LINE):
                     self.emit_prefetch(start, self.b.add(passed, line), _SECOND_LEVEL)
             case value, 1:
                 for row in rows:
