@@ -347,6 +347,8 @@ def is_onednns(x: Tensor, weight: Tensor) -> bool:
 def library_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K) @ weight (N, K)^T + bias (N,), by the libraries of PyTorch."""
     if is_onednns(x, weight):
+        if bias is not None:
+            bias = bias.contiguous()  # oneDNN takes no stride of it, and says nothing
         y: Tensor = onednn_linear(x, weight, bias, "none", [], "")
         return y
     return F.linear(x, weight, bias)

@@ -26,7 +26,8 @@ _JUDGED_LOGITS = 4096  # of a head: all of a large one in float64 take gigabytes
 
 
 def fuse(model: nn.Module, *, mode: Literal["inference", "training"] = "inference", verify: bool = True) -> FuseReport:
-    """Swaps fused layers into `model`, in place: norms, gated MLPs, RoPE, attention, residual sums; in training the loss.
+    """Swaps fused layers into `model`, in place: norms, gated MLPs, RoPE, attention, residual sums; a large head on a CPU;
+    in training the loss.
 
     Layers are found by structure and checked by numbers; what is not known, or fails its check, is left alone, with the
     reason in the report. Modules stay the same objects with the same names, parameters and hooks (`swap`); no class, no

@@ -263,6 +263,17 @@ def test_many_rows_of_float32_are_onednns(rows, dtype, products):
 
 @on_cpu
 @not_interpreted
+@pytest.mark.parametrize("choice", ["auto", "native", "pytorch"])
+@pytest.mark.parametrize("rows", [16, 17])
+def test_a_bias_may_have_any_stride(rows, choice):
+    x, weight, bias = torch.randn(rows, 64), torch.randn(48, 64), torch.randn(48, 3)[:, 1]
+    with cpu.use(choice):
+        y = ops.linear(x, weight, bias)
+    torch.testing.assert_close(y, x @ weight.T + bias, atol=1e-4, rtol=1e-5)
+
+
+@on_cpu
+@not_interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_among_many_has_the_bits_of_that_row_among_fewer(dtype):
     x, weight = torch.randn(700, 320, dtype=dtype), torch.randn(864, 320, dtype=dtype)
