@@ -67,7 +67,7 @@ def attend(
     b_out, b_max, b_sum, b_q, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
     k_stride_s, v_stride_s, mask_stride_m, mask_stride_n, scale, softcap, window,
     CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    IN_SHARES: tl.constexpr, INPUT_PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Adds tiles of keys to each query's output, maximum (base 2) and sum: a <= j < b, or if MASKED the rest of lo..hi."""
     factor = scale * LOG2E if softcap is None else softcap * LOG2E
@@ -79,7 +79,11 @@ def attend(
         o_n = start + tl.arange(0, BLOCK_N)
         m_n = (o_n < k_hi)[:, None]
         b_k = load_rows(p_k + tl.cast(start, tl.int64) * k_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
-        b_s = dot(b_q, tl.trans(b_k), None, INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
+        b_seeing_q = b_q
+        if IN_SHARES and CAUSAL and MASKED:  # no products of queries that see none of these keys: the last rows
+            m_seeing = (o_m + shift >= start)[:, None]
+            b_seeing_q = tl.where(m_seeing, b_q, 0.0)
+        b_s = dot(b_seeing_q, tl.trans(b_k), None, INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]
         if softcap is not None:
             b_s = tanh(b_s * (scale / softcap))
         if MASKED:
@@ -91,6 +95,8 @@ def attend(
             b_base = tl.where(b_max_new == float("-inf"), 0.0, b_max_new)
         b_decay = tl.exp2(b_max - b_base)
         b_p = tl.exp2(b_s * factor - b_base[:, None])
+        if IN_SHARES and CAUSAL and MASKED:
+            b_p = tl.where(m_seeing, b_p, 0.0)
         b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
         b_v = load_rows(p_v + tl.cast(start, tl.int64) * v_stride_s, m_n, HEAD_DIM, BLOCK_D, MASKED)
         b_out = dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], INPUT_PRECISION)
@@ -120,14 +126,17 @@ def attention_kernel(
     )
 
     o_m, o_d = i_lo + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    m_m = (o_m < q_hi)[:, None]
+    m_m = o_m < q_hi
+    if IN_SHARES:  # the last query, which sees most keys, in the first row
+        o_m = tl.minimum(i_lo + BLOCK_M, q_hi) - 1 - tl.arange(0, BLOCK_M)
+        m_m = o_m >= i_lo
     p_q += i_b * q_stride_b + i_h * q_stride_h
     p_k += i_b * k_stride_b + i_h // GROUP * k_stride_h
     p_v += i_b * v_stride_b + i_h // GROUP * v_stride_h
     if p_mask is not None:
         p_mask += i_b * mask_stride_b + i_h * mask_stride_h
     o_row = o_m.to(tl.int64)[:, None]
-    b_q = load_rows(p_q + o_row * q_stride_s + o_d[None, :], m_m, HEAD_DIM, BLOCK_D, MASKED=True)
+    b_q = load_rows(p_q + o_row * q_stride_s + o_d[None, :], m_m[:, None], HEAD_DIM, BLOCK_D, MASKED=True)
 
     b_out = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     b_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
@@ -136,22 +145,22 @@ def attention_kernel(
         b_out, b_max, b_sum = attend(
             b_out, b_max, b_sum, b_q, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
             k_stride_s, v_stride_s, mask_stride_m, mask_stride_n, scale, softcap, window,
-            CAUSAL, HEAD_DIM, BLOCK_D, MASKED_BLOCK, INPUT_PRECISION, MASKED=True,
+            CAUSAL, HEAD_DIM, BLOCK_D, MASKED_BLOCK, IN_SHARES, INPUT_PRECISION, MASKED=True,
         )  # fmt: skip
     if a < b:
         b_out, b_max, b_sum = attend(
             b_out, b_max, b_sum, b_q, p_k, p_v, p_mask, o_m, lo, a, b, hi, q_hi, k_hi, shift,
             k_stride_s, v_stride_s, mask_stride_m, mask_stride_n, scale, softcap, window,
-            CAUSAL, HEAD_DIM, BLOCK_D, BLOCK_N, INPUT_PRECISION, MASKED=False,
+            CAUSAL, HEAD_DIM, BLOCK_D, BLOCK_N, IN_SHARES, INPUT_PRECISION, MASKED=False,
         )  # fmt: skip
 
     # the sum is 0 only for a query that may attend to nothing, whose maximum is -inf: out = 0, lse = -inf
     b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
     b_out *= (1.0 / b_sum)[:, None]
     o_row = (i_b * SEQ_Q + o_row) * HEADS + i_h
-    store_rows(p_out + o_row * HEAD_DIM + o_d[None, :], b_out, m_m, HEAD_DIM, BLOCK_D)
+    store_rows(p_out + o_row * HEAD_DIM + o_d[None, :], b_out, m_m[:, None], HEAD_DIM, BLOCK_D)
     b_lse = (b_max.to(tl.float64) + tl.log2(b_sum).to(tl.float64)) * LN2
-    tl.store(p_lse + (i_b * HEADS + i_h) * SEQ_Q + o_m, b_lse, mask=o_m < q_hi)
+    tl.store(p_lse + (i_b * HEADS + i_h) * SEQ_Q + o_m, b_lse, mask=m_m)
 
 
 TILES = {

@@ -1,6 +1,7 @@
 """Attention, forward and backward: parity, what may be attended to, edges, errors, and what PyTorch asks of an op."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_fast import native, ops
-from llama_fast.kernels import attention_common, cpu, reference
+from llama_fast.kernels import attention_backward, attention_common, cpu, reference
 from llama_fast.kernels.attention import attention_op, example_plans, plan_attention
 from llama_fast.kernels.attention_backward import attention_backward_op, plan_attention_backward
 from llama_fast.kernels.binary import inspect_plan
-from llama_fast.kernels.launch import GPUS, INTERPRETED
+from llama_fast.kernels.launch import CPU, GPUS, INTERPRETED
 from llama_fast.kernels.parity import relative_error
 from llama_fast.kernels.triton_compat import tl, triton
 from tests.parity import (
@@ -363,6 +364,22 @@ def test_only_what_needs_a_gradient_gets_one(device):
     ops.attention(q, k, v).sum().backward()
     assert v.grad is not None
     assert q.grad is None
+
+
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="plans of CPUs")
+@pytest.mark.parametrize(("cores", "kernels"), [(1, 1), (64, 2)])
+def test_backward_where_key_heads_are_enough_for_the_cores_and_where_not(cores, kernels, device, monkeypatch):
+    """One kernel that makes dq, dk and dv, or two: whichever this machine has by itself. Calls are remembered by their shapes."""
+    gpu, seq = replace(CPU, multiprocessors=cores), 150 + cores
+    monkeypatch.setattr(attention_backward, "gpu_of", lambda _: gpu)
+    q, k, v = inputs(device, 2, 4, 2, seq, seq + 40, 48, torch.float32)
+    pattern = attention_common.Pattern(None, None, None, None, None, True, None, 0.1, None)
+    assert len(plan_attention_backward(q, None, q, k, v, q, q[..., 0].double(), q, k, v, pattern, gpu)) == kernels
+    assert_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert_attention(q, k, v, window=60, softcap=5.0, mask=torch.rand(seq, seq + 40, device=device) < 0.5)
+    assert_attention(q, k, v, key_start=int32(device, 0, 41), key_end=int32(device, seq, seq + 7))
+    q, k, v = packed_inputs(device, 4, 2, seq, seq, 48, torch.float32)
+    assert_attention(q, k, v, cu_seqlens_q=int32(device, 0, 3, 140, 145), cu_seqlens_k=int32(device, 0, 9, 9, 150))
 
 
 @triton_only

@@ -150,6 +150,10 @@ class Builder:
         """To a multiple that is a power of two."""
         return a // multiple * multiple if isinstance(a, int) else self.let(f"and i64 {a}, {-multiple}")
 
+    def round_up(self, a: Operand, multiple: int) -> Operand:
+        """To a multiple that is a power of two."""
+        return self.round_down(self.add(a, multiple - 1), multiple) if multiple > 1 else a
+
     # -- loops
 
     def loop(self, low: Operand, high: Operand, step: int, body: Body, *, unroll: bool = False) -> None:

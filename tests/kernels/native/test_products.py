@@ -172,6 +172,45 @@ def test_products_that_follow_one_another(dtype, target):
 
 
 @triton.jit
+def zeros_kernel(p_a, p_b, p_c, rows, inner, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACROSS: tl.constexpr):
+    """a @ b + 1, with zeros in `a` from a row and from a place along K on, in all rows."""
+    m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
+    if ACROSS:
+        a = tl.load(p_a + k[:, None] * M + tl.arange(0, M)[None, :])
+        a = tl.trans(tl.where((k < inner)[:, None] & (tl.arange(0, M) < rows)[None, :], a, 0.0))
+    else:
+        a = tl.where((m < rows) & (k < inner)[None, :], tl.load(p_a + m * K + k[None, :]), 0.0)
+    b = tl.load(p_b + k[:, None] * N + n)
+    tl.store(p_c + m * N + n, tl.dot(a, b, tl.full([M, N], 1.0, tl.float32), input_precision="ieee"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("across", [False, True])
+def test_what_a_select_makes_zero_is_left_out_of_packed_products(dtype, across, target):
+    """Rows that are only the accumulator then, and what lies along K beyond it: NaN, where it was multiplied."""
+    a, b = torch.randn(64, 64).to(dtype), torch.randn(64, 32).to(dtype)
+    for rows, inner in [(0, 64), (1, 64), (33, 64), (64, 64), (64, 0), (64, 6), (47, 32)]:
+        expected = torch.ones(64, 32, dtype=torch.float64)
+        expected[:rows] += a[:rows, :inner].double() @ b[:inner].double()
+        c = torch.full((64, 32), torch.nan)
+        poisoned = b if target.has_bf16_tiles else b.masked_fill((torch.arange(64) >= inner)[:, None], torch.nan)
+        native.launch(
+            zeros_kernel,
+            (1,),
+            a.t().contiguous() if across else a,
+            poisoned,
+            c,
+            rows,
+            inner,
+            M=64,
+            N=32,
+            K=64,
+            ACROSS=across,
+        )
+        assert (c - expected).norm() <= 1e-6 * expected.norm(), (rows, inner)
+
+
+@triton.jit
 def listed_rows_kernel(
     p_x, p_rows, p_list, p_out, rows, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr
 ):

@@ -10,7 +10,7 @@ packed.py        the same for larger tiles, b first packed so that vectors along
 matrix_unit.py   larger tiles of bfloat16 on a CPU with AMX: 16 x 16 x 32 products an instruction
 
 Rows, columns and K beyond an operand's prefix masks hold zeros, and the first two forms do not compute them: 2 rows of a tile of 16
-cost 2. This is the only place where a multiplication and an addition are fused.
+cost 2. The third does not compute rows and K. This is the only place where a multiplication and an addition are fused.
 """
 
 from typing import TYPE_CHECKING
@@ -42,7 +42,7 @@ def emit_dot(k: "Kernel", op: Op) -> None:
                 _write_accumulator(k, accumulator, buffer)
             MatrixUnit(k, Product(a, b, result, buffer), from_zero=is_zero(accumulator)).emit()
         elif is_packed(op, k.b.machine):
-            Packed(k, Product(a, b, result, buffer), accumulator).emit(a.shape[0])
+            Packed(k, Product(a, b, result, buffer), accumulator).emit_all()
         else:
             _write_accumulator(k, accumulator, buffer)
             if len(result.shape) == 2:

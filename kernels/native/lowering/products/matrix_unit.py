@@ -44,7 +44,7 @@ class MatrixUnit:
     def __init__(self, k: "Kernel", product: Product, *, from_zero: bool) -> None:
         self.b, self.product, self.from_zero = k.b, product, from_zero
         self.panels = Panels(k, product)
-        self.rows, self.words = self.panels.left(), self.panels.right()
+        self.rows, self.words = self.panels.left(product.m, product.k), self.panels.right(product.k)
 
     def emit(self) -> None:
         b, product = self.b, self.product

@@ -16,11 +16,12 @@ from ..builder import Builder
 from ..elements import Operand, splat_literal, vector_type
 from ..elementwise import convert_float
 from ..index import Coordinates, Index
-from ..lanes import Affine, Lane, Uniform
+from ..lanes import Affine, Lane, Uniform, Vector
+from ..memory import store
 from ..tiles import Buffer
 from .arithmetic import add_pairs
 from .columns import AlongN
-from .operands import Product, is_contiguous, is_zero, takes_pairs
+from .operands import Product, is_contiguous, is_zero, prefix_bound, takes_pairs
 
 if TYPE_CHECKING:
     from ..kernel import Kernel
@@ -40,7 +41,8 @@ class Panels:
         self.element = "bf16" if self.along == 2 else "f32"
         self.strip = min(k.b.lanes, product.n)
 
-    def left(self) -> str:
+    def left(self, rows: Operand, inner: Operand) -> str:
+        """Of its rows and of K so much is needed at least."""
         k, b, product = self.kernel, self.b, self.product
         stored = k.tiles.stored.get(product.a)
         if isinstance(stored, Buffer) and product.a.element == self.element:
@@ -48,10 +50,12 @@ class Panels:
         words = product.k // self.along
         panel = k.panel("left", product.m * words)
         width = min(b.lanes, words)
+        needed = self.words_of(inner, width)
         if is_contiguous(k, product.a, (), 0) and words >= b.lanes:
             b.loop(
-                0, product.m, b.lanes, lambda m: b.loop(0, words, b.lanes, lambda i: self.transpose_rows(panel, m, i))
-            )
+                0, b.round_up(rows, b.lanes), b.lanes,
+                lambda m: b.loop(0, needed, b.lanes, lambda i: self.transpose_rows(panel, m, i)),
+            )  # fmt: skip
             return panel
 
         def copy(row: Operand, i: Operand) -> None:
@@ -59,8 +63,13 @@ class Panels:
                 x = self.words_along_k(product.a, lambda along: (Uniform(row), along), i, width)
                 self.store(panel, b.add(b.mul(row, words), i), x, width)
 
-        b.loop(0, product.m, 1, lambda m: b.loop(0, words, width, lambda i: copy(m, i)))
+        b.loop(0, rows, 1, lambda m: b.loop(0, needed, width, lambda i: copy(m, i)))
         return panel
+
+    def words_of(self, inner: Operand, multiple: int) -> Operand:
+        """The words that hold so many elements along K, and up to a multiple."""
+        b = self.b
+        return b.round_up(b.div(b.add(inner, self.along - 1), self.along), multiple)
 
     def transpose_rows(self, panel: str, m: Operand, i: Operand) -> None:
         """A square of words of `a`, which lies along M."""
@@ -74,23 +83,22 @@ class Panels:
                 number = b.add(b.mul(b.add(m, j), product.k // self.along), i)
                 self.store(panel, number, row, b.lanes)
 
-    def right(self, inner: Operand | None = None) -> str:
+    def right(self, inner: Operand) -> str:
         """Of K, `inner` is needed at least."""
         b, product, strip = self.b, self.product, self.strip
         words = product.k // self.along
         panel = self.kernel.panel("right", words * product.n)
         width = min(b.lanes, words)
-        needed = (
-            words
-            if inner is None
-            else b.round_down(b.add(b.div(b.add(inner, self.along - 1), self.along), width - 1), width)
-        )
+        needed = self.words_of(inner, width)
         if is_contiguous(self.kernel, product.b, (), 0):
             b.loop(
                 0, product.n, strip, lambda n: b.loop(0, needed, width, lambda i: self.transpose(panel, n, i, width))
             )
         else:
-            b.loop(0, needed, 1, lambda i: b.loop(0, product.n, strip, lambda n: self.interleave(panel, n, i)))
+            few = product.n <= 8 * strip
+            b.loop(
+                0, needed, 1, lambda i: b.loop(0, product.n, strip, lambda n: self.interleave(panel, n, i), unroll=few)
+            )
         return panel
 
     def transpose(self, panel: str, n: Operand, i: Operand, width: int) -> None:
@@ -174,13 +182,38 @@ def transposed(b: Builder, rows: list[str], element: str, width: int) -> list[st
 
 
 class Packed(AlongN):
-    """Packs the operands of a product, whose `accumulator` is computed where it is added."""
+    """Packs the operands of a product, whose `accumulator` is computed where it is added.
+
+    Rows of a that are zero, and what is zero along K, are neither packed nor multiplied: the half of a causal attention's tiles on
+    the diagonal, and what a tile has more than a tensor.
+    """
 
     def __init__(self, k: "Kernel", product: Product, accumulator: Value) -> None:
         panels = Panels(k, product)
-        super().__init__(k, product, product.k // panels.along, (True, True))
+        inner = k.b.min(prefix_bound(k, product.a, 1, product.k), prefix_bound(k, product.b, 0, product.k))
+        super().__init__(k, product, panels.words_of(inner, 1), (True, True))
         self.panels, self.accumulator = panels, accumulator
-        self.rows, self.words = panels.left(), panels.right()
+        # those of a register tile all together: they are zeros too
+        self.filled = k.b.round_up(prefix_bound(k, product.a, 0, product.m), self.height)
+        self.rows, self.words = panels.left(self.filled, inner), panels.right(inner)
+
+    def emit_all(self) -> None:
+        b, product = self.b, self.product
+        columns = self.vectors * self.width
+        b.loop(
+            0, product.n, columns,
+            lambda n: b.loop(0, self.filled, self.height, lambda m: self.emit_tile(m, n, self.height)),
+        )  # fmt: skip
+        if self.kernel.tiles.stored.get(self.accumulator) != Buffer(product.buffer):
+            b.loop(self.filled, product.m, 1, lambda m: b.loop(0, product.n, self.width, lambda n: self.without(m, n)))
+
+    def without(self, m: Operand, n: Operand) -> None:
+        """A vector of the accumulator, to which nothing is added."""
+        with self.b.scope():
+            at = Index((Uniform(m), Affine(n, 1)), self.width)
+            lane = self.kernel.tiles.buffer_pointer(self.product.result.shape, self.element, self.product.buffer, at)
+            x = self.before("", at) or splat_literal(0.0, self.element, self.width)
+            store(self.b, lane, Vector(x), self.element, None, self.width)
 
     def before(self, place: str, at: Index) -> str | None:
         return None if is_zero(self.accumulator) else self.kernel.tiles.vector(self.accumulator, at)
