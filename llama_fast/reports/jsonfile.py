@@ -49,7 +49,8 @@ def unfinished(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # one that is only text would lose it
+            error.filename = error.filename or str(path)
         raise
 
 
