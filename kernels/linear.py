@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from . import flops
 from .activation import activation_slope
-from .cpu import converts, has_large_products
+from .cpu import converts, has_fast_mkl, has_large_products
 from .huge_pages import in_huge_pages
 from .launch import Gpu, LaunchPlan, allow_tf32, as_rows, cdiv, gpu_of
 from .library import below_autograd, call, register, register_autocast, register_autograd
@@ -263,13 +263,13 @@ def require_dtype(x: Tensor, **others: Tensor | None) -> None:
 
 
 def _pytorch_is_faster(x: Tensor, weight: Tensor, bias: Any, residual: Tensor | None, *rest: Any) -> bool:
-    """Beyond few rows oneDNN's packed products win on most CPUs; in float32 those with a small weight, too, where no second operator adds
-    a residual (one row, 576x576: 28 us of PyTorch's two, 21 of ours). MKL has a product of its own for up to three rows."""
+    """Beyond few rows oneDNN's packed products win on most CPUs; with a small weight MKL's in float32, where it is fast, and no second operator adds
+    a residual (one row, 576x576: 28 us of PyTorch's two, 21 of ours). It has a product of its own for up to three rows."""
     rows = x.numel() // max(1, x.shape[-1])
     if rows > FEW_ROWS:
         return not has_large_products(x.dtype)
     limit = 2**21 if rows < 4 else 2**19  # 12 rows, 576x1536: 532 us of PyTorch's, 261 of ours
-    small = x.dtype == torch.float32 and residual is None and weight.numel() < limit
+    small = x.dtype == torch.float32 and residual is None and weight.numel() < limit and has_fast_mkl()
     return small or converts(x)
 
 
