@@ -94,7 +94,7 @@ def test_the_example_of_the_page_on_benchmarking_judges_and_times(capsys):
 @pytest.mark.parametrize("page", ["README.md", "docs/generation.md"])
 def test_the_figures_of_generation_are_those_of_the_result_files(page):
     """Of transformers as it is ("PyTorch" in the files) and our engine, on the CPU that the pages name."""
-    (file,) = (README.parent / "benchmarks" / "results").glob("cpu-intel-*-avx-512-*/generate.json")
+    (file,) = (README.parent / "benchmarks" / "results").glob("cpu-amd-*-avx-512-2-threads/generate.json")
     results = [result for result in read_json(file, Record).results if result.op == "generate"]
     rows = re.findall(
         r"^\| (float32|bfloat16), batch (\d) \| (.*) \|$", (README.parent / page).read_text(), re.MULTILINE
@@ -123,7 +123,7 @@ ENGINES = ("llama-fast", "llama.cpp", "OpenVINO GenAI")
 
 def beside_engines(machine: str) -> list[str]:
     """The rows of a machine's table of a token, a batch, a prompt and memory, by the result file."""
-    (file,) = (README.parent / "benchmarks" / "results").glob(f"cpu-{machine}-*-avx-512-*/engines.json")
+    (file,) = (README.parent / "benchmarks" / "results").glob(f"cpu-{machine}-*-avx-512-2-threads/engines.json")
     rows: dict[str, dict[str, list[Result]]] = {}
     for result in read_json(file, Record).results:
         model, what, tokens, threads = result.shape.split(", ")

@@ -226,12 +226,16 @@ def test_autocast_casts():
 
 
 @pytest.mark.parametrize(
-    ("rows", "features", "natively"),
-    [(1, 1024, False), (3, 1024, False), (4, 1024, True), (16, 1024, True), (17, 1024, False), (4, 512, False)],
-)
-def test_few_rows_of_float32_run_natively_where_that_is_faster(rows, features, natively, monkeypatch):
+    ("rows", "features", "has_fast_mkl", "natively"),
+    [
+        (1, 1024, True, False), (3, 1024, True, False), (4, 1024, True, True), (16, 1024, True, True), (17, 1024, True, False),
+        (4, 512, True, False), (1, 1040, False, True), (4, 528, False, True), (17, 1040, False, False),
+    ],
+)  # fmt: skip
+def test_few_rows_of_float32_run_natively_where_that_is_faster(rows, features, has_fast_mkl, natively, monkeypatch):
     launched, launch = [], LaunchPlan.launch
     monkeypatch.setattr(LaunchPlan, "launch", lambda plan: launched.append(plan) or launch(plan))
+    monkeypatch.setattr("llama_fast.kernels.linear.has_fast_mkl", lambda: has_fast_mkl)
     with cpu.use("auto"):
         ops.linear(torch.ones(rows, features), torch.ones(features, features))
     assert bool(launched) == natively
